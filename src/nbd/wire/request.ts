@@ -1,0 +1,53 @@
+/**
+ * The header of a transmission request, client to server; a WRITE's payload follows it.
+ *
+ * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-message
+ */
+import { ProtocolError } from "../../errors.js";
+import { REQUEST_MAGIC } from "./constants.js";
+import { readUint64, writeUint64 } from "./uint64.js";
+
+/** 32 bits magic, 16 flags, 16 type, 64 cookie, 64 offset, 32 length. */
+export const REQUEST_HEADER_BYTES = 28;
+
+/** The client's own name for a request, 64 bits that mean nothing to the server. */
+export interface Cookie {
+  readonly cookieHigh: number;
+  readonly cookieLow: number;
+}
+
+export interface RequestHeader extends Cookie {
+  /** Any combination of `CommandFlag` values, and whatever else the client sent. */
+  readonly flags: number;
+  /** A `Command` value, or whatever else the client sent. */
+  readonly type: number;
+  /** UINT64_TOO_LARGE where a number can't hold it. */
+  readonly offset: number;
+  readonly lengthBytes: number;
+}
+
+/** Writes REQUEST_HEADER_BYTES. */
+export function writeRequestHeader(into: Buffer, at: number, request: RequestHeader): void {
+  into.writeUInt32BE(REQUEST_MAGIC, at);
+  into.writeUInt16BE(request.flags, at + 4);
+  into.writeUInt16BE(request.type, at + 6);
+  into.writeUInt32BE(request.cookieHigh, at + 8);
+  into.writeUInt32BE(request.cookieLow, at + 12);
+  writeUint64(into, at + 16, request.offset);
+  into.writeUInt32BE(request.lengthBytes, at + 24);
+}
+
+/** @throws ProtocolError bad-request-magic */
+export function readRequestHeader(from: Buffer, at: number): RequestHeader {
+  if (from.readUInt32BE(at) !== REQUEST_MAGIC) {
+    throw new ProtocolError("bad-request-magic", "a request starts with a wrong magic");
+  }
+  return {
+    flags: from.readUInt16BE(at + 4),
+    type: from.readUInt16BE(at + 6),
+    cookieHigh: from.readUInt32BE(at + 8),
+    cookieLow: from.readUInt32BE(at + 12),
+    offset: readUint64(from, at + 16),
+    lengthBytes: from.readUInt32BE(at + 24),
+  };
+}

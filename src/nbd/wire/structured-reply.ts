@@ -1,0 +1,217 @@
+/**
+ * Chunks of structured replies, server to client: a header and, by type, its payload.
+ *
+ * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-chunk-message
+ */
+import { ProtocolError } from "../../errors.js";
+import { ChunkType, STRUCTURED_REPLY_MAGIC } from "./constants.js";
+import type { Cookie } from "./request.js";
+import { decodeString, encodeMessage } from "./strings.js";
+import { readUint64, writeUint64 } from "./uint64.js";
+
+/** 32 bits magic, 16 flags, 16 type, 64 cookie, 32 payload length. */
+export const CHUNK_HEADER_BYTES = 20;
+/** What precedes the data in the payload of an OFFSET_DATA chunk. */
+export const OFFSET_DATA_PREFIX_BYTES = 8;
+/** Payload of an OFFSET_HOLE chunk. */
+export const OFFSET_HOLE_PAYLOAD_BYTES = 12;
+/** What precedes the descriptors in the payload of a BLOCK_STATUS chunk. */
+export const BLOCK_STATUS_PREFIX_BYTES = 4;
+export const BLOCK_DESCRIPTOR_BYTES = 8;
+/** What precedes the message in the payload of an error chunk. */
+export const ERROR_PREFIX_BYTES = 6;
+
+export interface ChunkHeader extends Cookie {
+  readonly flags: number;
+  readonly type: number;
+  /** Of the payload that follows. */
+  readonly lengthBytes: number;
+}
+
+/** Writes CHUNK_HEADER_BYTES. */
+export function writeChunkHeader(
+  into: Buffer,
+  at: number,
+  cookie: Cookie,
+  flags: number,
+  type: number,
+  lengthBytes: number,
+): void {
+  into.writeUInt32BE(STRUCTURED_REPLY_MAGIC, at);
+  into.writeUInt16BE(flags, at + 4);
+  into.writeUInt16BE(type, at + 6);
+  into.writeUInt32BE(cookie.cookieHigh, at + 8);
+  into.writeUInt32BE(cookie.cookieLow, at + 12);
+  into.writeUInt32BE(lengthBytes, at + 16);
+}
+
+/** @throws ProtocolError bad-reply-magic */
+export function readChunkHeader(from: Buffer, at: number): ChunkHeader {
+  if (from.readUInt32BE(at) !== STRUCTURED_REPLY_MAGIC) {
+    throw new ProtocolError("bad-reply-magic", "a structured reply starts with a wrong magic");
+  }
+  return {
+    flags: from.readUInt16BE(at + 4),
+    type: from.readUInt16BE(at + 6),
+    cookieHigh: from.readUInt32BE(at + 8),
+    cookieLow: from.readUInt32BE(at + 12),
+    lengthBytes: from.readUInt32BE(at + 16),
+  };
+}
+
+/** Writes CHUNK_HEADER_BYTES + OFFSET_DATA_PREFIX_BYTES; `dataBytes` bytes of content go after them. */
+export function writeOffsetDataHeader(
+  into: Buffer,
+  at: number,
+  cookie: Cookie,
+  flags: number,
+  offset: number,
+  dataBytes: number,
+): void {
+  writeChunkHeader(into, at, cookie, flags, ChunkType.OffsetData, OFFSET_DATA_PREFIX_BYTES + dataBytes);
+  writeUint64(into, at + CHUNK_HEADER_BYTES, offset);
+}
+
+/**
+ * Reads the prefix of an OFFSET_DATA payload of `payloadBytes` in all; the data follow it.
+ * @throws ProtocolError malformed-chunk
+ */
+export function readOffsetDataPrefix(
+  from: Buffer,
+  at: number,
+  payloadBytes: number,
+): { offset: number; dataBytes: number } {
+  requireWellFormed(payloadBytes > OFFSET_DATA_PREFIX_BYTES, "OFFSET_DATA");
+  return { offset: readUint64(from, at), dataBytes: payloadBytes - OFFSET_DATA_PREFIX_BYTES };
+}
+
+/** A whole OFFSET_HOLE chunk. */
+export function encodeOffsetHoleChunk(
+  cookie: Cookie,
+  flags: number,
+  offset: number,
+  holeBytes: number,
+): Buffer {
+  const bytes = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + OFFSET_HOLE_PAYLOAD_BYTES);
+  writeChunkHeader(bytes, 0, cookie, flags, ChunkType.OffsetHole, OFFSET_HOLE_PAYLOAD_BYTES);
+  writeUint64(bytes, CHUNK_HEADER_BYTES, offset);
+  bytes.writeUInt32BE(holeBytes, CHUNK_HEADER_BYTES + 8);
+  return bytes;
+}
+
+/** @throws ProtocolError malformed-chunk */
+export function decodeOffsetHole(payload: Buffer): { offset: number; holeBytes: number } {
+  requireWellFormed(
+    payload.length === OFFSET_HOLE_PAYLOAD_BYTES && payload.readUInt32BE(8) > 0,
+    "OFFSET_HOLE",
+  );
+  return { offset: readUint64(payload, 0), holeBytes: payload.readUInt32BE(8) };
+}
+
+/** One run of bytes of a BLOCK_STATUS chunk; what `status` means is up to the metadata context. */
+export interface BlockDescriptor {
+  readonly lengthBytes: number;
+  readonly status: number;
+}
+
+/** A whole BLOCK_STATUS chunk, with one descriptor or more. */
+export function encodeBlockStatusChunk(
+  cookie: Cookie,
+  flags: number,
+  contextId: number,
+  descriptors: readonly BlockDescriptor[],
+): Buffer {
+  const payloadBytes = BLOCK_STATUS_PREFIX_BYTES + BLOCK_DESCRIPTOR_BYTES * descriptors.length;
+  const bytes = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + payloadBytes);
+  writeChunkHeader(bytes, 0, cookie, flags, ChunkType.BlockStatus, payloadBytes);
+  let at = bytes.writeUInt32BE(contextId, CHUNK_HEADER_BYTES);
+  for (const descriptor of descriptors) {
+    at = bytes.writeUInt32BE(descriptor.lengthBytes, at);
+    at = bytes.writeUInt32BE(descriptor.status, at);
+  }
+  return bytes;
+}
+
+/** @throws ProtocolError malformed-chunk */
+export function decodeBlockStatus(payload: Buffer): { contextId: number; descriptors: BlockDescriptor[] } {
+  const descriptorBytes = payload.length - BLOCK_STATUS_PREFIX_BYTES;
+  requireWellFormed(descriptorBytes > 0 && descriptorBytes % BLOCK_DESCRIPTOR_BYTES === 0, "BLOCK_STATUS");
+  const descriptors: BlockDescriptor[] = [];
+  for (let at = BLOCK_STATUS_PREFIX_BYTES; at < payload.length; at += BLOCK_DESCRIPTOR_BYTES) {
+    const lengthBytes = payload.readUInt32BE(at);
+    requireWellFormed(lengthBytes > 0, "BLOCK_STATUS");
+    descriptors.push({ lengthBytes, status: payload.readUInt32BE(at + 4) });
+  }
+  return { contextId: payload.readUInt32BE(0), descriptors };
+}
+
+/** A whole ERROR chunk. */
+export function encodeErrorChunk(
+  cookie: Cookie,
+  flags: number,
+  errorNumber: number,
+  message: string,
+): Buffer {
+  return encodeError(cookie, flags, ChunkType.Error, errorNumber, message, 0);
+}
+
+/** A whole ERROR_OFFSET chunk. */
+export function encodeErrorOffsetChunk(
+  cookie: Cookie,
+  flags: number,
+  errorNumber: number,
+  message: string,
+  offset: number,
+): Buffer {
+  const bytes = encodeError(cookie, flags, ChunkType.ErrorOffset, errorNumber, message, 8);
+  writeUint64(bytes, bytes.length - 8, offset);
+  return bytes;
+}
+
+export interface ErrorChunk {
+  readonly errorNumber: number;
+  /** Empty when the server sent none. */
+  readonly message: string;
+  /** Of ERROR_OFFSET, otherwise null. */
+  readonly offset: number | null;
+}
+
+/**
+ * Reads the payload of any error chunk, `type` of which we need not know.
+ * @throws ProtocolError malformed-chunk
+ */
+export function decodeErrorChunk(type: number, payload: Buffer): ErrorChunk {
+  requireWellFormed(payload.length >= ERROR_PREFIX_BYTES && payload.readUInt32BE(0) !== 0, "ERROR");
+  const messageEnd = ERROR_PREFIX_BYTES + payload.readUInt16BE(4);
+  const tailBytes = payload.length - messageEnd;
+  requireWellFormed(tailBytes >= 0, "ERROR");
+  requireWellFormed(type !== ChunkType.Error || tailBytes === 0, "ERROR");
+  requireWellFormed(type !== ChunkType.ErrorOffset || tailBytes === 8, "ERROR_OFFSET");
+  return {
+    errorNumber: payload.readUInt32BE(0),
+    message: decodeString(payload.subarray(ERROR_PREFIX_BYTES, messageEnd)),
+    offset: type === ChunkType.ErrorOffset ? readUint64(payload, messageEnd) : null,
+  };
+}
+
+function encodeError(
+  cookie: Cookie,
+  flags: number,
+  type: number,
+  errorNumber: number,
+  message: string,
+  tailBytes: number,
+): Buffer {
+  const text = encodeMessage(message);
+  const payloadBytes = ERROR_PREFIX_BYTES + text.length + tailBytes;
+  const bytes = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + payloadBytes);
+  writeChunkHeader(bytes, 0, cookie, flags, type, payloadBytes);
+  bytes.writeUInt32BE(errorNumber, CHUNK_HEADER_BYTES);
+  bytes.writeUInt16BE(text.length, CHUNK_HEADER_BYTES + 4);
+  text.copy(bytes, CHUNK_HEADER_BYTES + ERROR_PREFIX_BYTES);
+  return bytes;
+}
+
+function requireWellFormed(right: boolean, what: string): void {
+  if (!right) throw new ProtocolError("malformed-chunk", `the payload of an ${what} chunk is malformed`);
+}
