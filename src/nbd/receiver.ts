@@ -1,0 +1,211 @@
+/**
+ * The server's parser of what a client sends: bytes are pushed in as they arrive, messages come out.
+ *
+ * A message is a header and a body (an option's data, a WRITE's payload; often empty). The sink sees the
+ * header first and decides whether the body is kept or swallowed, so that nothing is allocated for a body
+ * that is refused. A body that lies whole in one chunk is passed as a part of it; one that spans chunks is
+ * assembled in one buffer of its size.
+ *
+ * Invariants:
+ * - Before the first byte of each header the sink is asked whether it is ready; while it is not, the rest of
+ *   the chunk stays here, unparsed, and nothing else may be pushed.
+ * - At most one chunk, one scratch header and one body are held.
+ * - After a ProtocolError the receiver is not used again.
+ */
+import { Command } from "./wire/constants.js";
+import { CLIENT_FLAGS_BYTES, decodeClientFlags } from "./wire/handshake.js";
+import type { OptionHeader } from "./wire/option.js";
+import { OPTION_HEADER_BYTES, decodeOptionHeader } from "./wire/option.js";
+import type { RequestHeader } from "./wire/request.js";
+import { REQUEST_HEADER_BYTES, readRequestHeader } from "./wire/request.js";
+
+/** Takes the messages of the handshake. */
+export interface OptionSink {
+  /** Whether to go on with the next option. */
+  ready(): boolean;
+  clientFlags(flags: number): void;
+  /** Whether to keep the data of this option; asked also where there is none. */
+  optionHeader(option: OptionHeader): boolean;
+  /** The option is complete; null: its data were swallowed. */
+  option(option: OptionHeader, data: Buffer | null): void;
+}
+
+/** Takes the messages of the transmission phase. */
+export interface RequestSink {
+  /** Whether to go on with the next request. */
+  ready(): boolean;
+  /** Whether to keep the payload of this request; asked also where there is none. */
+  requestHeader(request: RequestHeader): boolean;
+  /** The request is complete; null: its payload was swallowed. */
+  request(request: RequestHeader, payload: Buffer | null): void;
+}
+
+const EMPTY = Buffer.alloc(0);
+
+/** What is expected next. */
+type Phase = "client-flags" | "option-header" | "option-data" | "request-header" | "payload";
+
+export class RequestReceiver {
+  readonly #options: OptionSink;
+  #requests: RequestSink | null = null;
+  #phase: Phase = "client-flags";
+  /** The messages whose bodies are arriving. */
+  #option: OptionHeader | null = null;
+  #request: RequestHeader | null = null;
+  #chunk = EMPTY;
+  #at = 0;
+  /** A header that spans chunks. */
+  readonly #scratch = Buffer.alloc(REQUEST_HEADER_BYTES);
+  #scratchFilled = 0;
+  /** A body that spans chunks; null while it is swallowed or lies in one chunk. */
+  #body: Buffer | null = null;
+  #bodyMissing = 0;
+  #keepBody = false;
+
+  constructor(options: OptionSink) {
+    this.#options = options;
+  }
+
+  /** From the next byte on the client sends requests. To be called by the sink, from option(). */
+  enterTransmission(requests: RequestSink): void {
+    this.#requests = requests;
+    this.#phase = "request-header";
+  }
+
+  /**
+   * Takes the next bytes of the stream; they are lent until all are parsed and the bodies cut from them are done with.
+   * Returns false when the sink was not ready for all of it: call resume() before the next push().
+   * @throws ProtocolError for a wrong magic, and what the sink throws
+   */
+  push(chunk: Buffer): boolean {
+    this.#chunk = chunk;
+    this.#at = 0;
+    return this.resume();
+  }
+
+  /** Goes on where push() stopped; the same result and errors. */
+  resume(): boolean {
+    while (this.#at < this.#chunk.length) {
+      if (!this.#step()) return false;
+    }
+    this.#chunk = EMPTY;
+    this.#at = 0;
+    return true;
+  }
+
+  /** Parses up to the next boundary or the chunk's end; false when the sink is not ready. */
+  #step(): boolean {
+    switch (this.#phase) {
+      case "client-flags":
+        this.#clientFlags();
+        return true;
+      case "option-header":
+        if (this.#scratchFilled === 0 && !this.#options.ready()) return false;
+        this.#optionHeader();
+        return true;
+      case "request-header":
+        if (this.#scratchFilled === 0 && this.#requests?.ready() !== true) return false;
+        this.#requestHeader();
+        return true;
+      case "option-data":
+      case "payload":
+        this.#bodyBytes();
+        return true;
+    }
+  }
+
+  #clientFlags(): void {
+    const bytes = this.#wholeHeader(CLIENT_FLAGS_BYTES);
+    if (bytes === null) return;
+    this.#phase = "option-header";
+    this.#options.clientFlags(decodeClientFlags(bytes));
+  }
+
+  #optionHeader(): void {
+    const bytes = this.#wholeHeader(OPTION_HEADER_BYTES);
+    if (bytes === null) return;
+    const option = decodeOptionHeader(bytes);
+    this.#option = option;
+    this.#phase = "option-data";
+    this.#startBody(option.lengthBytes, this.#options.optionHeader(option));
+  }
+
+  #requestHeader(): void {
+    // Read in place: a view of the header would be the dearest part of a small request.
+    if (this.#scratchFilled === 0 && this.#chunk.length - this.#at >= REQUEST_HEADER_BYTES) {
+      const at = this.#at;
+      this.#at += REQUEST_HEADER_BYTES;
+      this.#startRequest(readRequestHeader(this.#chunk, at));
+      return;
+    }
+    const bytes = this.#wholeHeader(REQUEST_HEADER_BYTES);
+    if (bytes !== null) this.#startRequest(readRequestHeader(bytes, 0));
+  }
+
+  #startRequest(request: RequestHeader): void {
+    this.#request = request;
+    this.#phase = "payload";
+    const payloadBytes = request.type === Command.Write ? request.lengthBytes : 0;
+    this.#startBody(payloadBytes, this.#requests?.requestHeader(request) === true);
+  }
+
+  /** A header of this size, from the chunk or put together; null when bytes of it are still to come. */
+  #wholeHeader(sizeBytes: number): Buffer | null {
+    const available = this.#chunk.length - this.#at;
+    if (this.#scratchFilled === 0 && available >= sizeBytes) {
+      this.#at += sizeBytes;
+      return this.#chunk.subarray(this.#at - sizeBytes, this.#at);
+    }
+    const count = Math.min(sizeBytes - this.#scratchFilled, available);
+    this.#chunk.copy(this.#scratch, this.#scratchFilled, this.#at, this.#at + count);
+    this.#at += count;
+    this.#scratchFilled += count;
+    if (this.#scratchFilled < sizeBytes) return null;
+    this.#scratchFilled = 0;
+    return this.#scratch;
+  }
+
+  #startBody(lengthBytes: number, keep: boolean): void {
+    this.#bodyMissing = lengthBytes;
+    this.#keepBody = keep;
+    if (lengthBytes === 0) this.#deliver(keep ? EMPTY : null);
+  }
+
+  #bodyBytes(): void {
+    const count = Math.min(this.#bodyMissing, this.#chunk.length - this.#at);
+    const start = this.#at;
+    this.#at += count;
+    if (!this.#keepBody) {
+      this.#bodyMissing -= count;
+      if (this.#bodyMissing === 0) this.#deliver(null);
+      return;
+    }
+    if (this.#body === null && count === this.#bodyMissing) {
+      this.#bodyMissing = 0;
+      this.#deliver(this.#chunk.subarray(start, start + count));
+      return;
+    }
+    this.#body ??= Buffer.allocUnsafeSlow(this.#bodyMissing);
+    this.#chunk.copy(this.#body, this.#body.length - this.#bodyMissing, start, start + count);
+    this.#bodyMissing -= count;
+    if (this.#bodyMissing > 0) return;
+    const body = this.#body;
+    this.#body = null;
+    this.#deliver(body);
+  }
+
+  #deliver(body: Buffer | null): void {
+    const request = this.#request;
+    if (request !== null) {
+      this.#request = null;
+      this.#phase = "request-header";
+      this.#requests?.request(request, body);
+      return;
+    }
+    const option = this.#option;
+    if (option === null) return;
+    this.#option = null;
+    this.#phase = "option-header";
+    this.#options.option(option, body);
+  }
+}

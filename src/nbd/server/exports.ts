@@ -1,0 +1,68 @@
+/** The exports of a server, by name. */
+import type { BlockDevice } from "../../block/device.js";
+import { StateError } from "../../errors.js";
+
+/** What became of a connection, once nothing of it is left. */
+export interface ConnectionSummary {
+  readonly peer: string;
+  /** NBD_CMD_DISC was seen and every request before it answered. */
+  readonly clean: boolean;
+  /** Write-like requests (WRITE, TRIM, WRITE_ZEROES) received, even partly, whose reply the kernel did not take. */
+  readonly unansweredWrites: number;
+  /** Write-like requests received in all. */
+  readonly writes: number;
+  /** Write-like requests answered with an error. */
+  readonly failedWrites: number;
+}
+
+/** Is told about one connection to an export. */
+export interface ConnectionObserver {
+  /** Before the connection's first write-like request is handed to the device. */
+  firstWrite?(): void;
+  /** The connection has ended and its last device request has settled. */
+  closed?(summary: ConnectionSummary): void;
+}
+
+export interface NbdExport {
+  readonly name: string;
+  readonly description?: string;
+  /** Stands for the empty name where there are several exports. */
+  readonly isDefault?: boolean;
+  readonly readOnly: boolean;
+  /** Wrapped by checked(); the server never calls it out of range. */
+  readonly device: BlockDevice;
+  /** Asked before a client may use the export: null to admit it, or the reason not to, in one line. */
+  refusal?(): string | null;
+  /** A client enters transmission. */
+  connected?(connection: { readonly peer: string }): ConnectionObserver;
+}
+
+/** Invariant: names are unique. Exports keep the order they were added in. */
+export class ExportTable {
+  readonly #exports = new Map<string, NbdExport>();
+
+  /** @throws StateError export-exists */
+  add(added: NbdExport): void {
+    if (this.#exports.has(added.name)) {
+      throw new StateError("export-exists", `there is an export "${added.name}" already`);
+    }
+    this.#exports.set(added.name, added);
+  }
+
+  /** Whether there was one. Its connections live on: see NbdServer.disconnect(). */
+  remove(name: string): boolean {
+    return this.#exports.delete(name);
+  }
+
+  /** The empty name also finds the only export, or the one that is the default. */
+  get(name: string): NbdExport | undefined {
+    const found = this.#exports.get(name);
+    if (found !== undefined || name !== "") return found;
+    const all = this.list();
+    return all.length === 1 ? all[0] : all.find((candidate) => candidate.isDefault === true);
+  }
+
+  list(): NbdExport[] {
+    return [...this.#exports.values()];
+  }
+}

@@ -1,0 +1,42 @@
+/**
+ * What one client may cost the server; each bound pushes back on its socket or ends its connection.
+ *
+ * The memory of a client in transmission is PAYLOAD_IN_FLIGHT_BYTES and one more payload (32 MiB) at most,
+ * besides replies without payload.
+ */
+
+/** Requests of one connection that are not answered, or whose answer the kernel has not taken yet. */
+export const REQUESTS_IN_FLIGHT = 256;
+
+/** Payloads of those requests. No further request is read from here on; the last one may go past it. */
+export const PAYLOAD_IN_FLIGHT_BYTES = 16 * 1024 * 1024;
+
+/** Replies that wait for a client to read them. No further request is read from here on. */
+export const QUEUED_REPLY_BYTES = 8 * 1024 * 1024;
+
+/** Handed to the kernel in one go; a client has to take that much within the stall timeout. */
+export const HANDOVER_BYTES = 1024 * 1024;
+
+/** Data of one option; the longest sensible one is a list of metadata context queries. */
+export const OPTION_DATA_BYTES = 64 * 1024;
+
+/** Descriptors for each metadata context in the reply to one BLOCK_STATUS. */
+export const BLOCK_STATUS_DESCRIPTORS = 1024;
+
+/** Reads from here on are looked up for holes; below that the lookup costs more than it saves. */
+export const SPARSE_READ_MINIMUM_BYTES = 64 * 1024;
+
+/** Extents looked at for one sparse read; what lies behind the last of them is sent as data. */
+export const SPARSE_READ_EXTENTS = 64;
+
+/** Connections of one server. */
+export const DEFAULT_MAX_CONNECTIONS = 128;
+
+/** From accept to transmission. */
+export const DEFAULT_HANDSHAKE_TIMEOUT_MS = 10_000;
+
+/** Without the kernel taking any of the replies that are queued. */
+export const DEFAULT_STALL_TIMEOUT_MS = 30_000;
+
+/** From our FIN to the peer's; closing sooner could reset the connection and lose the last replies. */
+export const LINGER_TIMEOUT_MS = 1000;

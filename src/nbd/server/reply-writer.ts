@@ -1,0 +1,142 @@
+/**
+ * The write side of a connection: gathers replies and hands them to the kernel, many in one writev.
+ *
+ * Invariants:
+ * - At most one handover (HANDOVER_BYTES or less) is on its way; what comes meanwhile waits in the queue, in order.
+ * - `queuedBytes` counts all bytes that the kernel has not taken.
+ * - After close() nothing is handed over and nothing reported any more.
+ */
+import type { Writable } from "node:stream";
+
+import { HANDOVER_BYTES } from "./limits.js";
+
+interface QueuedReply<Answered> {
+  readonly bytes: Buffer;
+  /** What these bytes finish answering; null before the last part of an answer. */
+  readonly answered: Answered | null;
+}
+
+export interface ReplyWriterOptions<Answered> {
+  /** How long the kernel may take none of a handover. */
+  readonly stallTimeoutMs: number;
+  /** The kernel has taken these answers, and maybe parts of others. */
+  readonly onHandedOver: (answered: readonly Answered[]) => void;
+  /** The client does not read. */
+  readonly onStalled: () => void;
+}
+
+export class ReplyWriter<Answered> {
+  readonly #stream: Writable;
+  readonly #options: ReplyWriterOptions<Answered>;
+  #queue: QueuedReply<Answered>[] = [];
+  #queuedBytes = 0;
+  #busy = false;
+  #scheduled = false;
+  #closed = false;
+  /** Counts handovers that the kernel has taken. */
+  #progress = 0;
+  #stallTimer: NodeJS.Timeout | null = null;
+
+  constructor(stream: Writable, options: ReplyWriterOptions<Answered>) {
+    this.#stream = stream;
+    this.#options = options;
+  }
+
+  get queuedBytes(): number {
+    return this.#queuedBytes;
+  }
+
+  /** Queues a reply, or part of one, for the end of this turn of the event loop. `bytes` are lent until handed over. */
+  send(bytes: Buffer, answered: Answered | null): void {
+    if (this.#closed) return;
+    this.#queue.push({ bytes, answered });
+    this.#queuedBytes += bytes.length;
+    if (this.#busy || this.#scheduled) return;
+    this.#scheduled = true;
+    setImmediate(this.#onTurnEnd);
+  }
+
+  /** Hands over what is queued at once: for when nothing is likely to join it in this turn. */
+  flush(): void {
+    if (!this.#busy && !this.#closed && this.#queue.length > 0) this.#handOver();
+  }
+
+  /** Drops what is queued. */
+  close(): void {
+    this.#closed = true;
+    this.#queue = [];
+    this.#queuedBytes = 0;
+    if (this.#stallTimer !== null) clearTimeout(this.#stallTimer);
+  }
+
+  readonly #onTurnEnd = (): void => {
+    this.#scheduled = false;
+    this.flush();
+  };
+
+  #handOver(): void {
+    const batch = this.#takeBatch();
+    const answered: Answered[] = [];
+    let batchBytes = 0;
+    this.#busy = true;
+    this.#stream.cork();
+    const last = batch.at(-1);
+    for (const reply of batch) {
+      batchBytes += reply.bytes.length;
+      if (reply.answered !== null) answered.push(reply.answered);
+      if (reply !== last) this.#stream.write(reply.bytes);
+    }
+    if (last !== undefined) {
+      this.#stream.write(last.bytes, (error) => {
+        this.#handedOver(answered, batchBytes, error);
+      });
+    }
+    this.#stream.uncork();
+    this.#stallTimer ??= this.#armStallTimer();
+  }
+
+  /** The longest beginning of the queue that fits a handover; a reply that doesn't is cut. */
+  #takeBatch(): QueuedReply<Answered>[] {
+    let count = 0;
+    let room = HANDOVER_BYTES;
+    for (const { bytes } of this.#queue) {
+      if (bytes.length > room) break;
+      room -= bytes.length;
+      count++;
+    }
+    if (count === this.#queue.length) {
+      const whole = this.#queue;
+      this.#queue = [];
+      return whole;
+    }
+    const batch = this.#queue.splice(0, count);
+    const next = this.#queue[0];
+    if (next !== undefined && room > 0) {
+      batch.push({ bytes: next.bytes.subarray(0, room), answered: null });
+      this.#queue[0] = { bytes: next.bytes.subarray(room), answered: next.answered };
+    }
+    return batch;
+  }
+
+  #handedOver(answered: readonly Answered[], batchBytes: number, error: Error | null | undefined): void {
+    // The stream's own "error" and "close" tell of a failure.
+    if (this.#closed || error) return;
+    this.#busy = false;
+    this.#progress++;
+    this.#queuedBytes -= batchBytes;
+    this.flush();
+    this.#options.onHandedOver(answered);
+  }
+
+  /** One timer for many handovers: it looks whether there was progress since it was armed. */
+  #armStallTimer(): NodeJS.Timeout {
+    const progressBefore = this.#progress;
+    const timer = setTimeout(() => {
+      this.#stallTimer = null;
+      if (!this.#busy) return;
+      if (this.#progress === progressBefore) this.#options.onStalled();
+      else this.#stallTimer = this.#armStallTimer();
+    }, this.#options.stallTimeoutMs);
+    return timer.unref();
+  }
+}

@@ -1,0 +1,156 @@
+/**
+ * An NBD server: listeners, the connections they accepted, and the exports these may choose from.
+ *
+ * Invariants:
+ * - `#connections` holds every connection whose socket is open or that has a device request in flight.
+ * - There are never more than `maxConnections` of them.
+ * - Once close() was called no listener is opened and no connection enters transmission.
+ */
+import type { Socket } from "node:net";
+
+import type { Logger } from "pino";
+
+import { StateError, describeError } from "../../errors.js";
+import type { Address } from "../../net/address.js";
+import { formatAddress } from "../../net/address.js";
+import type { ConnectionInfo } from "./connection.js";
+import { Connection } from "./connection.js";
+import type { ExportTable } from "./exports.js";
+import { DEFAULT_HANDSHAKE_TIMEOUT_MS, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT_MS } from "./limits.js";
+import type { Listener } from "./listener.js";
+import { openListener } from "./listener.js";
+
+export interface NbdServerOptions {
+  readonly exports: ExportTable;
+  readonly log: Logger;
+  /** Of all listeners together; what comes above that is closed at once. */
+  readonly maxConnections?: number;
+  /** From accept to transmission. */
+  readonly handshakeTimeoutMs?: number;
+  /** How long a client may leave its replies unread. */
+  readonly stallTimeoutMs?: number;
+}
+
+export class NbdServer {
+  readonly #options: NbdServerOptions;
+  readonly #maxConnections: number;
+  readonly #listeners = new Map<string, Listener>();
+  readonly #connections = new Set<Connection>();
+  #accepted = 0;
+  #stopping = false;
+  #capReported = false;
+
+  constructor(options: NbdServerOptions) {
+    this.#options = options;
+    this.#maxConnections = options.maxConnections ?? DEFAULT_MAX_CONNECTIONS;
+  }
+
+  get addresses(): readonly Address[] {
+    return [...this.#listeners.values()].map((listener) => listener.address);
+  }
+
+  /**
+   * Returns the bound address, a port of 0 resolved. A unix socket file that nobody listens on is replaced.
+   * @throws ReplError address-in-use, cannot-listen; StateError server-closed
+   */
+  async listen(address: Address): Promise<Address> {
+    this.#requireOpen();
+    const listener = await openListener(address, {
+      onSocket: (socket) => {
+        this.#accept(socket, listener.address);
+      },
+      onError: (error) => {
+        const bound = formatAddress(listener.address);
+        this.#options.log.error({ address: bound, err: error }, `can't accept: ${describeError(error)}`);
+      },
+    });
+    if (this.#stopping) await listener.close();
+    this.#requireOpen();
+    this.#listeners.set(formatAddress(listener.address), listener);
+    this.#options.log.info({ address: formatAddress(listener.address) }, "NBD server listens");
+    return listener.address;
+  }
+
+  /** Its connections live on. Nothing happens for an address that is not listened on. */
+  async unlisten(address: Address): Promise<void> {
+    const key = formatAddress(address);
+    const listener = this.#listeners.get(key);
+    this.#listeners.delete(key);
+    await listener?.close();
+  }
+
+  /**
+   * Ends every connection to that export: new requests get ESHUTDOWN, those in flight finish and are answered.
+   * After `deadlineMs` the sockets are closed whatever is unanswered. Resolves when none of these connections has
+   * a request with the device, for which there is no deadline. Keeping new clients out is the export's refusal().
+   */
+  disconnect(exportName: string, deadlineMs: number): Promise<void> {
+    return endAll(
+      [...this.#connections].filter((connection) => connection.exportName === exportName),
+      deadlineMs,
+    );
+  }
+
+  connections(): ConnectionInfo[] {
+    return [...this.#connections].map((connection) => connection.info());
+  }
+
+  /** Stops listening, then as disconnect() for all. Clients in the handshake get NBD_REP_ERR_SHUTDOWN until then. */
+  async close(deadlineMs: number): Promise<void> {
+    this.#stopping = true;
+    await Promise.all(this.addresses.map((address) => this.unlisten(address)));
+    const inTransmission = [...this.#connections].filter((connection) => connection.exportName !== null);
+    await endAll(inTransmission, deadlineMs);
+    for (const connection of this.#connections) if (connection.exportName === null) connection.destroy();
+  }
+
+  #requireOpen(): void {
+    if (this.#stopping) throw new StateError("server-closed", "the NBD server is closed");
+  }
+
+  #accept(socket: Socket, listenedOn: Address): void {
+    if (this.#connections.size >= this.#maxConnections) {
+      socket.destroy();
+      if (!this.#capReported) {
+        this.#capReported = true;
+        this.#options.log.warn(
+          { maxConnections: this.#maxConnections },
+          "connections refused: too many of them",
+        );
+      }
+      return;
+    }
+    this.#accepted++;
+    const connection = new Connection(
+      { stream: socket, peer: peerOf(socket, listenedOn, this.#accepted) },
+      {
+        exports: this.#options.exports,
+        log: this.#options.log,
+        handshakeTimeoutMs: this.#options.handshakeTimeoutMs ?? DEFAULT_HANDSHAKE_TIMEOUT_MS,
+        stallTimeoutMs: this.#options.stallTimeoutMs ?? DEFAULT_STALL_TIMEOUT_MS,
+        isStopping: () => this.#stopping,
+        onClosed: (closed) => {
+          this.#connections.delete(closed);
+          this.#capReported = false;
+        },
+      },
+    );
+    this.#connections.add(connection);
+  }
+}
+
+function peerOf(socket: Socket, listenedOn: Address, number: number): string {
+  const { remoteAddress, remotePort } = socket;
+  if (remoteAddress === undefined || remotePort === undefined)
+    return `${formatAddress(listenedOn)}#${number}`;
+  return formatAddress({ kind: "tcp", host: remoteAddress, port: remotePort });
+}
+
+async function endAll(connections: readonly Connection[], deadlineMs: number): Promise<void> {
+  for (const connection of connections) connection.shutDown();
+  const deadline = setTimeout(() => {
+    for (const connection of connections) connection.destroy();
+  }, deadlineMs);
+  await Promise.all(connections.map((connection) => connection.ended));
+  clearTimeout(deadline);
+}

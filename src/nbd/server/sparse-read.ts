@@ -1,0 +1,61 @@
+/** Long reads answered by hole chunks where the device knows of zeroes, so that they don't cross the wire. */
+import type { BlockDevice, Extent } from "../../block/device.js";
+import { settleAll } from "../../block/settle-all.js";
+import { ChunkFlag, CommandFlag } from "../wire/constants.js";
+import type { RequestHeader } from "../wire/request.js";
+import { encodeOffsetHoleChunk } from "../wire/structured-reply.js";
+import { SPARSE_READ_EXTENTS, SPARSE_READ_MINIMUM_BYTES } from "./limits.js";
+import { dataChunk } from "./replies.js";
+
+/** Whether looking for holes is likely to pay; the client must have negotiated structured replies. */
+export function isWorthLookup(device: BlockDevice, request: RequestHeader): boolean {
+  return (
+    request.lengthBytes >= SPARSE_READ_MINIMUM_BYTES &&
+    device.info.extents === "native" &&
+    (request.flags & CommandFlag.Df) === 0
+  );
+}
+
+/** The chunks that answer a READ, in the order of their offsets; rejects when any part can't be read. */
+export async function sparseRead(device: BlockDevice, request: RequestHeader): Promise<Buffer[]> {
+  const { offset, lengthBytes } = request;
+  const runs = zeroRuns(await device.extents(offset, lengthBytes, SPARSE_READ_EXTENTS), lengthBytes);
+  const chunks: Buffer[] = [];
+  const reads: Promise<void>[] = [];
+  let at = offset;
+  for (const run of runs) {
+    const flags = run === runs.at(-1) ? ChunkFlag.Done : 0;
+    if (run.zero) {
+      chunks.push(encodeOffsetHoleChunk(request, flags, at, run.lengthBytes));
+    } else {
+      const { bytes, data } = dataChunk(request, flags, at, run.lengthBytes);
+      chunks.push(bytes);
+      reads.push(device.read(at, data));
+    }
+    at += run.lengthBytes;
+  }
+  await settleAll(reads);
+  return chunks;
+}
+
+interface Run {
+  readonly lengthBytes: number;
+  readonly zero: boolean;
+}
+
+/** Merges neighbours; what the extents leave out at the end is data. */
+function zeroRuns(extents: readonly Extent[], lengthBytes: number): Run[] {
+  const runs: Run[] = [];
+  const add = (addedBytes: number, zero: boolean): void => {
+    const last = runs.at(-1);
+    if (last?.zero === zero) runs[runs.length - 1] = { lengthBytes: last.lengthBytes + addedBytes, zero };
+    else runs.push({ lengthBytes: addedBytes, zero });
+  };
+  let describedBytes = 0;
+  for (const extent of extents) {
+    add(extent.lengthBytes, extent.zero);
+    describedBytes += extent.lengthBytes;
+  }
+  if (describedBytes < lengthBytes) add(lengthBytes - describedBytes, false);
+  return runs;
+}

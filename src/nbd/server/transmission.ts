@@ -1,0 +1,338 @@
+/**
+ * The transmission phase of one connection: requests in, device calls, replies out in the order they finish.
+ *
+ * Invariants:
+ * - `#open` requests have had their header parsed and their answer not yet taken by the kernel; each is
+ *   answered exactly once, unless the connection breaks.
+ * - `#deviceRequests` of them are with the device; it never gets a request that refusalOf() refuses.
+ * - While ready() is false no further header is parsed, so that what a client can pile up is bounded.
+ */
+import type { Logger } from "pino";
+
+import type { Flags } from "../../block/device.js";
+import { Flag } from "../../block/device.js";
+import { describeError, errnoOf } from "../../errors.js";
+import type { RequestSink } from "../receiver.js";
+import { ChunkFlag, Command, CommandFlag } from "../wire/constants.js";
+import type { RequestHeader } from "../wire/request.js";
+import { encodeBlockStatusChunk } from "../wire/structured-reply.js";
+import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
+import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
+import {
+  BLOCK_STATUS_DESCRIPTORS,
+  PAYLOAD_IN_FLIGHT_BYTES,
+  QUEUED_REPLY_BYTES,
+  REQUESTS_IN_FLIGHT,
+} from "./limits.js";
+import type { SelectedContext } from "./metadata-context.js";
+import { dataChunk, emptyReadReply, errorReply, simpleDataReply, successReply } from "./replies.js";
+import type { ReplyWriter } from "./reply-writer.js";
+import type { Refusal, RequestRules } from "./request-rules.js";
+import { SHUTTING_DOWN, errnoForWire, isWriteLike, refusalOf } from "./request-rules.js";
+import { isWorthLookup, sparseRead } from "./sparse-read.js";
+
+/** A request from its header to the moment the kernel has its answer. */
+export interface OpenRequest {
+  readonly header: RequestHeader;
+  /** Null: it goes to the device. */
+  readonly refusal: Refusal | null;
+  readonly isWrite: boolean;
+  /** What it holds of the connection's payload budget. */
+  readonly payloadBytes: number;
+}
+
+/** What the handshake agreed on. */
+export interface Agreement {
+  readonly export: NbdExport;
+  readonly structuredReplies: boolean;
+  readonly contexts: readonly SelectedContext[];
+}
+
+export interface TransmissionOptions {
+  readonly agreement: Agreement;
+  readonly writer: ReplyWriter<OpenRequest>;
+  readonly peer: string;
+  readonly log: Logger;
+  /** The client disconnected, the kernel took answers, or the device went idle. */
+  readonly onProgress: () => void;
+}
+
+export class Transmission implements RequestSink {
+  readonly export: NbdExport;
+  readonly #options: TransmissionOptions;
+  readonly #rules: RequestRules;
+  readonly #observer: ConnectionObserver;
+  #current: OpenRequest | null = null;
+  #open = 0;
+  #payloadBytes = 0;
+  #deviceRequests = 0;
+  #disconnected = false;
+  #shuttingDown = false;
+  #writes = 0;
+  #unansweredWrites = 0;
+  #failedWrites = 0;
+  #wroteToDevice = false;
+  #failureLogged = false;
+  #bytesRead = 0;
+  #bytesWritten = 0;
+
+  constructor(options: TransmissionOptions) {
+    const { export: e, structuredReplies, contexts } = options.agreement;
+    const { minimumBytes, maximumBytes } = blockSizeOf(e);
+    this.#options = options;
+    this.export = e;
+    this.#rules = {
+      sizeBytes: e.device.info.sizeBytes,
+      minimumBytes,
+      maximumPayloadBytes: maximumBytes,
+      transmissionFlags: transmissionFlagsOf(e, structuredReplies),
+      structuredReplies,
+      hasContexts: contexts.length > 0,
+    };
+    this.#observer = e.connected?.({ peer: options.peer }) ?? {};
+  }
+
+  /** Requests whose answer the kernel has not taken. */
+  get openRequests(): number {
+    return this.#open;
+  }
+
+  get deviceRequests(): number {
+    return this.#deviceRequests;
+  }
+
+  /** NBD_CMD_DISC was seen. */
+  get disconnected(): boolean {
+    return this.#disconnected;
+  }
+
+  /** Payload of successful reads and writes. */
+  get bytesMoved(): { read: number; written: number } {
+    return { read: this.#bytesRead, written: this.#bytesWritten };
+  }
+
+  /** From now on requests are answered with ESHUTDOWN; those in flight finish. */
+  shutDown(): void {
+    this.#shuttingDown = true;
+  }
+
+  /** The client sends no more; a WRITE whose payload is incomplete will never be one. */
+  inputEnded(): void {
+    const partial = this.#current;
+    if (partial === null) return;
+    this.#current = null;
+    this.#open--;
+    this.#payloadBytes -= partial.payloadBytes;
+  }
+
+  /** To be called once, when nothing of the connection is left. */
+  closed(): void {
+    const summary: ConnectionSummary = {
+      peer: this.#options.peer,
+      clean: this.#disconnected && this.#open === 0,
+      unansweredWrites: this.#unansweredWrites,
+      writes: this.#writes,
+      failedWrites: this.#failedWrites,
+    };
+    this.#observer.closed?.(summary);
+  }
+
+  /** The kernel has taken the answers to these requests. */
+  handedOver(answered: readonly OpenRequest[]): void {
+    for (const open of answered) {
+      this.#open--;
+      this.#payloadBytes -= open.payloadBytes;
+      if (open.isWrite) this.#unansweredWrites--;
+    }
+    this.#options.onProgress();
+  }
+
+  ready(): boolean {
+    return (
+      !this.#disconnected &&
+      this.#open < REQUESTS_IN_FLIGHT &&
+      this.#payloadBytes < PAYLOAD_IN_FLIGHT_BYTES &&
+      this.#options.writer.queuedBytes < QUEUED_REPLY_BYTES
+    );
+  }
+
+  requestHeader(header: RequestHeader): boolean {
+    if (header.type === Command.Disconnect) return false;
+    const refusal = this.#shuttingDown ? SHUTTING_DOWN : refusalOf(this.#rules, header);
+    const isWrite = isWriteLike(header.type);
+    const hasPayload = header.type === Command.Read || header.type === Command.Write;
+    const payloadBytes = hasPayload && refusal === null ? header.lengthBytes : 0;
+    this.#current = { header, refusal, isWrite, payloadBytes };
+    this.#open++;
+    this.#payloadBytes += payloadBytes;
+    if (isWrite) {
+      this.#writes++;
+      this.#unansweredWrites++;
+    }
+    return refusal === null;
+  }
+
+  request(_header: RequestHeader, payload: Buffer | null): void {
+    const open = this.#current;
+    this.#current = null;
+    if (open === null) {
+      this.#disconnected = true;
+      this.#options.onProgress();
+    } else if (open.refusal !== null) {
+      if (open.isWrite) this.#failedWrites++;
+      this.#send(open, this.#errorReply(open, open.refusal));
+    } else {
+      this.#perform(open, payload);
+    }
+  }
+
+  #perform(open: OpenRequest, payload: Buffer | null): void {
+    const { header } = open;
+    const { device } = this.export;
+    const { offset, lengthBytes } = header;
+    if (lengthBytes === 0 && header.type !== Command.Flush) {
+      const isRead = header.type === Command.Read;
+      const reply = isRead ? emptyReadReply(this.#rules.structuredReplies, header) : successReply(header);
+      this.#send(open, reply);
+      return;
+    }
+    if (open.isWrite && !this.#wroteToDevice) {
+      this.#wroteToDevice = true;
+      this.#observer.firstWrite?.();
+    }
+    switch (header.type) {
+      case Command.Read:
+        this.#read(open);
+        break;
+      case Command.Write:
+        if (payload !== null) this.#finish(open, device.write(offset, payload, deviceFlags(header)));
+        break;
+      case Command.Flush:
+        this.#finish(open, device.flush());
+        break;
+      case Command.Trim:
+        this.#finish(open, device.trim(offset, lengthBytes, deviceFlags(header)));
+        break;
+      case Command.WriteZeroes:
+        this.#finish(open, device.zero(offset, lengthBytes, deviceFlags(header)));
+        break;
+      case Command.BlockStatus:
+        this.#finishWith(open, this.#blockStatus(header));
+        break;
+      case Command.Cache:
+        // A hint, and no layer of ours reads ahead.
+        this.#send(open, successReply(header));
+        break;
+    }
+  }
+
+  #read(open: OpenRequest): void {
+    const { header } = open;
+    const { device } = this.export;
+    if (this.#rules.structuredReplies && isWorthLookup(device, header)) {
+      this.#finishWith(open, sparseRead(device, header));
+      return;
+    }
+    const { bytes, data } = this.#rules.structuredReplies
+      ? dataChunk(header, ChunkFlag.Done, header.offset, header.lengthBytes)
+      : simpleDataReply(header, header.lengthBytes);
+    this.#deviceRequests++;
+    device.read(header.offset, data).then(
+      () => {
+        this.#succeeded(open, bytes);
+      },
+      (error: unknown) => {
+        this.#failed(open, error);
+      },
+    );
+  }
+
+  /** One chunk for each selected context. */
+  async #blockStatus(header: RequestHeader): Promise<Buffer[]> {
+    const maximum = (header.flags & CommandFlag.ReqOne) === 0 ? BLOCK_STATUS_DESCRIPTORS : 1;
+    const { contexts } = this.#options.agreement;
+    const chunks: Buffer[] = [];
+    for (const { id, context } of contexts) {
+      const descriptors = await context.describe(header.offset, header.lengthBytes, maximum);
+      const flags = chunks.length === contexts.length - 1 ? ChunkFlag.Done : 0;
+      chunks.push(encodeBlockStatusChunk(header, flags, id, descriptors));
+    }
+    return chunks;
+  }
+
+  #finish(open: OpenRequest, done: Promise<void>): void {
+    this.#deviceRequests++;
+    done.then(
+      () => {
+        this.#succeeded(open, successReply(open.header));
+      },
+      (error: unknown) => {
+        this.#failed(open, error);
+      },
+    );
+  }
+
+  #finishWith(open: OpenRequest, chunks: Promise<Buffer[]>): void {
+    this.#deviceRequests++;
+    chunks.then(
+      (parts) => {
+        const last = parts.pop();
+        for (const part of parts) this.#options.writer.send(part, null);
+        if (last !== undefined) this.#succeeded(open, last);
+      },
+      (error: unknown) => {
+        this.#failed(open, error);
+      },
+    );
+  }
+
+  #succeeded(open: OpenRequest, reply: Buffer): void {
+    if (open.header.type === Command.Read) this.#bytesRead += open.payloadBytes;
+    if (open.header.type === Command.Write) this.#bytesWritten += open.payloadBytes;
+    this.#settled(open, reply);
+  }
+
+  #failed(open: OpenRequest, error: unknown): void {
+    const errno = errnoForWire(open.header, errnoOf(error));
+    if (open.isWrite) this.#failedWrites++;
+    // FAST_ZERO asks for this answer, and each client would ask a thousand times.
+    if (errno !== "ENOTSUP" && !this.#failureLogged) {
+      this.#failureLogged = true;
+      const { peer, log } = this.#options;
+      const { type, offset, lengthBytes } = open.header;
+      const details = { peer, export: this.export.name, errno, type, offset, lengthBytes, err: error };
+      log.warn(
+        details,
+        `request failed: ${describeError(error)}; further failures on this connection are not logged`,
+      );
+    }
+    this.#settled(open, this.#errorReply(open, { errno, message: describeError(error) }));
+  }
+
+  #settled(open: OpenRequest, reply: Buffer): void {
+    this.#deviceRequests--;
+    this.#send(open, reply);
+    if (this.#deviceRequests > 0) return;
+    // Nobody is left to share the writev with.
+    this.#options.writer.flush();
+    this.#options.onProgress();
+  }
+
+  #errorReply({ header }: OpenRequest, { errno, message }: Refusal): Buffer {
+    return errorReply(this.#rules.structuredReplies, header, errno, message);
+  }
+
+  #send(open: OpenRequest, reply: Buffer): void {
+    this.#options.writer.send(reply, open);
+  }
+}
+
+function deviceFlags(header: RequestHeader): Flags {
+  const { flags } = header;
+  if (flags === 0) return Flag.None;
+  return (
+    ((flags & CommandFlag.Fua) === 0 ? 0 : Flag.Fua) |
+    ((flags & CommandFlag.NoHole) === 0 ? 0 : Flag.NoHole) |
+    ((flags & CommandFlag.FastZero) === 0 ? 0 : Flag.FastZero)
+  );
+}
