@@ -1,0 +1,92 @@
+/** Connecting to an NBD server: from an address to a device, or to the names of its exports. */
+import { ConfigError, LinkError, NegotiationError, asError } from "../../errors.js";
+import { formatAddress } from "../../net/address.js";
+import type { Address } from "../../net/address.js";
+import { NbdConnection } from "./connection.js";
+import { NbdDevice } from "./device.js";
+import { deviceInfo, exportAbilities } from "./export-info.js";
+import { HandshakeChannel } from "./handshake-channel.js";
+import { ABORT, negotiateExport, negotiateList } from "./negotiate.js";
+import { withPeer } from "./peer-error.js";
+import { Transport } from "./transport.js";
+
+/** From the first packet to the end of the handshake. */
+const CONNECT_TIMEOUT_MS = 10_000;
+
+/** As deep as Linux's own client goes (nr_requests of its queue). */
+const MAX_IN_FLIGHT = 128;
+
+export interface NbdClientOptions {
+  readonly address: Address;
+  /** Empty: the server's default export. */
+  readonly exportName: string;
+  /** For the whole handshake; default 10 s. */
+  readonly connectTimeoutMs?: number;
+  /** How many requests may be unanswered at a time, further ones wait; default 128. */
+  readonly maxInFlight?: number;
+  /** As a URI demands it; refused for now. */
+  readonly tls?: boolean;
+}
+
+/**
+ * @throws LinkError if the server can't be reached, or hangs up or falls silent in the handshake
+ *   (codes connect-failed, link-lost, connect-timeout)
+ * @throws NegotiationError if it refuses; the code tells why, the message is the server's
+ * @throws ProtocolError if what it says is not NBD
+ * @throws ConfigError if TLS is demanded
+ */
+export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> {
+  const { transport, channel, result } = await shakeHands(options, (open) =>
+    negotiateExport(open, options.exportName),
+  );
+  try {
+    const info = deviceInfo(result);
+    const maxInFlight = options.maxInFlight ?? MAX_IN_FLIGHT;
+    const connection = new NbdConnection(transport, channel.takeUnread(), result, maxInFlight);
+    return new NbdDevice(connection, transport, info, exportAbilities(result.geometry.transmissionFlags));
+  } catch (error) {
+    const reason = withPeer(asError(error), transport.peer);
+    transport.drop(new LinkError("link-lost", reason.message, { cause: reason }));
+    throw reason;
+  }
+}
+
+/** The names of the exports that the server tells of; same errors. */
+export async function listExports(options: Omit<NbdClientOptions, "exportName">): Promise<string[]> {
+  const { transport, result } = await shakeHands(options, negotiateList);
+  transport.end(ABORT);
+  return result;
+}
+
+interface Session<T> {
+  readonly transport: Transport;
+  readonly channel: HandshakeChannel;
+  readonly result: T;
+}
+
+async function shakeHands<T>(
+  options: Omit<NbdClientOptions, "exportName">,
+  negotiate: (channel: HandshakeChannel) => Promise<T>,
+): Promise<Session<T>> {
+  if (options.tls === true) {
+    const peer = formatAddress(options.address);
+    throw new ConfigError("tls-unsupported", `TLS to ${peer} is not supported yet: use nbd instead of nbds`);
+  }
+  const timeoutMs = options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS;
+  const transport = new Transport(options.address);
+  const channel = new HandshakeChannel(transport);
+  const timer = setTimeout(() => {
+    const message = `${transport.peer} did not complete the NBD handshake in ${timeoutMs} ms`;
+    transport.drop(new LinkError("connect-timeout", message));
+  }, timeoutMs);
+  try {
+    return { transport, channel, result: await negotiate(channel) };
+  } catch (error) {
+    const reason = withPeer(asError(error), transport.peer);
+    if (error instanceof NegotiationError) transport.end(ABORT);
+    else transport.drop(new LinkError("link-lost", reason.message, { cause: reason }));
+    throw reason;
+  } finally {
+    clearTimeout(timer);
+  }
+}

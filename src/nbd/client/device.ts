@@ -1,0 +1,142 @@
+/**
+ * An export of an NBD server as a block device.
+ *
+ * A request longer than the protocol's 32-bit length is cut into legal ones; what the server can't do is refused with
+ * ENOTSUP (`info` says so before) or, for FUA, done by a flush. There is no reconnecting: when the connection
+ * ends, all that is pending and all that follows rejects with LinkError.
+ */
+import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../block/device.js";
+import { Flag } from "../../block/device.js";
+import { DeviceError } from "../../errors.js";
+import { Command, CommandFlag } from "../wire/constants.js";
+import type { NbdConnection } from "./connection.js";
+import type { ExportAbilities } from "./export-info.js";
+import { Request } from "./request.js";
+import type { Transport } from "./transport.js";
+
+/**
+ * The longest zero, trim or block status request: the largest power of two, hence aligned for every server, that no
+ * 32-bit arithmetic of a server can mistake for a negative number.
+ */
+const EFFECT_MAXIMUM_BYTES = 2 ** 30;
+
+/** A server without NBD_FLAG_SEND_FLUSH promises nothing that a flush could add to. */
+const NOTHING_TO_DO = Promise.resolve();
+
+export class NbdDevice implements BlockDevice {
+  /** What the server told in the handshake. */
+  readonly info: DeviceInfo;
+  readonly canMultiConn: boolean;
+  readonly canFastZero: boolean;
+  /** Resolves (never rejects) with the reason when the connection has ended, null after close(). */
+  readonly ended: Promise<Error | null>;
+  readonly #connection: NbdConnection;
+  readonly #transport: Transport;
+  readonly #abilities: ExportAbilities;
+
+  constructor(connection: NbdConnection, transport: Transport, info: DeviceInfo, abilities: ExportAbilities) {
+    this.info = info;
+    this.canMultiConn = abilities.multiConn;
+    this.canFastZero = abilities.fastZero;
+    this.ended = connection.ended;
+    this.#connection = connection;
+    this.#transport = transport;
+    this.#abilities = abilities;
+  }
+
+  /** Requests that are sent and unanswered; at most `maxInFlight`. */
+  get inFlight(): number {
+    return this.#connection.inFlight;
+  }
+
+  /** Bytes handed to the socket so far, the handshake's included. */
+  get bytesSent(): number {
+    return this.#transport.bytesSent;
+  }
+
+  get bytesReceived(): number {
+    return this.#transport.bytesReceived;
+  }
+
+  /**
+   * For how long the oldest unanswered request has been waiting since it was sent; 0 when there is none.
+   * @param nowMs by performance.now()
+   */
+  oldestPendingMs(nowMs: number): number {
+    return this.#connection.oldestPendingMs(nowMs);
+  }
+
+  /** Drops the connection at once; pending requests reject with LinkError caused by `reason`. */
+  destroy(reason: Error): void {
+    this.#connection.destroy(reason);
+  }
+
+  close(): Promise<void> {
+    return this.#connection.close();
+  }
+
+  read(offset: number, into: Buffer): Promise<void> {
+    if (into.length === 0) return NOTHING_TO_DO;
+    return this.#connection.submit(new Request(Command.Read, 0, offset, into.length, into));
+  }
+
+  write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    if (from.length === 0) return NOTHING_TO_DO;
+    const written = this.#connection.submit(
+      new Request(Command.Write, this.#commandFlags(flags), offset, from.length, from),
+    );
+    return this.#durable(written, flags);
+  }
+
+  zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    if (this.info.zero === "none") return notSupported("zero");
+    if ((flags & Flag.FastZero) !== 0 && !this.canFastZero) return notSupported("fast zero");
+    return this.#durable(this.#withoutPayload(Command.WriteZeroes, offset, lengthBytes, flags), flags);
+  }
+
+  trim(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    if (this.info.trim === "none") return notSupported("trim");
+    return this.#durable(this.#withoutPayload(Command.Trim, offset, lengthBytes, flags & Flag.Fua), flags);
+  }
+
+  flush(): Promise<void> {
+    if (!this.#abilities.flush) return NOTHING_TO_DO;
+    return this.#connection.submit(new Request(Command.Flush, 0, 0, 0, null));
+  }
+
+  async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    if (this.info.extents === "none") return notSupported("block status");
+    const flags = maxExtents === 1 ? CommandFlag.ReqOne : 0;
+    const askedBytes = Math.min(lengthBytes, EFFECT_MAXIMUM_BYTES);
+    const request = new Request(Command.BlockStatus, flags, offset, askedBytes, null, maxExtents);
+    await this.#connection.submit(request);
+    return request.extents ?? [];
+  }
+
+  /** One after the other, because the pieces of a whole disk would take every slot. */
+  async #withoutPayload(command: number, offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    const end = offset + lengthBytes;
+    for (let at = offset; at < end; at += EFFECT_MAXIMUM_BYTES) {
+      const pieceBytes = Math.min(EFFECT_MAXIMUM_BYTES, end - at);
+      await this.#connection.submit(new Request(command, this.#commandFlags(flags), at, pieceBytes, null));
+    }
+  }
+
+  /** Makes up for a server that doesn't know FUA. */
+  #durable(done: Promise<void>, flags: Flags): Promise<void> {
+    if ((flags & Flag.Fua) === 0 || this.#abilities.fua) return done;
+    return done.then(() => this.flush());
+  }
+
+  #commandFlags(flags: Flags): number {
+    return (
+      ((flags & Flag.Fua) !== 0 && this.#abilities.fua ? CommandFlag.Fua : 0) |
+      ((flags & Flag.NoHole) !== 0 ? CommandFlag.NoHole : 0) |
+      ((flags & Flag.FastZero) !== 0 ? CommandFlag.FastZero : 0)
+    );
+  }
+}
+
+function notSupported(what: string): Promise<never> {
+  return Promise.reject(new DeviceError("ENOTSUP", `the NBD server does not support ${what}`));
+}

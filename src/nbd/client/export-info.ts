@@ -1,0 +1,82 @@
+/**
+ * What the handshake told of an export, judged and put in the terms of a block device.
+ *
+ * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#size-constraints
+ */
+import type { BlockSize, DeviceInfo } from "../../block/device.js";
+import { NegotiationError, ProtocolError } from "../../errors.js";
+import { PAYLOAD_MAXIMUM_BYTES, TransmissionFlag } from "../wire/constants.js";
+import type { AdvertisedBlockSize, NegotiatedExport } from "./negotiate.js";
+
+/** The document's defaults; also, a maximum that every server should take. */
+const DEFAULT_BLOCK_SIZE: BlockSize = {
+  minimumBytes: 1,
+  preferredBytes: 4096,
+  maximumBytes: PAYLOAD_MAXIMUM_BYTES,
+};
+
+/** "MUST NOT be larger than 2^16". */
+const MINIMUM_BLOCK_LIMIT_BYTES = 65536;
+
+/** What the server can do, beyond what DeviceInfo tells. */
+export interface ExportAbilities {
+  readonly flush: boolean;
+  readonly fua: boolean;
+  readonly fastZero: boolean;
+  readonly multiConn: boolean;
+}
+
+/**
+ * @throws NegotiationError size-too-large: the export is larger than any device of ours can be
+ * @throws ProtocolError bad-block-size
+ */
+export function deviceInfo(negotiated: NegotiatedExport): DeviceInfo {
+  const { sizeBytes, transmissionFlags } = negotiated.geometry;
+  if (!Number.isSafeInteger(sizeBytes)) {
+    throw new NegotiationError("size-too-large", "the export is larger than 2^53 bytes");
+  }
+  const has = (flag: number): boolean => (transmissionFlags & flag) !== 0;
+  return Object.freeze({
+    sizeBytes,
+    blockSize: Object.freeze(judgeBlockSize(negotiated.blockSize)),
+    writable: !has(TransmissionFlag.ReadOnly),
+    trim: has(TransmissionFlag.SendTrim) ? "native" : "none",
+    zero: has(TransmissionFlag.SendWriteZeroes) ? "native" : "none",
+    fua: has(TransmissionFlag.SendFua) ? "native" : "emulated",
+    extents: negotiated.allocationContextId === null ? "none" : "native",
+  });
+}
+
+export function exportAbilities(transmissionFlags: number): ExportAbilities {
+  const has = (flag: number): boolean => (transmissionFlags & flag) !== 0;
+  return {
+    flush: has(TransmissionFlag.SendFlush),
+    fua: has(TransmissionFlag.SendFua),
+    fastZero: has(TransmissionFlag.SendWriteZeroes) && has(TransmissionFlag.SendFastZero),
+    multiConn: has(TransmissionFlag.CanMultiConn),
+  };
+}
+
+function judgeBlockSize(advertised: AdvertisedBlockSize | null): BlockSize {
+  if (advertised === null) return DEFAULT_BLOCK_SIZE;
+  const { minimumBytes, preferredBytes, maximumBytes } = advertised;
+  const right =
+    isPowerOfTwo(minimumBytes) &&
+    minimumBytes <= MINIMUM_BLOCK_LIMIT_BYTES &&
+    isPowerOfTwo(preferredBytes) &&
+    preferredBytes >= minimumBytes &&
+    maximumBytes >= preferredBytes;
+  if (!right) {
+    throw new ProtocolError(
+      "bad-block-size",
+      `the server's block sizes make no sense: minimum ${minimumBytes}, preferred ${preferredBytes}, maximum ${maximumBytes}`,
+    );
+  }
+  // 2^32-1 stands for "no limit", but a peer may take more than the default for an attack.
+  const limitBytes = Math.min(maximumBytes, PAYLOAD_MAXIMUM_BYTES);
+  return { minimumBytes, preferredBytes, maximumBytes: limitBytes - (limitBytes % minimumBytes) };
+}
+
+function isPowerOfTwo(value: number): boolean {
+  return value > 0 && Number.isInteger(Math.log2(value));
+}

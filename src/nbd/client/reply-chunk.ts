@@ -1,0 +1,129 @@
+/**
+ * What the chunks of a structured reply mean for the request that they answer.
+ *
+ * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-types
+ */
+import type { Extent } from "../../block/device.js";
+import { ProtocolError } from "../../errors.js";
+import {
+  BlockState,
+  CHUNK_ERROR_BIT,
+  ChunkFlag,
+  ChunkType,
+  Command,
+  CommandFlag,
+  STRING_MAXIMUM_BYTES,
+} from "../wire/constants.js";
+import {
+  BLOCK_DESCRIPTOR_BYTES,
+  BLOCK_STATUS_PREFIX_BYTES,
+  ERROR_PREFIX_BYTES,
+  OFFSET_DATA_PREFIX_BYTES,
+  OFFSET_HOLE_PAYLOAD_BYTES,
+  decodeBlockStatus,
+  decodeErrorChunk,
+  decodeOffsetHole,
+} from "../wire/structured-reply.js";
+import type { ChunkHeader } from "../wire/structured-reply.js";
+import type { Request } from "./request.js";
+
+/** "Servers SHOULD NOT send more than 2^20 extents in a single reply chunk." */
+const BLOCK_STATUS_MAXIMUM_BYTES = BLOCK_STATUS_PREFIX_BYTES + BLOCK_DESCRIPTOR_BYTES * 2 ** 20;
+
+/** A message of full length, and fields behind it that a later document may define. */
+const ERROR_CHUNK_MAXIMUM_BYTES = ERROR_PREFIX_BYTES + STRING_MAXIMUM_BYTES + 1024;
+
+/**
+ * How much of a chunk's payload to collect before it can be applied: all of it, but for the content of a READ.
+ * @throws ProtocolError for a chunk that can't belong to the request's answer
+ */
+export function bytesToCollect(header: ChunkHeader, request: Request): number {
+  const { type, lengthBytes } = header;
+  if ((type & CHUNK_ERROR_BIT) !== 0) {
+    require(lengthBytes <= ERROR_CHUNK_MAXIMUM_BYTES, header, request);
+    return lengthBytes;
+  }
+  switch (type) {
+    case ChunkType.None:
+      require(lengthBytes === 0 && (header.flags & ChunkFlag.Done) !== 0, header, request);
+      return 0;
+    case ChunkType.OffsetData:
+      require(request.type === Command.Read, header, request);
+      require(lengthBytes > OFFSET_DATA_PREFIX_BYTES &&
+        lengthBytes - OFFSET_DATA_PREFIX_BYTES <= request.lengthBytes, header, request);
+      return OFFSET_DATA_PREFIX_BYTES;
+    case ChunkType.OffsetHole:
+      require(request.type === Command.Read && lengthBytes === OFFSET_HOLE_PAYLOAD_BYTES, header, request);
+      return lengthBytes;
+    case ChunkType.BlockStatus:
+      require(request.type === Command.BlockStatus &&
+        lengthBytes <= BLOCK_STATUS_MAXIMUM_BYTES, header, request);
+      return lengthBytes;
+    default:
+      throw new ProtocolError(
+        "unknown-chunk-type",
+        `a chunk of the unknown type ${type} answers ${request.describe()}`,
+      );
+  }
+}
+
+/** Fills a hole of a READ. */
+export function applyHole(request: Request, payload: Buffer): void {
+  const { offset, holeBytes } = decodeOffsetHole(payload);
+  request.cover(offset, holeBytes);
+  const start = offset - request.offset;
+  request.buffer?.fill(0, start, start + holeBytes);
+}
+
+/** Keeps the extents of a BLOCK_STATUS, clipped to what was asked. */
+export function applyBlockStatus(
+  request: Request,
+  payload: Buffer,
+  allocationContextId: number | null,
+): void {
+  const { contextId, descriptors } = decodeBlockStatus(payload);
+  if (contextId !== allocationContextId || request.extents !== null) {
+    throw new ProtocolError(
+      "unexpected-meta-context",
+      `a chunk of metadata context ${contextId} was not asked for`,
+    );
+  }
+  if ((request.flags & CommandFlag.ReqOne) !== 0 && descriptors.length > 1) {
+    throw new ProtocolError("too-many-extents", `${descriptors.length} extents where one was asked for`);
+  }
+  const extents: Extent[] = [];
+  let leftBytes = request.lengthBytes;
+  for (const { lengthBytes, status } of descriptors) {
+    if (leftBytes <= 0) {
+      throw new ProtocolError("too-many-extents", `extents beyond the end of ${request.describe()}`);
+    }
+    if (extents.length < request.maxExtents) {
+      extents.push({
+        lengthBytes: Math.min(lengthBytes, leftBytes),
+        hole: (status & BlockState.Hole) !== 0,
+        zero: (status & BlockState.Zero) !== 0,
+      });
+    }
+    leftBytes -= lengthBytes;
+  }
+  request.extents = extents;
+}
+
+/** Makes the request fail; of several errors the first one tells. */
+export function applyError(request: Request, type: number, payload: Buffer): void {
+  const { errorNumber, message, offset } = decodeErrorChunk(type, payload);
+  if (offset !== null && request.lengthBytes > 0) {
+    if (offset < request.offset || offset >= request.offset + request.lengthBytes) {
+      throw new ProtocolError("error-out-of-range", `an error at ${offset} answers ${request.describe()}`);
+    }
+  }
+  request.fail(errorNumber, offset === null ? message : `${message} (at offset ${offset})`.trimStart());
+}
+
+function require(right: boolean, header: ChunkHeader, request: Request): void {
+  if (right) return;
+  throw new ProtocolError(
+    "misplaced-chunk",
+    `a chunk of type ${header.type} with ${header.lengthBytes} bytes can't answer ${request.describe()}`,
+  );
+}

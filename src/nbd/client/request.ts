@@ -1,0 +1,100 @@
+/** A request of the transmission phase, from the caller's wish to the server's answer. */
+import type { Extent } from "../../block/device.js";
+import { DeviceError } from "../../errors.js";
+import { Command } from "../wire/constants.js";
+import { errnoOfNumber } from "../wire/error-number.js";
+import type { RequestHeader } from "../wire/request.js";
+import { ReadCoverage } from "./read-coverage.js";
+import { printable } from "./server-text.js";
+
+const COMMAND_NAMES = new Map<number, string>([
+  [Command.Read, "read"],
+  [Command.Write, "write"],
+  [Command.Flush, "flush"],
+  [Command.Trim, "trim"],
+  [Command.WriteZeroes, "zero"],
+  [Command.BlockStatus, "block status"],
+]);
+
+export class Request implements RequestHeader {
+  readonly type: number;
+  readonly flags: number;
+  readonly offset: number;
+  readonly lengthBytes: number;
+  /** Where the content of a READ goes, or where that of a WRITE comes from; the caller's, lent. */
+  readonly buffer: Buffer | null;
+  /** How many extents of a BLOCK_STATUS reply to keep. */
+  readonly maxExtents: number;
+  /** Settles with the server's answer, or with the end of the connection. */
+  readonly settled: Promise<void>;
+
+  /** The one behind it, while it waits for a slot. */
+  next: Request | null = null;
+
+  // Set when it is sent.
+  cookieHigh = 0;
+  cookieLow = 0;
+  sentAtMs = 0;
+
+  // The answer, as far as it has come.
+  error: DeviceError | null = null;
+  extents: Extent[] | null = null;
+  coverage: ReadCoverage | null = null;
+
+  #resolve: () => void = never;
+  #reject: (error: Error) => void = never;
+
+  constructor(
+    type: number,
+    flags: number,
+    offset: number,
+    lengthBytes: number,
+    buffer: Buffer | null,
+    maxExtents = 0,
+  ) {
+    this.type = type;
+    this.flags = flags;
+    this.offset = offset;
+    this.lengthBytes = lengthBytes;
+    this.buffer = buffer;
+    this.maxExtents = maxExtents;
+    this.settled = new Promise((resolve, reject) => {
+      this.#resolve = resolve;
+      this.#reject = reject;
+    });
+  }
+
+  /** Claims a part of a READ for a chunk; errors as ReadCoverage.add(). */
+  cover(offset: number, lengthBytes: number): void {
+    this.coverage ??= new ReadCoverage(this.offset, this.lengthBytes);
+    this.coverage.add(offset, lengthBytes);
+  }
+
+  /** The server answers with an error; of several the first one counts. `text`: its own words, perhaps none. */
+  fail(errorNumber: number, text: string): void {
+    const errno = errnoOfNumber(errorNumber);
+    const reason = text === "" ? errno : `${errno}, ${printable(text)}`;
+    this.error ??= new DeviceError(errno, `the NBD server fails a ${this.describe()}: ${reason}`);
+  }
+
+  /** Hands the answer to the caller. */
+  settle(): void {
+    if (this.error === null) this.#resolve();
+    else this.#reject(this.error);
+  }
+
+  /** There will be no answer. */
+  abandon(reason: Error): void {
+    this.#reject(reason);
+  }
+
+  /** For messages. */
+  describe(): string {
+    const name = COMMAND_NAMES.get(this.type) ?? `command ${this.type}`;
+    return this.lengthBytes === 0 ? name : `${name} of ${this.lengthBytes} bytes at ${this.offset}`;
+  }
+}
+
+function never(): void {
+  throw new Error("a request settles after its promise was made");
+}
