@@ -1,0 +1,68 @@
+/**
+ * All errors that this project throws on purpose.
+ *
+ * One class for each way of handling: a DeviceError becomes an error reply and the connection lives,
+ * a ProtocolError closes the connection, a LinkError makes the primary mark blocks dirty and reconnect,
+ * a StateError tells the operator that now is not the time, and so on. Handle by class and `code`,
+ * never by message.
+ */
+
+/** The errnos that cross a block device interface; the NBD document knows the same set. */
+export type Errno = "EPERM" | "EIO" | "ENOMEM" | "EINVAL" | "ENOSPC" | "EOVERFLOW" | "ENOTSUP" | "ESHUTDOWN";
+
+/** Base class: `code` is a stable kebab-case identifier, `message` one line for a person. */
+export class ReplError extends Error {
+  readonly code: string;
+
+  constructor(code: string, message: string, options?: { cause?: unknown }) {
+    super(message, options);
+    this.name = new.target.name;
+    this.code = code;
+  }
+}
+
+/** A request to a block device failed; the device goes on living. */
+export class DeviceError extends ReplError {
+  readonly errno: Errno;
+
+  constructor(errno: Errno, message: string, options?: { cause?: unknown }) {
+    super(errno, message, options);
+    this.errno = errno;
+  }
+}
+
+/** The peer broke the protocol; its connection is closed. */
+export class ProtocolError extends ReplError {}
+
+/** The peer speaks the protocol but refuses what was asked of it (NBD_REP_ERR_*, a QMP error). */
+export class NegotiationError extends ReplError {}
+
+/** The connection to a peer is gone or too slow to be of use. */
+export class LinkError extends ReplError {}
+
+/** The operation is not possible in the node's present state (exit code 3). */
+export class StateError extends ReplError {}
+
+/** A file of the state directory is missing, foreign or damaged: the node refuses to start. */
+export class MetadataError extends ReplError {}
+
+/** What the operator wrote (option, config file, argument) can't be used (exit code 2). */
+export class ConfigError extends ReplError {}
+
+/** The node to be commanded can't be reached (exit code 4). */
+export class UnreachableError extends ReplError {}
+
+/** One line that says what went wrong, for a log or a terminal, whatever was thrown. */
+export function describeError(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** What was thrown, as an Error; for `cause` chains and promise rejections. */
+export function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
+
+/** The errno to report for whatever a device threw; anything unforeseen is EIO. */
+export function errnoOf(error: unknown): Errno {
+  return error instanceof DeviceError ? error.errno : "EIO";
+}
