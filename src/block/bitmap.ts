@@ -1,0 +1,104 @@
+/** A bitmap over the blocks of a disk, with a count of the bits set. 1 TiB in 64 KiB blocks: 2 MiB. */
+export class Bitmap {
+  readonly length: number;
+  readonly #words: Uint32Array;
+  #count = 0;
+
+  constructor(length: number) {
+    this.length = length;
+    this.#words = new Uint32Array(Math.ceil(length / 32));
+  }
+
+  /** How many bits are set. */
+  get count(): number {
+    return this.#count;
+  }
+
+  has(index: number): boolean {
+    return ((this.#word(index >>> 5) >>> (index & 31)) & 1) === 1;
+  }
+
+  /** Sets [start, end). */
+  set(start: number, end: number): void {
+    for (let index = start; index < end; index++) {
+      if (this.has(index)) continue;
+      this.#words[index >>> 5] = this.#word(index >>> 5) | (1 << (index & 31));
+      this.#count++;
+    }
+  }
+
+  /** Clears [start, end). */
+  clear(start: number, end: number): void {
+    for (let index = start; index < end; index++) {
+      if (!this.has(index)) continue;
+      this.#words[index >>> 5] = this.#word(index >>> 5) & ~(1 << (index & 31));
+      this.#count--;
+    }
+  }
+
+  setAll(): void {
+    this.#words.fill(0xff_ff_ff_ff);
+    const beyond = this.#words.length * 32 - this.length;
+    if (beyond > 0) this.#words[this.#words.length - 1] = 0xff_ff_ff_ff >>> beyond;
+    this.#count = this.length;
+  }
+
+  clearAll(): void {
+    this.#words.fill(0);
+    this.#count = 0;
+  }
+
+  /** Sets every bit that is set in `other`. */
+  add(other: Bitmap): void {
+    if (other.count === 0) return;
+    let count = 0;
+    for (let index = 0; index < this.#words.length; index++) {
+      const word = this.#word(index) | other.#word(index);
+      this.#words[index] = word;
+      count += bitCount(word);
+    }
+    this.#count = count;
+  }
+
+  /** The first set bit at or after `from`, or -1. */
+  nextSet(from: number): number {
+    return this.#next(from, 0);
+  }
+
+  /** The first clear bit at or after `from`, or `length`. */
+  nextClear(from: number): number {
+    const found = this.#next(from, 0xff_ff_ff_ff);
+    return found === -1 ? this.length : found;
+  }
+
+  #next(from: number, invert: number): number {
+    if (from >= this.length) return -1;
+    let wordIndex = from >>> 5;
+    let word = (this.#word(wordIndex) ^ invert) & (0xff_ff_ff_ff << (from & 31));
+    for (;;) {
+      if (word !== 0) {
+        const found = wordIndex * 32 + trailingZeros(word);
+        return found < this.length ? found : -1;
+      }
+      wordIndex++;
+      if (wordIndex === this.#words.length) return -1;
+      word = this.#word(wordIndex) ^ invert;
+    }
+  }
+
+  #word(index: number): number {
+    const word = this.#words[index];
+    if (word === undefined) throw new RangeError(`bitmap: word ${index} of ${this.#words.length}`);
+    return word;
+  }
+}
+
+function trailingZeros(word: number): number {
+  return 31 - Math.clz32(word & -word);
+}
+
+function bitCount(word: number): number {
+  let pairs = word - ((word >>> 1) & 0x55_55_55_55);
+  pairs = (pairs & 0x33_33_33_33) + ((pairs >>> 2) & 0x33_33_33_33);
+  return (((pairs + (pairs >>> 4)) & 0x0f_0f_0f_0f) * 0x01_01_01_01) >>> 24;
+}

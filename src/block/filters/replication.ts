@@ -1,0 +1,136 @@
+/**
+ * The replication filter in both modes: which I/O is let through in which stage (QEMU: replication_get_io_status()).
+ *
+ * - PrimaryFilter only forwards writes to the replica. Reads fail: the mirror above reads the primary disk. An error of
+ *   the replica is swallowed and reported aside, for the guest must not see it (design, promise 16).
+ * - SecondaryFilter is the view: it fails before the start and then serves what the node's stage puts under it.
+ */
+import { asError, DeviceError } from "../../errors.js";
+import type { BlockDevice, DeviceInfo, Extent, Flags } from "../device.js";
+
+/** A write that the replica did not get, or may not have got. */
+export interface ForwardFailure {
+  readonly operation: "write" | "zero" | "trim" | "flush";
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly error: Error;
+}
+
+export class PrimaryFilter implements BlockDevice {
+  readonly info: DeviceInfo;
+  readonly #onFailure: (failure: ForwardFailure) => void;
+  #isStarted = false;
+  #replica: BlockDevice | null = null;
+
+  constructor(info: DeviceInfo, onFailure: (failure: ForwardFailure) => void) {
+    this.info = info;
+    this.#onFailure = onFailure;
+  }
+
+  /** Whether writes reach a replica at present. */
+  get isForwarding(): boolean {
+    return this.#replica !== null;
+  }
+
+  /** Stage running: writes are forwarded. Not running: they fail, as nobody should send any. */
+  setStarted(isStarted: boolean): void {
+    this.#isStarted = isStarted;
+  }
+
+  /** Where to forward to; null while the replica can't be reached, when each write is reported as a failure at once. */
+  setReplica(replica: BlockDevice | null): void {
+    this.#replica = replica;
+  }
+
+  read(): Promise<void> {
+    return Promise.reject(new DeviceError("EIO", "the replication filter of a primary only forwards writes"));
+  }
+
+  write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    return this.#forward("write", offset, from.length, (replica) => replica.write(offset, from, flags));
+  }
+
+  zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    return this.#forward("zero", offset, lengthBytes, (replica) => replica.zero(offset, lengthBytes, flags));
+  }
+
+  trim(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    return this.#forward("trim", offset, lengthBytes, (replica) => replica.trim(offset, lengthBytes, flags));
+  }
+
+  flush(): Promise<void> {
+    return this.#forward("flush", 0, 0, (replica) => replica.flush());
+  }
+
+  extents(): Promise<Extent[]> {
+    return Promise.reject(new DeviceError("EIO", "the replication filter of a primary only forwards writes"));
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  #forward(
+    operation: ForwardFailure["operation"],
+    offset: number,
+    lengthBytes: number,
+    request: (replica: BlockDevice) => Promise<void>,
+  ): Promise<void> {
+    if (!this.#isStarted) return Promise.reject(new DeviceError("EIO", "replication is not started"));
+    const fail = (error: unknown): void => {
+      this.#onFailure({ operation, offset, lengthBytes, error: asError(error) });
+    };
+    if (this.#replica === null) {
+      fail(new DeviceError("EIO", "the replica is not connected"));
+      return Promise.resolve();
+    }
+    return request(this.#replica).catch(fail);
+  }
+}
+
+export class SecondaryFilter implements BlockDevice {
+  readonly info: DeviceInfo;
+  #target: BlockDevice | null = null;
+
+  /** @param info what clients of the view are told, whatever is put under it later */
+  constructor(info: DeviceInfo) {
+    this.info = info;
+  }
+
+  /** Swaps what the view shows; the caller has shut the gate above. null: every request fails with EIO. */
+  setTarget(target: BlockDevice | null): void {
+    this.#target = target;
+  }
+
+  read(offset: number, into: Buffer): Promise<void> {
+    return this.#target?.read(offset, into) ?? notStarted();
+  }
+
+  write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    return this.#target?.write(offset, from, flags) ?? notStarted();
+  }
+
+  zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    return this.#target?.zero(offset, lengthBytes, flags) ?? notStarted();
+  }
+
+  trim(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    return this.#target?.trim(offset, lengthBytes, flags) ?? notStarted();
+  }
+
+  flush(): Promise<void> {
+    return this.#target?.flush() ?? notStarted();
+  }
+
+  extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    return this.#target?.extents(offset, lengthBytes, maxExtents) ?? notStarted();
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+function notStarted(): Promise<never> {
+  return Promise.reject(new DeviceError("EIO", "replication is not started: there is no checkpoint to show"));
+}

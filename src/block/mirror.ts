@@ -1,0 +1,205 @@
+/**
+ * The guest's disk on the primary: reads come from the primary disk alone, changes go to it and to the replica.
+ * (QEMU: quorum with read-pattern=fifo and vote-threshold=1 over the disk and the replication filter.)
+ *
+ * Invariants:
+ * - Changes that overlap are applied on both sides in their order of arrival: the two sides can't drift apart.
+ * - An error of the primary disk always reaches the guest; one of the replica never does.
+ * - Before a change is acknowledged, the replica has acknowledged it, or the dirty map has it as missed; in ack mode
+ *   `async` that holds before the next drain() resolves.
+ */
+import type { BlockDevice, DeviceInfo, Extent, Flags } from "./device.js";
+import { Flag } from "./device.js";
+import type { DirtyMap } from "./dirty-map.js";
+import type { MemoryBudget } from "./memory-budget.js";
+import { type RangeHold, RangeLock } from "./range-lock.js";
+import { settleAll } from "./settle-all.js";
+
+/** What an acknowledgement to the guest stands for; DRBD's protocols A, B and C. */
+export type AckMode = "async" | "memsync" | "sync";
+
+export interface MirrorOptions {
+  readonly ackMode: AckMode;
+  readonly dirty: DirtyMap;
+  /** Memory for changes acknowledged in ack mode `async` that the replica has not acknowledged yet. */
+  readonly memory: MemoryBudget;
+}
+
+/** One kind of change, ready to be applied to either side. */
+type Apply = (device: BlockDevice, flags: Flags) => Promise<void>;
+
+interface Change {
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly flags: Flags;
+  readonly local: Apply;
+  readonly replica: Apply;
+  /** What it has taken from the memory budget. */
+  readonly heldBytes: number;
+}
+
+type Turn = Promise<RangeHold>;
+
+export class Mirror implements BlockDevice {
+  readonly info: DeviceInfo;
+  readonly #local: BlockDevice;
+  readonly #options: MirrorOptions;
+  readonly #localLocks = new RangeLock();
+  readonly #replicaLocks = new RangeLock();
+  readonly #forwarding = new Set<Promise<void>>();
+  #replica: BlockDevice | null = null;
+
+  constructor(local: BlockDevice, options: MirrorOptions) {
+    this.info = local.info;
+    this.#local = local;
+    this.#options = options;
+  }
+
+  /** Changes on their way to the replica. */
+  get inFlight(): number {
+    return this.#forwarding.size;
+  }
+
+  /** Puts a replication filter beside the primary disk, or takes it away (QEMU: x-blockdev-change). */
+  setReplica(replica: BlockDevice | null): void {
+    this.#replica = replica;
+  }
+
+  /** Runs `action` while no change to the range is under way on either side, nor begins. */
+  async exclusively<T>(offset: number, lengthBytes: number, action: () => Promise<T>): Promise<T> {
+    const local = this.#localLocks.lock(offset, offset + lengthBytes, "exclusive");
+    const replica = this.#replicaLocks.lock(offset, offset + lengthBytes, "exclusive");
+    const localHold = await local;
+    const replicaHold = await replica;
+    try {
+      return await action();
+    } finally {
+      replicaHold.release();
+      localHold.release();
+    }
+  }
+
+  /** Resolves when the replica has answered every change that is under way, or was given up. */
+  async drain(): Promise<void> {
+    while (this.#forwarding.size > 0) await Promise.allSettled(this.#forwarding);
+  }
+
+  read(offset: number, into: Buffer): Promise<void> {
+    return this.#local.read(offset, into);
+  }
+
+  write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    const apply: Apply = (device, deviceFlags) => device.write(offset, from, deviceFlags);
+    if (this.#options.ackMode !== "async" || this.#replica === null) {
+      return this.#change({
+        offset,
+        lengthBytes: from.length,
+        flags,
+        local: apply,
+        replica: apply,
+        heldBytes: 0,
+      });
+    }
+    return this.#writeAsync(offset, from, flags, apply);
+  }
+
+  zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    const apply: Apply = (device, deviceFlags) => device.zero(offset, lengthBytes, deviceFlags);
+    const change = { offset, lengthBytes, flags, local: apply, replica: apply, heldBytes: 0 };
+    return (flags & Flag.FastZero) === 0 ? this.#change(change) : this.#changeLocalFirst(change);
+  }
+
+  trim(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    // What a trimmed block reads as is each disk's own affair; zeroes are the same on both.
+    return this.info.zero === "native" ? this.zero(offset, lengthBytes, flags & Flag.Fua) : Promise.resolve();
+  }
+
+  flush(): Promise<void> {
+    const { ackMode } = this.#options;
+    if (ackMode !== "sync" || this.#replica === null) return this.#local.flush();
+    return settleAll([this.#local.flush(), this.#replica.flush()]);
+  }
+
+  extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    return this.#local.extents(offset, lengthBytes, maxExtents);
+  }
+
+  close(): Promise<void> {
+    return this.#local.close();
+  }
+
+  /** The guest's buffer is its own again after the acknowledgement, so the replica gets a copy, within the budget. */
+  async #writeAsync(offset: number, from: Buffer, flags: Flags, local: Apply): Promise<void> {
+    const lengthBytes = from.length;
+    await this.#options.memory.take(lengthBytes);
+    const copy = Buffer.from(from);
+    const replica: Apply = (device, deviceFlags) => device.write(offset, copy, deviceFlags);
+    await this.#change({ offset, lengthBytes, flags, local, replica, heldBytes: lengthBytes });
+  }
+
+  #change(change: Change): Promise<void> {
+    const { offset, lengthBytes } = change;
+    // Both turns are taken before anything is awaited: they are what keeps the order of arrival.
+    const localTurn = this.#localLocks.lock(offset, offset + lengthBytes, "exclusive");
+    const forwarded = this.#forward(change);
+    const applied = this.#applyLocally(change, localTurn);
+    return this.#options.ackMode === "async" ? applied : settleAll([applied, forwarded]);
+  }
+
+  /** A fast zero may be refused, and then must not have been forwarded. */
+  async #changeLocalFirst(change: Change): Promise<void> {
+    await this.exclusively(change.offset, change.lengthBytes, async () => {
+      await change.local(this.#local, change.flags);
+      await this.#send({ ...change, flags: change.flags & ~Flag.FastZero });
+    });
+  }
+
+  async #applyLocally(change: Change, turn: Turn): Promise<void> {
+    const hold = await turn;
+    try {
+      await change.local(this.#local, change.flags);
+    } catch (error) {
+      // What the primary disk holds there now is unknown, what the replica holds is not it.
+      this.#options.dirty.missed(change.offset, change.lengthBytes);
+      throw error;
+    } finally {
+      hold.release();
+    }
+  }
+
+  /** Never rejects: the filter swallows the replica's errors and reports them aside. */
+  #forward(change: Change): Promise<void> {
+    if (this.#replica === null) {
+      this.#options.memory.give(change.heldBytes);
+      // Bit before data: a crash may copy too much, never lose.
+      this.#options.dirty.missed(change.offset, change.lengthBytes);
+      return Promise.resolve();
+    }
+    const turn = this.#replicaLocks.lock(change.offset, change.offset + change.lengthBytes, "exclusive");
+    const forwarded = this.#forwardInTurn(change, turn).finally(() => this.#forwarding.delete(forwarded));
+    this.#forwarding.add(forwarded);
+    return forwarded;
+  }
+
+  async #forwardInTurn(change: Change, turn: Turn): Promise<void> {
+    const hold = await turn;
+    try {
+      await this.#send(change);
+    } finally {
+      hold.release();
+      this.#options.memory.give(change.heldBytes);
+    }
+  }
+
+  async #send(change: Change): Promise<void> {
+    const { dirty, ackMode } = this.#options;
+    const replica = this.#replica;
+    if (replica === null) {
+      dirty.missed(change.offset, change.lengthBytes);
+      return;
+    }
+    const flags = change.flags & ~Flag.Fua;
+    await change.replica(replica, ackMode === "sync" ? flags | Flag.Fua : flags);
+    dirty.acknowledged(change.offset, change.lengthBytes);
+  }
+}

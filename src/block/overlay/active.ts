@@ -1,0 +1,163 @@
+/**
+ * The active overlay of one disk: what clients of the view wrote since the last checkpoint, over the hidden overlay.
+ *
+ * Content lies in a sparse data file at the disk's own offsets, so that a rewrite costs no space; the log says which
+ * parts of that file count, and what was zeroed.
+ *
+ * Invariants:
+ * - The map names what was written or zeroed, in whole blocks; `#unlogged` is the part of it that the log lacks,
+ *   oldest first.
+ * - A `mapped` record is appended only when the data file's content under it is durable: after a power loss the
+ *   log never names bytes that were not written.
+ */
+import type { OverlayLog } from "../../meta/overlay-log.js";
+import type { LogRecord } from "../../meta/overlay-log-format.js";
+import type { RecoveredRecord } from "../../meta/overlay-log-recovery.js";
+import type { StateFile } from "../../meta/state-directory.js";
+import { Coalesced } from "../coalesced.js";
+import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
+import { ABSENT, ExtentMap, ZERO } from "../extent-map.js";
+import { extentsThrough, type Layer, readThrough } from "./layered.js";
+
+/** Writes are taken in whole blocks of this size, which bounds the map; checked() reads and modifies for smaller ones. */
+const ACTIVE_BLOCK_BYTES = 4096;
+/** So many extents not yet in the log make the overlay flush by itself: a bound on memory. */
+const MAX_UNLOGGED = 4096;
+
+/** Where an active overlay keeps its content; made at its first write, since most epochs see none. */
+export interface ActiveStorage {
+  open(): Promise<{ readonly file: StateFile; readonly log: OverlayLog }>;
+}
+
+export class ActiveOverlay implements BlockDevice {
+  readonly info: DeviceInfo;
+  readonly #map = new ExtentMap();
+  readonly #layer: Layer;
+  readonly #storage: ActiveStorage;
+  readonly #diskIndex: number;
+  #opened: Promise<{ readonly file: StateFile; readonly log: OverlayLog }> | null = null;
+  #unlogged: LogRecord[] = [];
+  readonly #flushes = new Coalesced(() => this.#flushOnce());
+
+  constructor(backing: BlockDevice, storage: ActiveStorage, diskIndex: number) {
+    const { sizeBytes, blockSize, extents } = backing.info;
+    this.info = {
+      sizeBytes,
+      blockSize: {
+        minimumBytes: ACTIVE_BLOCK_BYTES,
+        preferredBytes: Math.max(ACTIVE_BLOCK_BYTES, blockSize.preferredBytes),
+        maximumBytes: blockSize.maximumBytes,
+      },
+      writable: true,
+      trim: "native",
+      zero: "native",
+      fua: "native",
+      extents,
+    };
+    this.#storage = storage;
+    this.#diskIndex = diskIndex;
+    this.#layer = {
+      map: this.#map,
+      backing,
+      fetch: async (target, into) => (await this.#open()).file.read(target, into),
+    };
+  }
+
+  get mappedBytes(): number {
+    return this.#map.mappedBytes;
+  }
+
+  holds(start: number, end: number): boolean {
+    return this.#map.intersects(start, end);
+  }
+
+  /** All extents, in order of offset. */
+  mapped(): [start: number, end: number][] {
+    const extents: [number, number][] = [];
+    this.#map.visit(0, this.info.sizeBytes, (start, end, target) => {
+      if (target !== ABSENT) extents.push([start, end]);
+    });
+    return extents;
+  }
+
+  /** Takes back what recovery found in the log. */
+  restore(record: RecoveredRecord): void {
+    this.#map.set(
+      record.offset,
+      record.offset + record.lengthBytes,
+      record.kind === "zero" ? ZERO : record.offset,
+    );
+  }
+
+  read(offset: number, into: Buffer): Promise<void> {
+    if (this.#map.extentCount === 0) return this.#layer.backing.read(offset, into);
+    return readThrough(this.#layer, offset, into);
+  }
+
+  async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    const { file } = await this.#open();
+    await file.write(offset, [from]);
+    this.#enter(offset, from.length, "mapped");
+    await this.#afterWrite(flags);
+  }
+
+  async zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    await this.#open();
+    this.#enter(offset, lengthBytes, "zero");
+    await this.#afterWrite(flags);
+  }
+
+  trim(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    return this.zero(offset, lengthBytes, flags & Flag.Fua);
+  }
+
+  flush(): Promise<void> {
+    return this.#opened === null ? Promise.resolve() : this.#flushes.request();
+  }
+
+  extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    return extentsThrough(this.#layer, offset, lengthBytes, maxExtents);
+  }
+
+  async close(): Promise<void> {
+    if (this.#opened === null) return;
+    await (await this.#opened).file.close();
+  }
+
+  #open(): Promise<{ readonly file: StateFile; readonly log: OverlayLog }> {
+    this.#opened ??= this.#storage.open();
+    return this.#opened;
+  }
+
+  #enter(offset: number, lengthBytes: number, kind: "mapped" | "zero"): void {
+    const end = offset + lengthBytes;
+    if (this.#isEntered(offset, end, kind)) return;
+    this.#map.set(offset, end, kind === "zero" ? ZERO : offset);
+    this.#unlogged.push({ disk: this.#diskIndex, kind, offset, lengthBytes, data: null });
+  }
+
+  #isEntered(start: number, end: number, kind: "mapped" | "zero"): boolean {
+    let entered = true;
+    this.#map.visit(start, end, (_start, _end, target) => {
+      if (target === ABSENT || (target === ZERO) !== (kind === "zero")) entered = false;
+    });
+    return entered;
+  }
+
+  async #afterWrite(flags: Flags): Promise<void> {
+    if ((flags & Flag.Fua) !== 0 || this.#unlogged.length >= MAX_UNLOGGED) await this.flush();
+  }
+
+  async #flushOnce(): Promise<void> {
+    const { file, log } = await this.#open();
+    const records = this.#unlogged;
+    this.#unlogged = [];
+    try {
+      await file.sync();
+      if (records.length > 0) await log.append(records);
+    } catch (error) {
+      this.#unlogged = [...records, ...this.#unlogged];
+      throw error;
+    }
+  }
+}

@@ -1,0 +1,135 @@
+/**
+ * The hidden overlay of one disk: before-images of what was overwritten since the last checkpoint, over the disk.
+ * Read through it, the disk is as it was at the checkpoint. (QEMU: the hidden disk of `driver=replication`.)
+ *
+ * Invariants:
+ * - The map names a block only when its before-image is durable in the log, and from then until the overlay is
+ *   dropped: extents are added, never changed or removed.
+ * - A block that the map does not name has not been overwritten in this epoch.
+ */
+import { DeviceError } from "../../errors.js";
+import type { OverlayLog } from "../../meta/overlay-log.js";
+import type { LogRecord } from "../../meta/overlay-log-format.js";
+import type { RecoveredRecord } from "../../meta/overlay-log-recovery.js";
+import type { BlockDevice, DeviceInfo, Extent } from "../device.js";
+import { ABSENT, ExtentMap, ZERO } from "../extent-map.js";
+import { extentsThrough, type Layer, readThrough } from "./layered.js";
+
+/** What is copied before a write is rounded out to blocks of this size: one page of the page cache. */
+export const COPY_BLOCK_BYTES = 4096;
+
+/** A before-image: `data` is null where the disk read as zeroes. */
+export interface BeforeImage {
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly data: Buffer | null;
+}
+
+export class HiddenOverlay implements BlockDevice {
+  readonly info: DeviceInfo;
+  readonly #map = new ExtentMap();
+  readonly #log: OverlayLog;
+  readonly #diskIndex: number;
+  readonly #layer: Layer;
+
+  constructor(backing: BlockDevice, log: OverlayLog, diskIndex: number) {
+    this.info = { ...backing.info, writable: false };
+    this.#log = log;
+    this.#diskIndex = diskIndex;
+    this.#layer = { map: this.#map, backing, fetch: (target, into) => log.read(target, into) };
+  }
+
+  /** Bytes of the disk that have a before-image. */
+  get mappedBytes(): number {
+    return this.#map.mappedBytes;
+  }
+
+  /** Whether the checkpoint was given up because a before-image could not be kept. */
+  get isBroken(): boolean {
+    return this.#log.isBroken;
+  }
+
+  /** Which parts of [start, end) have no before-image yet. */
+  missing(start: number, end: number): [start: number, end: number][] {
+    const gaps: [number, number][] = [];
+    this.#map.visit(start, end, (gapStart, gapEnd, target) => {
+      if (target === ABSENT) gaps.push([gapStart, gapEnd]);
+    });
+    return gaps;
+  }
+
+  holds(start: number, end: number): boolean {
+    return this.#map.intersects(start, end);
+  }
+
+  /** All extents, in order of offset. */
+  mapped(): [start: number, end: number][] {
+    const extents: [number, number][] = [];
+    this.#map.visit(0, this.info.sizeBytes, (start, end, target) => {
+      if (target !== ABSENT) extents.push([start, end]);
+    });
+    return extents;
+  }
+
+  /**
+   * Keeps before-images of blocks that have none; when this resolves they are durable and the blocks may be overwritten.
+   * @throws DeviceError if they can't be kept
+   */
+  async keep(images: readonly BeforeImage[]): Promise<void> {
+    const records = images.map((image): LogRecord => ({
+      ...image,
+      disk: this.#diskIndex,
+      kind: image.data === null ? "zero" : "data",
+    }));
+    const positions = await this.#log.append(records);
+    for (const [index, image] of images.entries()) {
+      const position = positions[index];
+      if (position === undefined) throw new RangeError("the log gave fewer positions than it took records");
+      this.#map.set(image.offset, image.offset + image.lengthBytes, image.data === null ? ZERO : position);
+    }
+  }
+
+  /** Takes back what recovery found in the log. */
+  restore(record: RecoveredRecord): void {
+    const target = record.kind === "zero" ? ZERO : record.position;
+    this.#map.set(record.offset, record.offset + record.lengthBytes, target);
+  }
+
+  read(offset: number, into: Buffer): Promise<void> {
+    if (this.#log.isBroken) return Promise.reject(checkpointLost());
+    return readThrough(this.#layer, offset, into);
+  }
+
+  extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    if (this.#log.isBroken) return Promise.reject(checkpointLost());
+    return extentsThrough(this.#layer, offset, lengthBytes, maxExtents);
+  }
+
+  write(): Promise<void> {
+    return refuseWrite();
+  }
+
+  zero(): Promise<void> {
+    return refuseWrite();
+  }
+
+  trim(): Promise<void> {
+    return refuseWrite();
+  }
+
+  flush(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+function refuseWrite(): Promise<never> {
+  return Promise.reject(new DeviceError("EPERM", "the hidden overlay takes before-images only"));
+}
+
+function checkpointLost(): DeviceError {
+  return new DeviceError("EIO", "the last checkpoint is lost: its before-images could not be kept");
+}

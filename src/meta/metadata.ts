@@ -1,0 +1,148 @@
+/** `metadata.json` of a node: what it must know after a restart. Written whole, atomically and durably, or not at all. */
+import { randomUUID } from "node:crypto";
+import { z } from "zod";
+import { MetadataError } from "../errors.js";
+import type { StateDirectory } from "./state-directory.js";
+
+export const METADATA_FILE = "metadata.json";
+const FORMAT = "nbd-replication metadata";
+const VERSION = 1;
+
+const disk = z.strictObject({ name: z.string(), sizeBytes: z.int().positive() });
+
+const common = {
+  format: z.literal(FORMAT),
+  version: z.literal(VERSION),
+  uuid: z.uuid(),
+  generation: z.uuid(),
+  epoch: z.int().nonnegative(),
+  disks: z.array(disk),
+  cleanShutdown: z.boolean(),
+};
+
+const secondarySchema = z.strictObject({
+  ...common,
+  role: z.literal("secondary"),
+  stage: z.enum(["none", "running", "failover", "failover-failed", "done"]),
+  failoverTarget: z.enum(["checkpoint", "latest"]).nullable(),
+  /** When the last checkpoint was taken, ISO 8601. */
+  checkpointAt: z.string().nullable(),
+  /** The session of the primary that wrote last, if it introduced itself. */
+  session: z.string().nullable(),
+  /** Why the disks may lack writes. */
+  gap: z.string().nullable(),
+});
+
+const primarySchema = z.strictObject({ ...common, role: z.literal("primary") });
+
+export type SecondaryMetadata = Readonly<z.infer<typeof secondarySchema>>;
+export type PrimaryMetadata = Readonly<z.infer<typeof primarySchema>>;
+export type DiskIdentity = Readonly<z.infer<typeof disk>>;
+
+export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryMetadata {
+  return {
+    ...newCommon(disks),
+    role: "secondary",
+    stage: "none",
+    failoverTarget: null,
+    checkpointAt: null,
+    session: null,
+    gap: null,
+  };
+}
+
+export function newPrimaryMetadata(disks: readonly DiskIdentity[]): PrimaryMetadata {
+  return { ...newCommon(disks), role: "primary" };
+}
+
+function newCommon(disks: readonly DiskIdentity[]): Omit<PrimaryMetadata, "role"> {
+  return {
+    format: FORMAT,
+    version: VERSION,
+    uuid: randomUUID(),
+    generation: randomUUID(),
+    epoch: 0,
+    disks: [...disks],
+    cleanShutdown: true,
+  };
+}
+
+/** @returns null if there is none yet @throws MetadataError if it is not this role's, of another version, or damaged */
+export function readSecondaryMetadata(directory: StateDirectory): Promise<SecondaryMetadata | null> {
+  return read(directory, secondarySchema, "secondary");
+}
+
+/** As readSecondaryMetadata(). */
+export function readPrimaryMetadata(directory: StateDirectory): Promise<PrimaryMetadata | null> {
+  return read(directory, primarySchema, "primary");
+}
+
+export function writeMetadata(
+  directory: StateDirectory,
+  metadata: SecondaryMetadata | PrimaryMetadata,
+): Promise<void> {
+  return directory.replaceText(METADATA_FILE, `${JSON.stringify(metadata, null, 2)}\n`);
+}
+
+/** @throws MetadataError if the disks given on the command line are not those that the state belongs to */
+export function checkDisks(
+  directory: StateDirectory,
+  known: readonly DiskIdentity[],
+  given: readonly DiskIdentity[],
+): void {
+  const path = `${directory.path}/${METADATA_FILE}`;
+  for (const [index, { name, sizeBytes }] of known.entries()) {
+    const other = given[index];
+    if (other?.name !== name || given.length !== known.length) {
+      const list = (disks: readonly DiskIdentity[]): string => disks.map((entry) => entry.name).join(", ");
+      throw new MetadataError(
+        "other-disks",
+        `${path} belongs to the disks ${list(known)}, in this order, not to ${list(given)}: give those, or another --state-dir`,
+      );
+    }
+    if (other.sizeBytes !== sizeBytes) {
+      throw new MetadataError(
+        "other-size",
+        `disk ${name} has ${other.sizeBytes} bytes, but ${path} knows it with ${sizeBytes}: give the same disk, or another --state-dir`,
+      );
+    }
+  }
+}
+
+async function read<T>(directory: StateDirectory, schema: z.ZodType<T>, role: string): Promise<T | null> {
+  const path = `${directory.path}/${METADATA_FILE}`;
+  const text = await directory.readText(METADATA_FILE);
+  if (text === null) return null;
+  const remedy = "restore it, or remove the directory, which costs a full copy";
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new MetadataError("damaged", `${path} is not JSON: ${remedy}`, { cause: error });
+  }
+  const head = z.object({ format: z.string(), version: z.number(), role: z.string() }).safeParse(json);
+  if (!head.success || head.data.format !== FORMAT) {
+    throw new MetadataError("foreign", `${path} is not a metadata file of nbd-replication: ${remedy}`);
+  }
+  if (head.data.version !== VERSION) {
+    throw new MetadataError(
+      "version",
+      `${path} has version ${head.data.version}; this program reads ${VERSION}`,
+    );
+  }
+  if (head.data.role !== role) {
+    throw new MetadataError(
+      "other-role",
+      `${path} belongs to a ${head.data.role}, not to a ${role}: give another --state-dir`,
+    );
+  }
+  const parsed = schema.safeParse(json);
+  if (!parsed.success) {
+    const [issue] = parsed.error.issues;
+    throw new MetadataError(
+      "damaged",
+      `${path} is damaged: ${issue?.path.join(".") ?? ""}: ${issue?.message ?? ""}: ${remedy}`,
+    );
+  }
+  return parsed.data;
+}

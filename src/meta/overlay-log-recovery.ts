@@ -1,0 +1,87 @@
+/** Reading an overlay log back after a restart: where it ends, and whether what is missing matters. */
+import { crc32 } from "node:zlib";
+import {
+  damaged,
+  decodeFileHeader,
+  decodeRecordHeader,
+  HEADER_BYTES,
+  MAX_RECORD_BYTES,
+  paddingAfter,
+  RECORD_ALIGNMENT,
+  RECORD_HEADER_BYTES,
+  type RecordKind,
+} from "./overlay-log-format.js";
+import type { StateFile } from "./state-directory.js";
+
+const SCAN_CHUNK_BYTES = 1024 * 1024;
+
+/** A record found by recovery; `position` is where its content starts in the log. */
+export interface RecoveredRecord {
+  readonly disk: number;
+  readonly kind: RecordKind;
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly position: number;
+}
+
+/** @throws MetadataError as decodeFileHeader(), or "damaged" for a file shorter than its header */
+export async function readFileHeader(
+  file: StateFile,
+  epoch: number,
+): Promise<{ id: Buffer; broken: boolean }> {
+  if (file.sizeBytes < HEADER_BYTES) {
+    throw damaged(file.path, `it is ${file.sizeBytes} bytes long, shorter than its header`);
+  }
+  const header = Buffer.alloc(HEADER_BYTES);
+  await file.read(0, header);
+  return decodeFileHeader(header, file.path, epoch);
+}
+
+/** The record at `position`, or null where the log ends: its checksums, position and sequence number must fit. */
+export async function readRecord(
+  file: StateFile,
+  position: number,
+  seed: number,
+  sequence: number,
+): Promise<(RecoveredRecord & { endPosition: number }) | null> {
+  if (position + RECORD_HEADER_BYTES > file.sizeBytes) return null;
+  const bytes = Buffer.allocUnsafe(RECORD_HEADER_BYTES);
+  await file.read(position, bytes);
+  const header = decodeRecordHeader(bytes, position, seed);
+  if (header?.sequence !== sequence) return null;
+  const content = position + RECORD_HEADER_BYTES;
+  let endPosition = content;
+  if (header.kind === "data") {
+    if (header.lengthBytes > MAX_RECORD_BYTES || content + header.lengthBytes > file.sizeBytes) return null;
+    const data = Buffer.allocUnsafe(header.lengthBytes);
+    await file.read(content, data);
+    if (crc32(data, seed) !== header.dataChecksum) return null;
+    endPosition = content + header.lengthBytes + paddingAfter(header.lengthBytes);
+  }
+  return {
+    disk: header.disk,
+    kind: header.kind,
+    offset: header.offset,
+    lengthBytes: header.lengthBytes,
+    position: content,
+    endPosition,
+  };
+}
+
+/**
+ * Tells a torn tail from damage in the middle: if any record behind the first bad byte was appended when that byte
+ * was durable already, then it went bad later, and the records there did guard overwrites that have happened.
+ */
+export async function refuseDamage(file: StateFile, badPosition: number, seed: number): Promise<void> {
+  const chunk = Buffer.allocUnsafe(SCAN_CHUNK_BYTES + RECORD_HEADER_BYTES);
+  for (let start = badPosition; start + RECORD_HEADER_BYTES <= file.sizeBytes; start += SCAN_CHUNK_BYTES) {
+    const bytes = chunk.subarray(0, Math.min(chunk.length, file.sizeBytes - start));
+    await file.read(start, bytes);
+    for (let at = 0; at + RECORD_HEADER_BYTES <= bytes.length; at += RECORD_ALIGNMENT) {
+      const header = decodeRecordHeader(bytes.subarray(at, at + RECORD_HEADER_BYTES), start + at, seed);
+      if (header !== null && header.durableBytes > badPosition) {
+        throw damaged(file.path, `bytes from ${badPosition} on are bad although later records are whole`);
+      }
+    }
+  }
+}

@@ -1,0 +1,209 @@
+/**
+ * The append-only log behind an overlay: records of blocks, checksummed, with group commit.
+ *
+ * A node has one log of before-images (hidden overlay) and one of the active overlay's allocations for all its disks
+ * and each epoch, so that a batch of requests to any of them costs one fdatasync. The bytes are in docs/formats.md.
+ *
+ * Invariants:
+ * - Bytes [0, durableBytes) are on stable storage; every record states the durableBytes of when it was appended.
+ * - A record's position in the file, sequence number and the log's id go into its checksums: a stale or misplaced
+ *   record is never taken for one of this log.
+ * - append() resolves only when the records, and everything appended before them, are durable. Whatever they guard
+ *   may begin then, not earlier: that is what makes a torn tail harmless.
+ * - After a failed write or sync the log takes nothing more: what is behind the failure can't be known.
+ */
+import { randomBytes } from "node:crypto";
+import { Deferred } from "../deferred.js";
+import { asError } from "../errors.js";
+import {
+  BROKEN_MARK,
+  BROKEN_MARK_POSITION,
+  encodeFileHeader,
+  encodeRecordHeader,
+  HEADER_BYTES,
+  type LogRecord,
+  paddingAfter,
+  RECORD_HEADER_BYTES,
+  ZERO_PADDING,
+  seedOf,
+} from "./overlay-log-format.js";
+import { readFileHeader, readRecord, type RecoveredRecord, refuseDamage } from "./overlay-log-recovery.js";
+import type { StateDirectory, StateFile } from "./state-directory.js";
+
+interface Batch {
+  readonly records: LogRecord[];
+  readonly positions: number[];
+  readonly done: Deferred<void>;
+}
+
+export class OverlayLog {
+  readonly name: string;
+  readonly #file: StateFile;
+  readonly #seed: number;
+  readonly #sync: boolean;
+  #end: number;
+  #durableBytes: number;
+  #sequence: number;
+  #next: Batch | null = null;
+  #committing: Promise<void> | null = null;
+  #failure: Error | null = null;
+  #broken: boolean;
+
+  private constructor(
+    name: string,
+    file: StateFile,
+    state: { seed: number; end: number; sequence: number; broken: boolean; sync: boolean },
+  ) {
+    this.name = name;
+    this.#file = file;
+    this.#seed = state.seed;
+    this.#end = state.end;
+    this.#durableBytes = state.end;
+    this.#sequence = state.sequence;
+    this.#broken = state.broken;
+    this.#sync = state.sync;
+  }
+
+  /** Makes an empty, durable log. `sync: false` never waits for the disk (--cache unsafe). */
+  static async create(
+    directory: StateDirectory,
+    name: string,
+    options: { epoch: number; sync: boolean },
+  ): Promise<OverlayLog> {
+    const id = randomBytes(16);
+    const file = await directory.create(name);
+    try {
+      await file.write(0, [encodeFileHeader(id, options.epoch)]);
+      if (options.sync) await file.sync();
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+    const seed = seedOf(id, options.epoch);
+    return new OverlayLog(name, file, {
+      seed,
+      end: HEADER_BYTES,
+      sequence: 0,
+      broken: false,
+      sync: options.sync,
+    });
+  }
+
+  /**
+   * Opens a log after a restart and reports its records in the order of their appending.
+   * @throws MetadataError "foreign", "version" or "damaged"; a torn tail is cut off silently
+   */
+  static async recover(
+    directory: StateDirectory,
+    name: string,
+    options: { epoch: number; sync: boolean },
+    visit: (record: RecoveredRecord) => void,
+  ): Promise<OverlayLog> {
+    const file = await directory.open(name);
+    try {
+      const { id, broken } = await readFileHeader(file, options.epoch);
+      const seed = seedOf(id, options.epoch);
+      let position = HEADER_BYTES;
+      let sequence = 0;
+      for (;;) {
+        const record = await readRecord(file, position, seed, sequence);
+        if (record === null) break;
+        visit(record);
+        position = record.endPosition;
+        sequence++;
+      }
+      await refuseDamage(file, position, seed);
+      return new OverlayLog(name, file, { seed, end: position, sequence, broken, sync: options.sync });
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  get sizeBytes(): number {
+    return this.#end;
+  }
+
+  /** Whether a before-image was lost: the checkpoint can't be restored from this log. */
+  get isBroken(): boolean {
+    return this.#broken;
+  }
+
+  /**
+   * Appends records and makes them durable together with whatever others append meanwhile.
+   * @returns where each record's content is, to be read with read()
+   * @throws DeviceError if they could not be kept; nothing may be overwritten then
+   */
+  async append(records: readonly LogRecord[]): Promise<readonly number[]> {
+    if (this.#failure !== null) throw this.#failure;
+    this.#next ??= { records: [], positions: [], done: new Deferred() };
+    const batch = this.#next;
+    const first = batch.records.length;
+    batch.records.push(...records);
+    this.#committing ??= this.#commitAll();
+    await batch.done.promise;
+    return batch.positions.slice(first, first + records.length);
+  }
+
+  /** Reads content back from where append() put it. */
+  read(position: number, into: Buffer): Promise<void> {
+    return this.#file.read(position, into);
+  }
+
+  /**
+   * Records for good that before-images are missing. Works on a full file system: it overwrites bytes that are there.
+   * @throws DeviceError if even that can't be written
+   */
+  async markBroken(): Promise<void> {
+    if (this.#broken) return;
+    await this.#file.write(BROKEN_MARK_POSITION, [BROKEN_MARK]);
+    if (this.#sync) await this.#file.sync();
+    this.#broken = true;
+  }
+
+  async close(): Promise<void> {
+    await this.#committing;
+    await this.#file.close();
+  }
+
+  /** Group commit: everything that came in during one write and sync goes into the next. Never rejects. */
+  async #commitAll(): Promise<void> {
+    while (this.#next !== null) {
+      const batch = this.#next;
+      this.#next = null;
+      try {
+        if (this.#failure !== null) throw this.#failure;
+        const start = this.#end;
+        const buffers = this.#encode(batch);
+        await this.#file.write(start, buffers);
+        if (this.#sync) await this.#file.sync();
+        this.#durableBytes = this.#end;
+        batch.done.resolve();
+      } catch (error) {
+        this.#failure = asError(error);
+        batch.done.reject(this.#failure);
+      }
+    }
+    this.#committing = null;
+  }
+
+  #encode(batch: Batch): Buffer[] {
+    const buffers: Buffer[] = [];
+    for (const record of batch.records) {
+      const header = encodeRecordHeader(record, this.#seed, {
+        sequence: this.#sequence++,
+        position: this.#end,
+        durableBytes: this.#durableBytes,
+      });
+      buffers.push(header);
+      batch.positions.push(this.#end + RECORD_HEADER_BYTES);
+      this.#end += RECORD_HEADER_BYTES;
+      if (record.data === null) continue;
+      const padding = paddingAfter(record.data.length);
+      buffers.push(record.data);
+      if (padding > 0) buffers.push(ZERO_PADDING.subarray(0, padding));
+      this.#end += record.data.length + padding;
+    }
+    return buffers;
+  }
+}

@@ -1,0 +1,157 @@
+/**
+ * All disks of a secondary as one: what they copy and what their views show changes for all at one instant.
+ * This is the mechanics; secondary.ts decides when.
+ *
+ * Invariants: a change happens with both gates shut and every acknowledged write on its disk, so that each request
+ * falls before or after it; either every disk has the overlays of `epoch`, or none has any.
+ */
+import type { BlockDevice } from "../block/device.js";
+import type { CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
+import { Gate } from "../block/gate.js";
+import { MemoryBudget } from "../block/memory-budget.js";
+import { StateError } from "../errors.js";
+import type { Epoch } from "./epoch.js";
+import type { Commit } from "./failover.js";
+import { type NamedDisk, SecondaryDisk } from "./secondary-disk.js";
+
+/** Memory of a node for writes that were acknowledged and are not on the disk yet. */
+const WRITE_BEHIND_BYTES = 32 * 1024 * 1024;
+
+export interface DiskGroupEvents {
+  /** As CopyBeforeWriteOptions.onImageError. */
+  imageLost(error: Error): Promise<void>;
+  ioError(disk: string, failure: Parameters<CopyBeforeWriteOptions["onError"]>[0]): void;
+}
+
+export class DiskGroup {
+  readonly disks: readonly SecondaryDisk[];
+  readonly #gates = { replication: new Gate(), view: new Gate() };
+  #epoch: Epoch | null = null;
+
+  constructor(disks: readonly NamedDisk[], events: DiskGroupEvents) {
+    const memory = new MemoryBudget(WRITE_BEHIND_BYTES);
+    this.disks = disks.map(
+      (disk) =>
+        new SecondaryDisk(disk, this.#gates, {
+          memory,
+          onImageError: (error) => events.imageLost(error),
+          onError: (failure) => {
+            events.ioError(disk.name, failure);
+          },
+        }),
+    );
+  }
+
+  /** The overlays in use, if replication has been started. */
+  get epoch(): Epoch | null {
+    return this.#epoch;
+  }
+
+  /** The bare disks. */
+  get devices(): BlockDevice[] {
+    return this.disks.map(({ disk }) => disk);
+  }
+
+  /** What stopped a disk from acknowledging, or null. */
+  get failure(): string | null {
+    for (const { name, copyBeforeWrite } of this.disks) {
+      if (copyBeforeWrite.failure !== null) return `disk ${name}: ${copyBeforeWrite.failure.message}`;
+    }
+    return null;
+  }
+
+  /**
+   * Begins an epoch: every disk copies into, and every view shows, overlays that are empty.
+   * @returns when, and the overlays that were in use until then
+   * @throws StateError if an acknowledged write was lost: then nothing has changed
+   */
+  async begin(epoch: Epoch): Promise<{ at: string; old: Epoch | null }> {
+    const old = this.#epoch;
+    const at = await this.#atOneInstant(() => {
+      if (old === null) this.forgetFailures();
+      else if (this.failure !== null)
+        throw new StateError("checkpoint-refused", `checkpoint refused: ${this.failure}`);
+      this.resume(epoch);
+      return new Date().toISOString();
+    });
+    return { at, old };
+  }
+
+  /** As begin(), with overlays that recovery brought back, before anything is served. */
+  resume(epoch: Epoch): void {
+    this.#epoch = epoch;
+    for (const [index, disk] of this.disks.entries()) {
+      const overlays = epoch.overlays[index];
+      if (overlays === undefined) throw new RangeError(`no overlays for disk ${disk.name}`);
+      disk.copyBeforeWrite.setOverlay(overlays.hidden);
+      disk.setView(overlays.active);
+    }
+  }
+
+  /** Keeps overlays that recovery brought back for a commit, without showing them. */
+  adopt(epoch: Epoch): void {
+    this.#epoch = epoch;
+  }
+
+  /** Ends copying; the views fail from now on. @returns the overlays that were in use */
+  async drop(): Promise<Epoch | null> {
+    const old = this.#epoch;
+    await this.#atOneInstant(() => {
+      for (const disk of this.disks) {
+        disk.copyBeforeWrite.setOverlay(null);
+        disk.setView(null);
+      }
+      this.forgetFailures();
+      this.#epoch = null;
+    });
+    return old;
+  }
+
+  /** The views go on through a commit. */
+  showCommit(commit: Commit): Promise<void> {
+    return this.#atOneInstant(() => {
+      for (const [index, disk] of this.disks.entries()) disk.setView(commit.devices[index] ?? null);
+    });
+  }
+
+  /** The views are the disks, once `record` has resolved. @returns the overlays that were in use */
+  async showDisks(record: () => Promise<void>): Promise<Epoch | null> {
+    const old = this.#epoch;
+    await this.#atOneInstant(async () => {
+      await record();
+      for (const disk of this.disks) disk.setView(disk.disk);
+      this.#epoch = null;
+    });
+    return old;
+  }
+
+  /** No replication write is taken any more. */
+  fence(): void {
+    for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.fence();
+  }
+
+  forgetFailures(): void {
+    for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.reset();
+  }
+
+  /** Resolves when every acknowledged write is on its disk, or has failed. */
+  async drain(): Promise<void> {
+    for (const { copyBeforeWrite } of this.disks) await copyBeforeWrite.drain();
+  }
+
+  async flush(): Promise<void> {
+    for (const { disk } of this.disks) await disk.flush();
+  }
+
+  async #atOneInstant<T>(change: () => T | Promise<T>): Promise<T> {
+    const { replication, view } = this.#gates;
+    await Promise.all([replication.shut(), view.shut()]);
+    try {
+      await this.drain();
+      return await change();
+    } finally {
+      replication.reopen();
+      view.reopen();
+    }
+  }
+}

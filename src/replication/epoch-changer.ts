@@ -1,0 +1,122 @@
+/**
+ * Begins and ends epochs of a secondary, and makes them durable.
+ *
+ * Invariant: metadata.json names the epoch whose overlays count. It moves on only after everything received before
+ * that epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
+ */
+import { Deferred } from "../deferred.js";
+import { asError, StateError } from "../errors.js";
+import type { SecondaryMetadata } from "../meta/metadata.js";
+import type { DiskGroup } from "./disk-group.js";
+import type { Epoch, EpochStore } from "./epoch.js";
+import type { MetadataKeeper } from "./metadata-keeper.js";
+
+export interface EpochEvents {
+  durable(epoch: number): void;
+  /** The epoch can't be made durable; its predecessor stays on record. */
+  durabilityLost(error: Error): void;
+}
+
+export class EpochChanger {
+  readonly #group: DiskGroup;
+  readonly #store: EpochStore;
+  readonly #metadata: MetadataKeeper<SecondaryMetadata>;
+  readonly #events: EpochEvents;
+  #durable = settledDeferred();
+  #failure: string | null = null;
+
+  constructor(
+    group: DiskGroup,
+    store: EpochStore,
+    metadata: MetadataKeeper<SecondaryMetadata>,
+    events: EpochEvents,
+  ) {
+    this.#group = group;
+    this.#store = store;
+    this.#metadata = metadata;
+    this.#events = events;
+  }
+
+  /** Number of the epoch that writes belong to. */
+  get number(): number {
+    return this.#group.epoch?.number ?? this.#metadata.current.epoch;
+  }
+
+  /** Resolves when the epoch is durable; rejects if it can't become so. */
+  get durable(): Promise<void> {
+    return this.#durable.promise;
+  }
+
+  /** Why the last checkpoint could not be made durable, or null. */
+  get failure(): string | null {
+    return this.#failure;
+  }
+
+  /** Resolves when nothing is being made durable any more, successfully or not. */
+  async settled(): Promise<void> {
+    await Promise.allSettled([this.durable]);
+  }
+
+  /**
+   * Begins an epoch; resolves when every disk is in it. The first one is durable by then, later ones are so later.
+   * @throws StateError if it can't begin: nothing has changed then
+   */
+  async begin(number: number): Promise<void> {
+    await this.settled();
+    if (number <= this.number) {
+      throw new StateError("old-epoch", `epoch ${number} is over: the secondary is in epoch ${this.number}`);
+    }
+    const durable = new Deferred<void>();
+    const epoch = await this.#store.create(number, durable.promise);
+    let begun: { at: string; old: Epoch | null };
+    try {
+      begun = await this.#group.begin(epoch);
+    } catch (error) {
+      await epoch.close();
+      throw error;
+    }
+    this.#durable = durable;
+    void this.#makeDurable(number, begun).then(
+      () => {
+        durable.resolve();
+        this.#events.durable(number);
+      },
+      (error: unknown) => {
+        this.#failure = `the last checkpoint could not be made durable: ${asError(error).message}`;
+        durable.reject(asError(error));
+        this.#events.durabilityLost(asError(error));
+      },
+    );
+    // A start has nothing to go back to before it is durable; a checkpoint has the one before.
+    if (begun.old === null) await durable.promise;
+  }
+
+  /** Stops copying; everything received stays. */
+  async end(): Promise<void> {
+    await this.settled();
+    const { number } = this;
+    const old = await this.#group.drop();
+    await this.#group.flush();
+    await this.#metadata.save({ stage: "none", epoch: number, gap: null });
+    await this.remove(old);
+  }
+
+  /** Closes overlays that don't count any more, and removes all overlay files. */
+  async remove(old: Epoch | null): Promise<void> {
+    await old?.close();
+    await this.#store.removeAllBut(null);
+  }
+
+  async #makeDurable(epoch: number, begun: { at: string; old: Epoch | null }): Promise<void> {
+    await this.#group.flush();
+    await this.#metadata.save({ stage: "running", epoch, checkpointAt: begun.at });
+    await begun.old?.close();
+    await this.#store.removeAllBut(epoch);
+  }
+}
+
+function settledDeferred(): Deferred<void> {
+  const deferred = new Deferred<void>();
+  deferred.resolve();
+  return deferred;
+}

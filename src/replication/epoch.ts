@@ -1,0 +1,212 @@
+/**
+ * The overlays of an epoch and their files: one log of before-images for all disks, and, once a client writes to
+ * the view, one log of allocations and a sparse data file for each disk.
+ *
+ * Invariants: files are named by their epoch; the metadata's epoch names those that count. Files of a later epoch
+ * are there after a crash between a checkpoint's announcement and its durability: their before-images still count
+ * for whatever the epoch in force has none of.
+ */
+import type { BlockDevice } from "../block/device.js";
+import { ActiveOverlay } from "../block/overlay/active.js";
+import { HiddenOverlay } from "../block/overlay/hidden.js";
+import { OverlayLog } from "../meta/overlay-log.js";
+import type { LogRecord } from "../meta/overlay-log-format.js";
+import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
+import type { StateDirectory, StateFile } from "../meta/state-directory.js";
+import { MetadataError } from "../errors.js";
+
+const FILE_PATTERN = /^(?:hidden|active)-(\d+)(?:-\d+)?\.(?:log|data)$/;
+
+/** The overlays of one disk. */
+export interface DiskOverlays {
+  readonly hidden: HiddenOverlay;
+  readonly active: ActiveOverlay;
+}
+
+export interface Epoch {
+  readonly number: number;
+  readonly overlays: readonly DiskOverlays[];
+  /** Size of the log of before-images. */
+  readonly undoBytes: number;
+  /** Whether before-images were lost: there is no checkpoint to go back to. */
+  readonly isBroken: boolean;
+  /** Gives up the checkpoint, for good and on stable storage. */
+  breakCheckpoint(): Promise<void>;
+  flush(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface EpochStoreOptions {
+  readonly directory: StateDirectory;
+  /** The secondary disks, in the metadata's order. */
+  readonly disks: readonly BlockDevice[];
+  /** false: never wait for the disk. */
+  readonly sync: boolean;
+}
+
+export class EpochStore {
+  readonly #options: EpochStoreOptions;
+
+  constructor(options: EpochStoreOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Makes the files of a new epoch, empty and durable.
+   * @param inForce what writes to the view wait for, so that none of them is lost with an epoch that never came to be
+   */
+  async create(number: number, inForce: Promise<void>): Promise<Epoch> {
+    const { directory, sync } = this.#options;
+    const log = await OverlayLog.create(directory, hiddenName(number), { epoch: number, sync });
+    const active = new ActiveFiles(this.#options, number, inForce, null);
+    return this.#assemble(number, log, active);
+  }
+
+  /** Takes back the epoch in force after a restart, and with it what a later one had begun to collect. */
+  async recover(number: number): Promise<Epoch> {
+    const { directory, sync } = this.#options;
+    const records: RecoveredRecord[] = [];
+    const log = await OverlayLog.recover(directory, hiddenName(number), { epoch: number, sync }, (record) => {
+      records.push(record);
+    });
+    const activeRecords: RecoveredRecord[] = [];
+    const files = await directory.list();
+    const activeLog = files.includes(activeName(number))
+      ? await OverlayLog.recover(directory, activeName(number), { epoch: number, sync }, (record) => {
+          activeRecords.push(record);
+        })
+      : null;
+    const epoch = this.#assemble(
+      number,
+      log,
+      new ActiveFiles(this.#options, number, Promise.resolve(), activeLog),
+    );
+    for (const record of records) overlaysOf(epoch, record, log.name).hidden.restore(record);
+    for (const record of activeRecords) overlaysOf(epoch, record, activeName(number)).active.restore(record);
+    for (const later of epochsOf(files)) {
+      if (later > number && files.includes(hiddenName(later))) await this.#mergeLater(epoch, later);
+    }
+    await this.removeAllBut(number);
+    return epoch;
+  }
+
+  /** Removes the files of every other epoch. */
+  async removeAllBut(number: number | null): Promise<void> {
+    const { directory } = this.#options;
+    for (const file of await directory.list()) {
+      const match = FILE_PATTERN.exec(file);
+      if (match !== null && Number(match[1]) !== number) await directory.remove(file);
+    }
+  }
+
+  /** Whether there are overlay files, of whatever epoch; returns one's name. */
+  async anyFile(): Promise<string | null> {
+    return (await this.#options.directory.list()).find((file) => FILE_PATTERN.test(file)) ?? null;
+  }
+
+  #assemble(number: number, log: OverlayLog, files: ActiveFiles): Epoch {
+    const overlays = this.#options.disks.map((disk, index): DiskOverlays => {
+      const hidden = new HiddenOverlay(disk, log, index);
+      return { hidden, active: new ActiveOverlay(hidden, { open: () => files.open(index) }, index) };
+    });
+    return {
+      number,
+      overlays,
+      get undoBytes() {
+        return log.sizeBytes;
+      },
+      get isBroken() {
+        return log.isBroken;
+      },
+      breakCheckpoint: () => log.markBroken(),
+      flush: async () => {
+        for (const { active } of overlays) await active.flush();
+      },
+      close: async () => {
+        for (const { active } of overlays) await active.close();
+        await files.close();
+        await log.close();
+      },
+    };
+  }
+
+  /** Before-images that a later epoch took first are this epoch's too: the blocks had not changed between. */
+  async #mergeLater(epoch: Epoch, later: number): Promise<void> {
+    const { directory, sync } = this.#options;
+    const records: RecoveredRecord[] = [];
+    const log = await OverlayLog.recover(directory, hiddenName(later), { epoch: later, sync }, (record) => {
+      records.push(record);
+    });
+    try {
+      if (log.isBroken) await epoch.breakCheckpoint();
+      for (const record of records) {
+        const { hidden } = overlaysOf(epoch, record, log.name);
+        for (const [start, end] of hidden.missing(record.offset, record.offset + record.lengthBytes)) {
+          const data = record.kind === "data" ? Buffer.allocUnsafe(end - start) : null;
+          if (data !== null) await log.read(record.position + start - record.offset, data);
+          await hidden.keep([{ offset: start, lengthBytes: end - start, data }]);
+        }
+      }
+    } finally {
+      await log.close();
+    }
+  }
+}
+
+/** The active overlay's files, made when the first disk of the epoch needs them. */
+class ActiveFiles {
+  readonly #options: EpochStoreOptions;
+  readonly #epoch: number;
+  readonly #inForce: Promise<void>;
+  readonly #recovered: boolean;
+  #log: Promise<OverlayLog> | null;
+
+  constructor(options: EpochStoreOptions, epoch: number, inForce: Promise<void>, log: OverlayLog | null) {
+    this.#options = options;
+    this.#epoch = epoch;
+    this.#inForce = inForce;
+    this.#recovered = log !== null;
+    this.#log = log === null ? null : Promise.resolve(log);
+  }
+
+  async open(diskIndex: number): Promise<{ readonly file: StateFile; readonly log: OverlayLog }> {
+    const { directory, sync } = this.#options;
+    await this.#inForce;
+    this.#log ??= OverlayLog.create(directory, activeName(this.#epoch), { epoch: this.#epoch, sync });
+    const log = await this.#log;
+    const name = `active-${this.#epoch}-${diskIndex}.data`;
+    const exists = this.#recovered && (await directory.list()).includes(name);
+    return { log, file: exists ? await directory.open(name) : await directory.create(name) };
+  }
+
+  async close(): Promise<void> {
+    if (this.#log !== null) await (await this.#log).close();
+  }
+}
+
+function hiddenName(epoch: number): string {
+  return `hidden-${epoch}.log`;
+}
+
+function activeName(epoch: number): string {
+  return `active-${epoch}.log`;
+}
+
+function epochsOf(files: readonly string[]): number[] {
+  const numbers = files
+    .map((file) => Number(FILE_PATTERN.exec(file)?.[1]))
+    .filter((number) => !Number.isNaN(number));
+  return [...new Set(numbers)].sort((a, b) => a - b);
+}
+
+function overlaysOf(epoch: Epoch, record: LogRecord | RecoveredRecord, log: string): DiskOverlays {
+  const overlays = epoch.overlays[record.disk];
+  const end = record.offset + record.lengthBytes;
+  if (overlays === undefined || end > overlays.hidden.info.sizeBytes) {
+    throw new MetadataError(
+      "damaged",
+      `${log} names bytes ${record.offset} to ${end} of disk ${record.disk}, which has fewer`,
+    );
+  }
+  return overlays;
+}

@@ -1,0 +1,168 @@
+/**
+ * Failover of a secondary: what it would cost, and how its view becomes the disk while its clients go on.
+ *
+ * Invariant: the metadata says `failover` before the first block is merged and `done` only after the last one is durable;
+ * in between, the overlays are complete, so that a restart can begin the merge anew.
+ */
+import { randomUUID } from "node:crypto";
+import type { BlockDevice } from "../block/device.js";
+import { CommitDevice } from "../block/overlay/commit.js";
+import { asError } from "../errors.js";
+import type { SecondaryMetadata } from "../meta/metadata.js";
+import type { DiskGroup } from "./disk-group.js";
+import type { Epoch } from "./epoch.js";
+import type { EpochChanger } from "./epoch-changer.js";
+import type { MetadataKeeper } from "./metadata-keeper.js";
+import type { Serial } from "./serial.js";
+import type { FailoverTarget } from "./stage.js";
+
+/** What is lost by a failover to `to`. */
+export interface FailoverOption {
+  readonly to: FailoverTarget;
+  readonly lost: { readonly bytes: number; readonly seconds: number };
+  /** Why it can't be done; null if it can. */
+  readonly refusal: string | null;
+  /** What to know before choosing it; null if there is nothing. */
+  readonly warning: string | null;
+}
+
+/** @param gap why the replica may have holes, or null */
+export function failoverOptions(
+  epoch: Epoch,
+  secondsSinceCheckpoint: number,
+  gap: string | null,
+): FailoverOption[] {
+  let received = 0;
+  let speculative = 0;
+  for (const { hidden, active } of epoch.overlays) {
+    received += hidden.mappedBytes;
+    speculative += active.mappedBytes;
+  }
+  return [
+    {
+      to: "checkpoint",
+      lost: { bytes: received, seconds: received > 0 ? secondsSinceCheckpoint : 0 },
+      refusal: epoch.isBroken ? "the last checkpoint is lost: its before-images could not be kept" : null,
+      warning: null,
+    },
+    {
+      to: "latest",
+      lost: { bytes: speculative, seconds: speculative > 0 ? secondsSinceCheckpoint : 0 },
+      refusal: null,
+      warning: gap === null ? null : `what was received may have holes: ${gap}`,
+    },
+  ];
+}
+
+/** A commit under way, of all disks of the node, one after the other. */
+export class Commit {
+  readonly devices: readonly CommitDevice[];
+  #doneBytes = 0;
+
+  constructor(disks: readonly BlockDevice[], epoch: Epoch) {
+    this.devices = disks.map((disk, index) => {
+      const overlays = epoch.overlays[index];
+      if (overlays === undefined) throw new RangeError(`no overlays for disk ${index}`);
+      return new CommitDevice(disk, overlays.hidden, overlays.active);
+    });
+  }
+
+  get totalBytes(): number {
+    return this.devices.reduce((sum, device) => sum + device.totalBytes, 0);
+  }
+
+  get doneBytes(): number {
+    return this.#doneBytes;
+  }
+
+  /** @throws DeviceError if a disk fails; may be run again then */
+  async run(): Promise<void> {
+    this.#doneBytes = 0;
+    let before = 0;
+    for (const device of this.devices) {
+      await device.run((done) => {
+        this.#doneBytes = before + done;
+      });
+      before += device.totalBytes;
+    }
+  }
+}
+
+export interface FailoverParts {
+  readonly group: DiskGroup;
+  readonly epochs: EpochChanger;
+  readonly metadata: MetadataKeeper<SecondaryMetadata>;
+  /** Keeps the end of the failover apart from other operations. */
+  readonly serial: Serial;
+  /** The disks are whole: enter stage done. Or the merge failed: enter failover-failed. */
+  readonly onEnd: (failure: Error | null) => void;
+}
+
+export class Failover {
+  readonly #parts: FailoverParts;
+  #commit: Commit | null = null;
+  #ended: Promise<void> = Promise.resolve();
+
+  constructor(parts: FailoverParts) {
+    this.#parts = parts;
+  }
+
+  /** The merge of overlays into the disks, while there is one. */
+  get commit(): Commit | null {
+    return this.#commit;
+  }
+
+  /** Resolves when the background part has ended, one way or the other. */
+  get ended(): Promise<void> {
+    return this.#ended;
+  }
+
+  /** Begins the failover, or begins it again after a failure or a restart; the replication exports are closed. */
+  async begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
+    const { group, metadata } = this.#parts;
+    // From here on this node's data has a history of its own.
+    await metadata.save({ stage: "failover", failoverTarget: target, generation: randomUUID() });
+    if (target === "latest") {
+      this.#ended = this.#finish(() => group.flush());
+      return;
+    }
+    const commit = await this.show(overlays);
+    this.#ended = this.#finish(() => commit.run());
+  }
+
+  /** The views go on through overlays whose merge is still to come. */
+  async show(overlays: Epoch): Promise<Commit> {
+    const { group } = this.#parts;
+    const commit = this.#commit ?? new Commit(group.devices, overlays);
+    this.#commit = commit;
+    await group.showCommit(commit);
+    return commit;
+  }
+
+  /** Never rejects: a failure is a stage. */
+  async #finish(merge: () => Promise<void>): Promise<void> {
+    const { serial, onEnd } = this.#parts;
+    try {
+      await merge();
+      await serial.run(() => this.#succeed());
+    } catch (error) {
+      await serial.run(() => this.#fail(asError(error))).catch(onEnd);
+    }
+  }
+
+  async #succeed(): Promise<void> {
+    const { group, epochs, metadata, onEnd } = this.#parts;
+    const old = await group.showDisks(async () => {
+      await group.flush();
+      await metadata.save({ stage: "done" });
+    });
+    this.#commit = null;
+    onEnd(null);
+    await epochs.remove(old);
+  }
+
+  async #fail(error: Error): Promise<void> {
+    this.#parts.onEnd(error);
+    await this.#parts.metadata.save({ stage: "failover-failed" });
+  }
+}

@@ -1,0 +1,53 @@
+/** One disk of a secondary: the stack under the replication export and the stack under the view. */
+import { checked } from "../block/checked.js";
+import type { BlockDevice } from "../block/device.js";
+import { CopyBeforeWrite, type CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
+import { gated } from "../block/filters/gated.js";
+import { SecondaryFilter } from "../block/filters/replication.js";
+import type { Gate } from "../block/gate.js";
+
+/** A disk as it was opened, by name. */
+export interface NamedDisk {
+  readonly name: string;
+  /** Path or URI, for people. */
+  readonly path: string;
+  readonly device: BlockDevice;
+}
+
+export class SecondaryDisk {
+  readonly name: string;
+  readonly path: string;
+  /** The secondary disk itself. */
+  readonly disk: BlockDevice;
+  readonly copyBeforeWrite: CopyBeforeWrite;
+  /** What the primary writes to. */
+  readonly replicationExport: BlockDevice;
+  /** What clients of the view see; the same device for the whole life of the node. */
+  readonly viewExport: BlockDevice;
+  readonly #view: SecondaryFilter;
+
+  constructor(disk: NamedDisk, gates: { replication: Gate; view: Gate }, options: CopyBeforeWriteOptions) {
+    this.name = disk.name;
+    this.path = disk.path;
+    this.disk = disk.device;
+    this.copyBeforeWrite = new CopyBeforeWrite(disk.device, options);
+    this.replicationExport = checked(gated(this.copyBeforeWrite, gates.replication, "writes"));
+    const { sizeBytes, blockSize, extents } = disk.device.info;
+    this.#view = new SecondaryFilter({
+      sizeBytes,
+      blockSize: { ...blockSize, minimumBytes: 1 },
+      writable: true,
+      trim: "native",
+      zero: "native",
+      fua: "native",
+      extents,
+    });
+    this.viewExport = checked(gated(this.#view, gates.view, "all"));
+  }
+
+  /** What the view shows from now on; null: nothing, every request fails. The view's gate is shut. */
+  setView(device: BlockDevice | null): void {
+    // Overlays take whole blocks: checked() modifies parts of them, inside the gate, so that no checkpoint comes between.
+    this.#view.setTarget(device === null ? null : checked(device));
+  }
+}

@@ -1,0 +1,427 @@
+/**
+ * The secondary node: stage, epoch, overlays and failover of all its disks at once.
+ *
+ * Invariants:
+ * - Operations run one at a time. What they change together changes with both gates shut, so that every request to any
+ *   disk falls before or after it.
+ * - metadata.json names the epoch whose overlays count. It moves on only after everything received before that
+ *   epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
+ * - From failover on, no replication write reaches a disk: the export is closed before the view becomes the disk.
+ */
+import type { Logger } from "pino";
+import { describeError, MetadataError, StateError } from "../errors.js";
+import {
+  checkDisks,
+  newSecondaryMetadata,
+  readSecondaryMetadata,
+  type SecondaryMetadata,
+} from "../meta/metadata.js";
+import type { StateDirectory } from "../meta/state-directory.js";
+import { DiskGroup } from "./disk-group.js";
+import { type Epoch, EpochStore } from "./epoch.js";
+import { EpochChanger } from "./epoch-changer.js";
+import { ErrorRecord, type RecordedError } from "./error-record.js";
+import { type Commit, Failover, type FailoverOption, failoverOptions } from "./failover.js";
+import { MetadataKeeper } from "./metadata-keeper.js";
+import type { NamedDisk, SecondaryDisk } from "./secondary-disk.js";
+import { Serial } from "./serial.js";
+import {
+  type Effect,
+  type Event,
+  type FailoverTarget,
+  initialState,
+  isPromoted,
+  type Mode,
+  type Stage,
+  type State,
+  step,
+} from "./stage.js";
+import { type SessionId, WriterTracker } from "./writer-tracker.js";
+
+/** What to do when a before-image can't be kept (design, promise 5). */
+export type UndoErrorPolicy = "break-checkpoint" | "break-replication";
+
+export interface SecondaryOptions {
+  readonly directory: StateDirectory;
+  readonly disks: readonly NamedDisk[];
+  readonly onUndoError: UndoErrorPolicy;
+  readonly log: Logger;
+  readonly events: SecondaryEvents;
+}
+
+export interface SecondaryEvents {
+  /** The replication exports are to be closed: resolve when no request of theirs is in flight any more. */
+  disconnectWriters(): Promise<void>;
+  /** A checkpoint is durable here. */
+  checkpointDurable(epoch: number): void;
+  stageChanged(stage: Stage): void;
+  commitEnded(error: Error | null): void;
+}
+
+export interface CheckpointRequest {
+  /** Who asks; null: a manager, who vouches for nothing. */
+  readonly session: SessionId | null;
+  /** Number of the epoch to begin; null: the next. */
+  readonly epoch: number | null;
+}
+
+export class Secondary {
+  readonly #options: SecondaryOptions;
+  readonly #log: Logger;
+  readonly #group: DiskGroup;
+  readonly #store: EpochStore;
+  readonly #metadata: MetadataKeeper<SecondaryMetadata>;
+  readonly #tracker: WriterTracker;
+  readonly #errors = new ErrorRecord();
+  readonly #serial = new Serial();
+  #state: State = initialState("secondary");
+  readonly #epochs: EpochChanger;
+  readonly #failover: Failover;
+  #isFenced = false;
+
+  private constructor(options: SecondaryOptions, metadata: SecondaryMetadata) {
+    this.#options = options;
+    this.#log = options.log;
+    this.#metadata = new MetadataKeeper(options.directory, metadata);
+    this.#group = new DiskGroup(options.disks, {
+      imageLost: (error) => this.#imageLost(error),
+      ioError: (disk, failure) => {
+        this.#ioError(disk, failure);
+      },
+    });
+    this.#store = new EpochStore({ directory: options.directory, disks: this.#group.devices, sync: true });
+    this.#tracker = new WriterTracker(metadata.gap, () => {
+      this.#saveSoon({ gap: this.#tracker.gap });
+    });
+    this.#epochs = new EpochChanger(this.#group, this.#store, this.#metadata, {
+      durable: (epoch) => {
+        this.#log.debug({ epoch }, "checkpoint");
+        options.events.checkpointDurable(epoch);
+      },
+      durabilityLost: (error) => {
+        this.#ioError("", { operation: "flush", offset: 0, lengthBytes: 0, error });
+      },
+    });
+    this.#failover = new Failover({
+      group: this.#group,
+      epochs: this.#epochs,
+      metadata: this.#metadata,
+      serial: this.#serial,
+      onEnd: (failure) => {
+        this.#failoverEnded(failure);
+      },
+    });
+  }
+
+  /**
+   * Takes up where the node stopped or crashed.
+   * @throws MetadataError if the state directory can't be trusted or belongs to other disks
+   */
+  static async open(options: SecondaryOptions): Promise<Secondary> {
+    const { directory, disks } = options;
+    const identities = disks.map(({ name, device }) => ({ name, sizeBytes: device.info.sizeBytes }));
+    const known = await readSecondaryMetadata(directory);
+    if (known !== null) checkDisks(directory, known.disks, identities);
+    const secondary = new Secondary(options, known ?? newSecondaryMetadata(identities));
+    if (known === null) await secondary.#refuseLeftovers();
+    await secondary.#recover();
+    return secondary;
+  }
+
+  get disks(): readonly SecondaryDisk[] {
+    return this.#group.disks;
+  }
+
+  get stage(): Stage {
+    return this.#state.stage;
+  }
+
+  get metadata(): SecondaryMetadata {
+    return this.#metadata.current;
+  }
+
+  /** Number of the epoch that writes belong to. */
+  get epoch(): number {
+    return this.#epochs.number;
+  }
+
+  /** The overlays in use, while replication runs or a failover is under way. */
+  get overlays(): Epoch | null {
+    return this.#group.epoch;
+  }
+
+  get tracker(): WriterTracker {
+    return this.#tracker;
+  }
+
+  get error(): RecordedError | null {
+    return this.#errors.get();
+  }
+
+  /** The commit of a failover, while there is one. */
+  get commit(): Commit | null {
+    return this.#failover.commit;
+  }
+
+  /** Why the replication exports take nobody, or null. */
+  exportRefusal(): string | null {
+    return this.#isFenced
+      ? "this node was promoted by a failover: it takes no replication writes any more"
+      : null;
+  }
+
+  /** Why a checkpoint would be refused now, or null. */
+  checkpointRefusal(): string | null {
+    if (this.stage !== "running") return "Block replication is not running";
+    return this.#group.failure ?? this.#epochs.failure ?? this.#tracker.gap;
+  }
+
+  start(mode: Mode): Promise<void> {
+    return this.#serial.run(() => this.#apply({ type: "start", mode }, null));
+  }
+
+  /**
+   * @returns the number of the epoch that began; see checkpointDurable()
+   * @throws StateError with the reason if it is refused: nothing has changed then
+   */
+  checkpoint(request: CheckpointRequest): Promise<number> {
+    return this.#serial.run(async () => {
+      const { session, epoch } = request;
+      if (session !== null) this.#trust(session);
+      const refusal = this.stage === "running" ? this.checkpointRefusal() : null;
+      if (refusal !== null) throw new StateError("checkpoint-refused", `checkpoint refused: ${refusal}`);
+      // The checkpoint that ends the first copy of a primary of ours starts replication.
+      const isFirst = this.stage === "none" && session !== null;
+      await this.#apply(isFirst ? { type: "start", mode: "secondary" } : { type: "checkpoint" }, epoch);
+      if (session !== null) this.#mended();
+      return this.epoch;
+    });
+  }
+
+  /** Resolves when the checkpoint in force is durable. @throws if it can't become so */
+  checkpointDurable(): Promise<void> {
+    return this.#epochs.durable;
+  }
+
+  /** @throws StateError with QEMU's texts if an error was swallowed or replication is not running */
+  getError(): void {
+    step(this.#state, { type: "get-error" });
+  }
+
+  /** @param failover null: stop without failover, keeping everything received */
+  stop(failover: FailoverTarget | null): Promise<void> {
+    return this.#serial.run(() => {
+      if (failover === "checkpoint" && this.overlays?.isBroken === true && !isPromoted(this.stage)) {
+        const refusal = "the last checkpoint is lost: fail over to the latest content instead (--to latest)";
+        throw new StateError("checkpoint-lost", `failover refused: ${refusal}`);
+      }
+      return this.#apply({ type: "stop", failover }, null);
+    });
+  }
+
+  /** Resolves when the background part of a failover has ended, one way or the other. */
+  commitEnded(): Promise<void> {
+    return this.#failover.ended;
+  }
+
+  /** What a failover now would cost, target by target. @throws StateError if there is nothing to fail over */
+  failoverOptions(): FailoverOption[] {
+    if (isPromoted(this.stage)) {
+      throw new StateError("promoted", `failover is ${this.stage === "done" ? "done" : "under way"} already`);
+    }
+    const { overlays } = this;
+    if (overlays === null) {
+      throw new StateError(
+        "not-running",
+        "Block replication is not running: there is nothing to fail over to",
+      );
+    }
+    const { checkpointAt } = this.metadata;
+    const seconds = checkpointAt === null ? 0 : Math.max(0, (Date.now() - Date.parse(checkpointAt)) / 1000);
+    return failoverOptions(overlays, seconds, this.#tracker.gap);
+  }
+
+  /**
+   * A primary of ours introduces itself. Whoever wrote before is cut off: a late write of an old connection would
+   * overwrite what this one sends.
+   * @returns whether it wrote last, so that what it knows to be missing is all that is missing
+   */
+  introduce(session: SessionId): Promise<boolean> {
+    return this.#serial.run(async () => {
+      const refusal = this.exportRefusal();
+      if (refusal !== null) throw new StateError("promoted", refusal);
+      this.#tracker.introduce(session);
+      await this.#options.events.disconnectWriters();
+      await this.#group.drain();
+      this.#group.forgetFailures();
+      const isKnown = this.metadata.session === session;
+      if (!isKnown) await this.#metadata.save({ session });
+      return isKnown;
+    });
+  }
+
+  /** A writer that did not introduce itself is there: what a primary remembers of this replica is void. */
+  foreignWriter(): void {
+    if (this.metadata.session !== null) this.#saveSoon({ session: null });
+  }
+
+  /** Finishes what was acknowledged, makes it durable and records a clean state. The exports are closed already. */
+  close(): Promise<void> {
+    return this.#serial.run(async () => {
+      await this.#group.drain();
+      await this.#epochs.settled();
+      await this.#group.flush();
+      await this.overlays?.flush();
+      await this.#metadata.save({
+        cleanShutdown: this.#group.failure === null && this.#epochs.failure === null,
+      });
+      await this.overlays?.close();
+    });
+  }
+
+  async #apply(event: Event, epoch: number | null): Promise<void> {
+    const [next, effects] = step(this.#state, event);
+    for (const effect of effects) await this.#effect(effect, next, epoch);
+    this.#become(next);
+  }
+
+  #become(next: State): void {
+    const isChange = next.stage !== this.#state.stage;
+    this.#state = next;
+    if (!isChange) return;
+    this.#log.info({ stage: next.stage, epoch: this.epoch }, "stage");
+    this.#options.events.stageChanged(next.stage);
+  }
+
+  #effect(effect: Effect, next: State, epoch: number | null): Promise<void> {
+    switch (effect) {
+      case "begin-epoch":
+        return this.#beginEpoch(epoch ?? this.epoch + 1);
+      case "drop-overlays":
+        return this.#dropOverlays();
+      case "fence":
+        return this.#fence();
+      case "commit":
+        return this.#beginFailover(next.target ?? "checkpoint");
+    }
+  }
+
+  async #beginEpoch(number: number): Promise<void> {
+    // Before the first write of the epoch, so that none is lost unseen.
+    if (this.overlays === null) this.#tracker.begin();
+    await this.#epochs.begin(number);
+  }
+
+  async #dropOverlays(): Promise<void> {
+    await this.#epochs.end();
+    this.#tracker.end();
+    this.#errors.clear();
+  }
+
+  async #fence(): Promise<void> {
+    this.#isFenced = true;
+    this.#group.fence();
+    await this.#options.events.disconnectWriters();
+    await this.#group.drain();
+    await this.#epochs.settled();
+  }
+
+  #beginFailover(target: FailoverTarget): Promise<void> {
+    const { overlays } = this;
+    if (overlays === null) throw new Error("failover without overlays");
+    return this.#failover.begin(overlays, target);
+  }
+
+  #failoverEnded(failure: Error | null): void {
+    if (failure === null) this.#errors.clear();
+    else this.#log.error({ error: failure.message }, "failover failed");
+    if (this.stage === "failover") {
+      this.#become(step(this.#state, { type: failure === null ? "commit-succeeded" : "commit-failed" })[0]);
+    }
+    this.#options.events.commitEnded(failure);
+  }
+
+  /** Promise 5's policy: resolves to go on without the checkpoint, rejects to refuse the write. */
+  async #imageLost(error: Error): Promise<void> {
+    const { overlays } = this;
+    if (this.#options.onUndoError === "break-replication" || overlays === null) throw error;
+    if (overlays.isBroken) return;
+    await overlays.breakCheckpoint();
+    this.#log.error({ epoch: overlays.number }, "checkpoint lost: no rollback until the next checkpoint");
+    this.#ioError("", { operation: "copy-before-write", offset: 0, lengthBytes: 0, error });
+  }
+
+  #ioError(
+    disk: string,
+    failure: { operation: string; offset: number; lengthBytes: number; error: Error },
+  ): void {
+    if (this.#errors.add(disk, failure)) {
+      this.#log.error({ disk, ...failure, error: failure.error.message }, "I/O error on the secondary");
+    }
+    // Without before-images the replica is whole: the next checkpoint mends it.
+    if (failure.operation !== "copy-before-write") {
+      this.#tracker.writeFailed(`${failure.operation} failed on the secondary: ${failure.error.message}`);
+    }
+    this.#become(step(this.#state, { type: "io-error" })[0]);
+  }
+
+  /** Takes a primary's word that nothing is missing. */
+  #trust(session: SessionId): void {
+    if (isPromoted(this.stage))
+      throw new StateError("promoted", "checkpoint refused: this node was promoted by a failover");
+    if (!this.#tracker.resynced(session)) {
+      throw new StateError(
+        "session-lost",
+        "checkpoint refused: the primary's connections were lost since its handshake",
+      );
+    }
+  }
+
+  #mended(): void {
+    this.#errors.clear();
+    this.#become(step(this.#state, { type: "errors-mended" })[0]);
+  }
+
+  #saveSoon(change: Partial<SecondaryMetadata>): void {
+    this.#metadata.saveSoon(change, (error) => {
+      this.#log.error({ error: describeError(error) }, "metadata could not be written");
+    });
+  }
+
+  async #refuseLeftovers(): Promise<void> {
+    const leftover = await this.#store.anyFile();
+    if (leftover === null) return;
+    const { path } = this.#options.directory;
+    throw new MetadataError(
+      "missing",
+      `${path}/metadata.json is missing although ${leftover} is there: restore it, or remove the directory, which costs a full copy`,
+    );
+  }
+
+  async #recover(): Promise<void> {
+    const { stage, epoch, failoverTarget: target, cleanShutdown } = this.metadata;
+    const overlays = stage === "none" || stage === "done" ? null : await this.#store.recover(epoch);
+    if (overlays === null) await this.#store.removeAllBut(null);
+    this.#state = { ...this.#state, stage, target, hasError: stage === "failover-failed" };
+    this.#isFenced = stage !== "none" && stage !== "running";
+    if (this.#isFenced) this.#group.fence();
+    await this.#metadata.save({ cleanShutdown: false });
+    if (overlays === null) {
+      if (stage === "done") await this.#group.showDisks(() => Promise.resolve());
+      return;
+    }
+    if (stage === "running") {
+      this.#group.resume(overlays);
+      this.#tracker.resume();
+      if (!cleanShutdown)
+        this.#tracker.writeFailed(
+          "the secondary was not shut down cleanly and may have lost acknowledged writes",
+        );
+      return;
+    }
+    this.#group.adopt(overlays);
+    if (stage === "failover") await this.#beginFailover(target ?? "checkpoint");
+    else if (target === "latest") for (const disk of this.disks) disk.setView(disk.disk);
+    else await this.#failover.show(overlays);
+  }
+}

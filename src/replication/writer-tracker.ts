@@ -1,0 +1,113 @@
+/**
+ * Whether the secondary disks may lack something that their writer believes to be there (design, promise 10).
+ *
+ * A primary of ours says hello (handshake), resyncs what it knows to be missing and then asks for a checkpoint. A QEMU
+ * primary reconnects by itself after a reset and goes on, and the writes between are lost without a trace. So a hole is
+ * assumed as soon as a writer went away with requests unanswered, had one refused, or came back without a resync.
+ *
+ * Invariants: `gap` only goes from set to null through `begin()`, when replication is started anew, or
+ * `resynced()`, on the word of the session whose connections have all held since its handshake.
+ */
+import type { ConnectionObserver, ConnectionSummary } from "../nbd/server/exports.js";
+
+/** How a primary of ours names one life of its process; null: a writer that never introduced itself. */
+export type SessionId = string;
+
+export class WriterTracker {
+  #gap: string | null;
+  #session: SessionId | null = null;
+  #hasDeparted = false;
+  #isWatching = false;
+  readonly #onChange: () => void;
+
+  /** @param gap what is known from before a restart */
+  constructor(gap: string | null, onChange: () => void) {
+    this.#gap = gap;
+    this.#onChange = onChange;
+  }
+
+  /** Why the replica may have a hole, or null. */
+  get gap(): string | null {
+    return this.#gap;
+  }
+
+  /** The session that introduced itself and has not been lost since. */
+  get session(): SessionId | null {
+    return this.#session;
+  }
+
+  /** From now on lost writes matter: replication runs. Before that the first copy may start over as it likes. */
+  begin(): void {
+    this.#isWatching = true;
+    this.#hasDeparted = false;
+    this.#setGap(null);
+  }
+
+  /** After a restart in the middle of an epoch. */
+  resume(): void {
+    this.#isWatching = true;
+    this.#hasDeparted = true;
+  }
+
+  end(): void {
+    this.#isWatching = false;
+    this.#session = null;
+    this.#setGap(null);
+  }
+
+  /** A primary introduced itself; whoever wrote before has been cut off. */
+  introduce(session: SessionId): void {
+    this.#session = session;
+    if (this.#isWatching)
+      this.#setGap(this.#gap ?? "the primary has reconnected and its resync is not finished");
+  }
+
+  /** The session says that nothing is missing any more. @returns false if its word doesn't count */
+  resynced(session: SessionId): boolean {
+    if (session !== this.#session) return false;
+    this.#hasDeparted = false;
+    this.#setGap(null);
+    return true;
+  }
+
+  /** A write failed here, after it was acknowledged or not. */
+  writeFailed(reason: string): void {
+    if (this.#isWatching) this.#setGap(this.#gap ?? reason);
+  }
+
+  /** To be told of each connection to the replication export. */
+  observe(peer: string): ConnectionObserver {
+    const session = this.#session;
+    return {
+      firstWrite: (): void => {
+        const isIntroduced = session !== null && session === this.#session;
+        if (this.#isWatching && this.#hasDeparted && !isIntroduced) {
+          this.#setGap(this.#gap ?? `writer ${peer} came back without a resync`);
+        }
+      },
+      closed: (summary): void => {
+        this.#closed(peer, session, summary);
+      },
+    };
+  }
+
+  #closed(peer: string, session: SessionId | null, summary: ConnectionSummary): void {
+    // A connection that a handshake replaced has been accounted for by that handshake.
+    if (session !== this.#session || (summary.writes === 0 && session === null)) return;
+    this.#session = null;
+    if (!this.#isWatching) return;
+    this.#hasDeparted = true;
+    if (summary.unansweredWrites > 0) {
+      this.#setGap(
+        this.#gap ?? `writer ${peer} went away with ${summary.unansweredWrites} requests unanswered`,
+      );
+    } else if (summary.failedWrites > 0) {
+      this.#setGap(this.#gap ?? `${summary.failedWrites} writes of ${peer} were refused`);
+    } else this.#onChange();
+  }
+
+  #setGap(gap: string | null): void {
+    this.#gap = gap;
+    this.#onChange();
+  }
+}
