@@ -8,7 +8,7 @@
  */
 import { StateError } from "../errors.js";
 import type { ForeignLock, Libc } from "./libc.js";
-import { libc, SystemCallError } from "./libc.js";
+import { SystemCallError } from "./libc.js";
 
 const USED = 100;
 const UNSHARED = 200;
@@ -32,12 +32,17 @@ const WRITER: Claim = {
 
 /**
  * Locks an open image for as long as `fd` stays open.
+ * @param system libc(); null: nothing is locked
  * @param fd open for reading at least
  * @returns whether it is locked; false where the system or the file system has no such locks
  * @throws StateError "disk-locked" when QEMU or another node uses the image in a way that excludes ours
  */
-export function lockImage(fd: number, path: string, options: { writable: boolean }): boolean {
-  const system = libc();
+export function lockImage(
+  system: Libc | null,
+  fd: number,
+  path: string,
+  options: { readonly writable: boolean },
+): boolean {
   if (system === null) return false;
   const claim = options.writable ? WRITER : READER;
   let inTheWay: ForeignLock | null;

@@ -15,6 +15,7 @@ import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../src/block/dev
 import { Flag } from "../../src/block/device.js";
 import type { Errno } from "../../src/errors.js";
 import { DeviceError } from "../../src/errors.js";
+import type { Random } from "./seed.js";
 
 export type Operation = "read" | "write" | "zero" | "trim" | "flush" | "extents";
 
@@ -182,6 +183,11 @@ export class FailingDevice implements BlockDevice {
     return this.#add(new RequestRule(match, () => new Promise((resolve) => setTimeout(resolve, delayMs))));
   }
 
+  /** Requests that match wait for a random number of turns of the event loop, and so overtake each other. */
+  reorder(match: Match, random: Random, turnsMaximum = 4): Rule {
+    return this.#add(new RequestRule(match, () => turns(random.below(turnsMaximum + 1))));
+  }
+
   /** Removes all rules; what they hold stays held. */
   clear(): void {
     for (const rule of this.#rules) rule.remove();
@@ -238,6 +244,10 @@ export class FailingDevice implements BlockDevice {
     if (rule !== undefined) await rule.decide(request);
     return next();
   }
+}
+
+async function turns(count: number): Promise<void> {
+  for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve));
 }
 
 function concerns(match: Match, request: Request): boolean {

@@ -13,11 +13,10 @@ import { GroupFlush } from "../group-flush.js";
 import { fileError } from "./file-errors.js";
 import { dataSync, readFully, writeFully } from "./file-io.js";
 import type { FileOptions, OpenFile } from "./file-open.js";
-import { closeFile, openDiskFile } from "./file-open.js";
+import { closeFile, openDiskFile, systemOf } from "./file-open.js";
 import { FileRanges } from "./file-ranges.js";
 import { DeviceError } from "../../errors.js";
 import type { Libc } from "../../os/libc.js";
-import { libc } from "../../os/libc.js";
 
 const PREFERRED_BYTES = 4096;
 const MAXIMUM_BYTES = 32 * 1024 * 1024;
@@ -30,7 +29,7 @@ const MAXIMUM_BYTES = 32 * 1024 * 1024;
 export async function openFileDevice(path: string, options: FileOptions): Promise<BlockDevice> {
   const file = await openDiskFile(path, options);
   try {
-    const system = libc();
+    const system = systemOf(options);
     return new FileDevice(file, system, await FileRanges.probe(system, file));
   } catch (error) {
     await closeFile(file.fd);

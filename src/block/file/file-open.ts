@@ -9,6 +9,8 @@ import { promisify } from "node:util";
 import { errnoNumber } from "./file-errors.js";
 import { ConfigError, StateError, describeError } from "../../errors.js";
 import { lockImage } from "../../os/image-lock.js";
+import type { Libc } from "../../os/libc.js";
+import { libc } from "../../os/libc.js";
 import { syncDirectory } from "../../os/sync-directory.js";
 
 const openFile = promisify(openCallback);
@@ -24,6 +26,10 @@ export interface FileOptions {
   readonly writable: boolean;
   /** Create the file, sparse, of this size if it is missing; refuse one of another size. */
   readonly createSizeBytes?: number;
+  /** What the machine can do beside Node's own file calls; default: libc(). */
+  readonly system?: Libc | null;
+  /** Is told, in one line, what this system can't protect against. */
+  readonly warn?: (message: string) => void;
 }
 
 /** An open file that is locked (see image-lock.ts) until it is closed. */
@@ -48,7 +54,7 @@ export async function openDiskFile(path: string, options: FileOptions): Promise<
   if (createSizeBytes === undefined || !options.writable) {
     throw new ConfigError("disk-missing", `disk ${path} does not exist: give --size to create it`);
   }
-  return createDisk(path, createSizeBytes);
+  return createDisk(path, createSizeBytes, options);
 }
 
 async function openExisting(path: string, options: FileOptions, found: BigIntStats): Promise<OpenFile> {
@@ -63,7 +69,7 @@ async function openExisting(path: string, options: FileOptions, found: BigIntSta
     throw openFailure(path, options.writable, error);
   });
   try {
-    lockImage(fd, path, options);
+    lockOrWarn(fd, path, options);
     const file = await describeFile(fd, path, options.writable);
     checkSize(file, options.createSizeBytes);
     return file;
@@ -73,7 +79,7 @@ async function openExisting(path: string, options: FileOptions, found: BigIntSta
   }
 }
 
-async function createDisk(path: string, sizeBytes: number): Promise<OpenFile> {
+async function createDisk(path: string, sizeBytes: number, options: FileOptions): Promise<OpenFile> {
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0) {
     throw new ConfigError(
       "bad-size",
@@ -87,7 +93,7 @@ async function createDisk(path: string, sizeBytes: number): Promise<OpenFile> {
     });
   });
   try {
-    lockImage(fd, path, { writable: true });
+    lockOrWarn(fd, path, options);
     await promisify(ftruncate)(fd, sizeBytes);
     await promisify(fsync)(fd);
     await syncDirectory(dirname(path));
@@ -103,6 +109,17 @@ async function createDisk(path: string, sizeBytes: number): Promise<OpenFile> {
       { cause: error },
     );
   }
+}
+
+export function systemOf(options: FileOptions): Libc | null {
+  return options.system === undefined ? libc() : options.system;
+}
+
+function lockOrWarn(fd: number, path: string, options: FileOptions): void {
+  if (lockImage(systemOf(options), fd, path, options)) return;
+  options.warn?.(
+    `disk ${path} can't be locked on this system: nothing keeps another process from writing it`,
+  );
 }
 
 async function statIfThere(path: string): Promise<BigIntStats | null> {

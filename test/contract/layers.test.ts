@@ -1,0 +1,96 @@
+/** The contract on every layer. Add yours: one describeBlockDevice() each. */
+import { existsSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { checked } from "../../src/block/checked.js";
+import { openFileDevice } from "../../src/block/file/file-device.js";
+import { FailingDevice } from "../tools/failing-device.js";
+import type { MemoryDeviceOptions } from "../tools/memory-device.js";
+import { MemoryDevice } from "../tools/memory-device.js";
+import { Random, SEED } from "../tools/seed.js";
+import type { ContractSubject } from "./device-contract.js";
+import { describeBlockDevice } from "./device-contract.js";
+
+const SIZE_BYTES = 1024 * 1024;
+const ODD_SIZE_BYTES = SIZE_BYTES - 1234;
+
+function inMemory(sizeBytes: number, options: MemoryDeviceOptions = {}): ContractSubject {
+  const device = new MemoryDevice(sizeBytes, options);
+  return { device, close: () => device.close() };
+}
+
+function checkedMemory(sizeBytes: number, options: MemoryDeviceOptions = {}): ContractSubject {
+  const device = checked(inMemory(sizeBytes, options).device);
+  return { device, close: () => device.close() };
+}
+
+/** Requests overtake each other below checked(), as on a real disk. */
+function checkedReordering(options: MemoryDeviceOptions): ContractSubject {
+  const reordering = new FailingDevice(new MemoryDevice(ODD_SIZE_BYTES, options));
+  reordering.reorder({}, new Random(SEED));
+  const device = checked(reordering);
+  return { device, close: () => device.close() };
+}
+
+async function inFile(
+  parent: string,
+  sizeBytes: number,
+  options: { system?: null; checked?: boolean } = {},
+): Promise<ContractSubject> {
+  const directory = await mkdtemp(join(parent, "contract-"));
+  const file = await openFileDevice(join(directory, "disk.img"), {
+    ...options,
+    writable: true,
+    createSizeBytes: sizeBytes,
+  });
+  const device = options.checked === true ? checked(file) : file;
+  return {
+    device,
+    async close(): Promise<void> {
+      await device.close();
+      await rm(directory, { recursive: true });
+    },
+  };
+}
+
+const NOTHING = { trim: "none", zero: "none", fua: "none", extents: "none" } as const;
+const CHECKED = { checked: true };
+
+describeBlockDevice("memory", () => Promise.resolve(inMemory(ODD_SIZE_BYTES)));
+describeBlockDevice("memory with blocks of 512", () =>
+  Promise.resolve(inMemory(ODD_SIZE_BYTES, { minimumBytes: 512 })),
+);
+describeBlockDevice("memory without anything", () => Promise.resolve(inMemory(SIZE_BYTES, NOTHING)));
+
+describeBlockDevice("a file", () => inFile(tmpdir(), SIZE_BYTES));
+describeBlockDevice("a file of odd size", () => inFile(tmpdir(), ODD_SIZE_BYTES));
+describeBlockDevice("a file without koffi", () => inFile(tmpdir(), ODD_SIZE_BYTES, { system: null }));
+
+// A tmpfs has no ZERO_RANGE and answers no RWF_NOWAIT.
+const TMPFS = "/dev/shm";
+if (existsSync(TMPFS)) describeBlockDevice("a file on a tmpfs", () => inFile(TMPFS, ODD_SIZE_BYTES));
+
+describeBlockDevice("checked memory", () => Promise.resolve(checkedMemory(ODD_SIZE_BYTES)), CHECKED);
+describeBlockDevice(
+  "checked memory with blocks of 512, short payloads and nothing else",
+  () => Promise.resolve(checkedMemory(ODD_SIZE_BYTES, { ...NOTHING, minimumBytes: 512, maximumBytes: 8192 })),
+  CHECKED,
+);
+describeBlockDevice(
+  "checked memory with blocks of 4096 and requests that overtake each other",
+  () => Promise.resolve(checkedReordering({ minimumBytes: 4096 })),
+  CHECKED,
+);
+describeBlockDevice(
+  "checked memory with blocks of 512, no zeroes, and requests that overtake each other",
+  () => Promise.resolve(checkedReordering({ minimumBytes: 512, zero: "none", fua: "none" })),
+  CHECKED,
+);
+describeBlockDevice("a checked file", () => inFile(tmpdir(), ODD_SIZE_BYTES, CHECKED), CHECKED);
+describeBlockDevice(
+  "a checked file without koffi",
+  () => inFile(tmpdir(), ODD_SIZE_BYTES, { system: null, checked: true }),
+  CHECKED,
+);
