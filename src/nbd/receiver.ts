@@ -40,7 +40,7 @@ export interface RequestSink {
   request(request: RequestHeader, payload: Buffer | null): void;
 }
 
-const EMPTY = Buffer.alloc(0);
+const EMPTY: Buffer = Buffer.alloc(0);
 
 /** What is expected next. */
 type Phase = "client-flags" | "option-header" | "option-data" | "request-header" | "payload";

@@ -25,23 +25,17 @@ export interface ListenerEvents {
  * @throws ReplError address-in-use when somebody listens there, cannot-listen for any other reason
  */
 export async function openListener(address: Address, events: ListenerEvents): Promise<Listener> {
+  const text = formatAddress(address);
   try {
+    if (address.kind === "unix" && (await isStaleSocket(address.path))) await unlink(address.path);
     return await bind(address, events);
   } catch (error) {
-    if (errnoCode(error) !== "EADDRINUSE") {
-      throw new ReplError(
-        "cannot-listen",
-        `can't listen on ${formatAddress(address)}: ${describeError(error)}`,
-        {
-          cause: error,
-        },
-      );
+    if (errnoCode(error) === "EADDRINUSE") {
+      throw new ReplError("address-in-use", `${text} is in use`, { cause: error });
     }
-    if (address.kind === "unix" && (await isStaleSocket(address.path))) {
-      await unlink(address.path);
-      return bind(address, events);
-    }
-    throw new ReplError("address-in-use", `${formatAddress(address)} is in use`, { cause: error });
+    throw new ReplError("cannot-listen", `can't listen on ${text}: ${describeError(error)}`, {
+      cause: error,
+    });
   }
 }
 
@@ -67,9 +61,13 @@ function bind(address: Address, events: ListenerEvents): Promise<Listener> {
   });
 }
 
-/** A socket file that nobody listens on any more, as a crash leaves it. */
+/** Whether there is a socket file that nobody listens on any more, as a crash leaves it. */
 async function isStaleSocket(path: string): Promise<boolean> {
-  if (!(await lstat(path)).isSocket()) return false;
+  const found = await lstat(path).catch((error: unknown) => {
+    if (errnoCode(error) === "ENOENT") return null;
+    throw error;
+  });
+  if (found?.isSocket() !== true) return false;
   return new Promise((resolve) => {
     const probe = connect({ path });
     probe.once("connect", () => {

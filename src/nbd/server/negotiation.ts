@@ -46,7 +46,7 @@ export type Outcome =
 
 const CONTINUE: Outcome = { kind: "continue" };
 const FINISH: Outcome = { kind: "finish" };
-const EMPTY = Buffer.alloc(0);
+const EMPTY: Buffer = Buffer.alloc(0);
 
 export interface NegotiationOptions {
   readonly exports: ExportTable;
