@@ -1,0 +1,137 @@
+/** The options of a node, once for the command line's help, the config file's keys and docs/cli.md. */
+import type { NodeRole } from "../status.js";
+
+export interface NodeOption {
+  readonly name: string;
+  readonly nodes: readonly NodeRole[];
+  /** What stands for the value in the help. */
+  readonly value: string;
+  readonly repeatable?: true;
+  readonly describe: string;
+  /** As text for the help; absent where there is none. */
+  readonly defaultText?: string;
+}
+
+const BOTH = ["primary", "secondary"] as const;
+
+export const NODE_OPTIONS = [
+  {
+    name: "disk",
+    nodes: BOTH,
+    value: "NAME=PATH",
+    repeatable: true,
+    describe: "a raw file, block device or nbd+unix:// URI, exported as NAME (required, repeatable)",
+  },
+  {
+    name: "size",
+    nodes: BOTH,
+    value: "SIZE",
+    describe: "create missing disk files, sparse, of this size (512M, 1.5G; powers of 1024)",
+  },
+  {
+    name: "listen",
+    nodes: ["primary"],
+    value: "ADDR",
+    repeatable: true,
+    describe: "where guests connect: HOST:PORT, [V6]:PORT or unix:PATH (repeatable)",
+    defaultText: "127.0.0.1:10809",
+  },
+  {
+    name: "listen",
+    nodes: ["secondary"],
+    value: "ADDR",
+    repeatable: true,
+    describe: 'where the primary connects: HOST:PORT, [V6]:PORT or unix:PATH (repeatable), or "none"',
+    defaultText: "127.0.0.1:10809",
+  },
+  {
+    name: "view",
+    nodes: ["secondary"],
+    value: "ADDR",
+    repeatable: true,
+    describe: "where the view of the last checkpoint is served (repeatable)",
+    defaultText: "unix:STATE/view.sock",
+  },
+  {
+    name: "replica",
+    nodes: ["primary"],
+    value: "URI",
+    describe: "the secondary's NBD server: nbd://HOST[:PORT] or nbd+unix:///?socket=PATH",
+  },
+  {
+    name: "replica-qmp",
+    nodes: ["primary"],
+    value: "ADDR",
+    describe: "the secondary's QMP server, for checkpoints; without it a manager drives them",
+  },
+  {
+    name: "checkpoint-interval",
+    nodes: ["primary"],
+    value: "TIME",
+    describe: "time between periodic checkpoints (500ms, 5s, 2m); 0: on demand only",
+    defaultText: "0",
+  },
+  {
+    name: "ack-mode",
+    nodes: ["primary"],
+    value: "MODE",
+    describe:
+      "what a guest's write waits for: async (local disk), memsync (replica has it), sync (has it durable)",
+    defaultText: "memsync",
+  },
+  {
+    name: "replica-timeout",
+    nodes: ["primary"],
+    value: "TIME",
+    describe: "a replica silent for so long is given up until it answers again",
+    defaultText: "5s",
+  },
+  {
+    name: "resync-rate",
+    nodes: ["primary"],
+    value: "RATE",
+    describe: "limit of the copying to the replica, a second (100M); 0: none",
+    defaultText: "0",
+  },
+  {
+    name: "on-undo-error",
+    nodes: ["secondary"],
+    value: "POLICY",
+    describe:
+      "if a before-image can't be kept: break-checkpoint (go on, no rollback) or break-replication (refuse the write)",
+    defaultText: "break-checkpoint",
+  },
+  {
+    name: "qmp",
+    nodes: BOTH,
+    value: "ADDR",
+    repeatable: true,
+    describe: "where QMP is served, besides unix:STATE/qmp.sock: tcp:HOST:PORT or unix:PATH (repeatable)",
+  },
+  {
+    name: "state-dir",
+    nodes: BOTH,
+    value: "DIR",
+    describe: "STATE: overlays, dirty map, metadata, sockets",
+    defaultText: "${XDG_STATE_HOME:-~/.local/state}/nbd-replication/{primary,secondary}",
+  },
+  {
+    name: "log-level",
+    nodes: BOTH,
+    value: "LEVEL",
+    describe: "error, warn, info, debug or trace",
+    defaultText: "info",
+  },
+  {
+    name: "log-format",
+    nodes: BOTH,
+    value: "FORMAT",
+    describe: "pretty or json",
+    defaultText: "pretty on a terminal, else json",
+  },
+] as const satisfies readonly NodeOption[];
+
+/** The options of one of the two programs. */
+export function optionsOf(role: NodeRole): readonly NodeOption[] {
+  return NODE_OPTIONS.filter((option: NodeOption) => option.nodes.includes(role));
+}

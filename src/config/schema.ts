@@ -1,0 +1,197 @@
+/** The configuration of a node: what the options mean together, their defaults, and what they exclude. */
+import { join } from "node:path";
+import { z } from "zod";
+import { ConfigError } from "../errors.js";
+import { LOG_FORMATS, LOG_LEVELS } from "../log.js";
+import type { LogFormat, LogLevel } from "../log.js";
+import { formatAddress, parseAddress, unixAddress } from "../net/address.js";
+import type { Address } from "../net/address.js";
+import type { AckMode } from "../status.js";
+import {
+  addressField,
+  choiceField,
+  directoryField,
+  diskField,
+  durationField,
+  rateField,
+  replicaField,
+  sizeField,
+} from "./fields.js";
+import type { DiskConfig } from "./fields.js";
+
+export type UndoErrorPolicy = "break-checkpoint" | "break-replication";
+
+interface NodeConfig {
+  /** At least one; names and paths are unique. */
+  readonly disks: readonly DiskConfig[];
+  /** Size of the disk files to create; null: they must exist. */
+  readonly createSizeBytes: number | null;
+  /** Besides defaultQmpAddress(stateDir), which is always served. */
+  readonly qmp: readonly Address[];
+  readonly stateDir: string;
+  readonly logLevel: LogLevel;
+  /** null: as createLogger() chooses. */
+  readonly logFormat: LogFormat | null;
+}
+
+export interface PrimaryConfig extends NodeConfig {
+  /** For guests. */
+  readonly listen: readonly Address[];
+  /** NBD URI, checked; null: no replica for now. */
+  readonly replica: string | null;
+  /** null: a manager drives the checkpoints. Never set without `replica`. */
+  readonly replicaQmp: Address | null;
+  /** 0: on demand only. */
+  readonly checkpointIntervalMs: number;
+  readonly ackMode: AckMode;
+  readonly replicaTimeoutMs: number;
+  /** 0: without limit. */
+  readonly resyncRateBytesPerSecond: number;
+}
+
+export interface SecondaryConfig extends NodeConfig {
+  /** For the primary; empty for `--listen none`. */
+  readonly listen: readonly Address[];
+  readonly view: readonly Address[];
+  readonly onBackupError: UndoErrorPolicy;
+}
+
+/** QEMU has none and stalls guests; five seconds ride out a switch's reconvergence and a guest's SCSI layer alike. */
+const DEFAULT_REPLICA_TIMEOUT_MS = 5000;
+
+/** Below it, an ordinary pause of the other process would look like an outage. */
+const MINIMUM_REPLICA_TIMEOUT_MS = 100;
+
+const DEFAULT_LISTEN: readonly Address[] = [parseAddress("127.0.0.1:10809")];
+
+const NO_LISTENER = "none";
+
+const commonFields = {
+  disk: z.array(diskField).optional(),
+  size: sizeField.optional(),
+  listen: z.array(addressField).optional(),
+  qmp: z.array(addressField).default([]),
+  "state-dir": directoryField,
+  "log-level": choiceField(LOG_LEVELS).default("info"),
+  "log-format": choiceField(LOG_FORMATS).optional(),
+};
+
+const primaryFields = z.strictObject({
+  ...commonFields,
+  replica: replicaField.optional(),
+  "replica-qmp": addressField.optional(),
+  "checkpoint-interval": durationField.default(0),
+  "ack-mode": choiceField(["async", "memsync", "sync"]).default("memsync"),
+  "replica-timeout": durationField.default(DEFAULT_REPLICA_TIMEOUT_MS),
+  "resync-rate": rateField.default(0),
+});
+
+const secondaryFields = z.strictObject({
+  ...commonFields,
+  view: z.array(addressField).optional(),
+  "on-undo-error": choiceField(["break-checkpoint", "break-replication"]).default("break-checkpoint"),
+});
+
+/** The values of the options, as text; a list for those that may be repeated. */
+export type OptionValues = Readonly<Record<string, string | readonly string[]>>;
+
+/** Where an option's value came from, for errors: "--size", "pair.yaml: size". */
+export type NameOption = (option: string) => string;
+
+/** @throws ConfigError that names the option, its value and what would be right */
+export function primaryConfig(values: OptionValues, nameOption: NameOption): PrimaryConfig {
+  const fields = check(primaryFields, values, nameOption);
+  const listen = fields.listen ?? DEFAULT_LISTEN;
+  const replica = fields.replica ?? null;
+  const replicaQmp = fields["replica-qmp"] ?? null;
+  const checkpointIntervalMs = fields["checkpoint-interval"];
+  if (replicaQmp !== null && replica === null) throw conflict(nameOption("replica-qmp"), "needs --replica");
+  if (checkpointIntervalMs > 0 && replica !== null && replicaQmp === null) {
+    throw conflict(
+      nameOption("checkpoint-interval"),
+      "needs --replica-qmp: without it a manager drives the checkpoints",
+    );
+  }
+  if (fields["replica-timeout"] < MINIMUM_REPLICA_TIMEOUT_MS) {
+    throw conflict(nameOption("replica-timeout"), `must be at least ${MINIMUM_REPLICA_TIMEOUT_MS}ms`);
+  }
+  const common = commonConfig(fields, listen, nameOption);
+  return {
+    ...common,
+    listen,
+    replica,
+    replicaQmp,
+    checkpointIntervalMs,
+    ackMode: fields["ack-mode"],
+    replicaTimeoutMs: fields["replica-timeout"],
+    resyncRateBytesPerSecond: fields["resync-rate"],
+  };
+}
+
+/** @throws ConfigError that names the option, its value and what would be right */
+export function secondaryConfig(values: OptionValues, nameOption: NameOption): SecondaryConfig {
+  const { listen: listenValues, ...others } = values;
+  const none = [listenValues].flat().includes(NO_LISTENER);
+  if (none && [listenValues].flat().length > 1) {
+    throw conflict(nameOption("listen"), `"${NO_LISTENER}" can't be combined with an address`);
+  }
+  const fields = check(secondaryFields, none ? others : values, nameOption);
+  const listen = none ? [] : (fields.listen ?? DEFAULT_LISTEN);
+  const view = fields.view ?? [unixAddress(join(fields["state-dir"], "view.sock"))];
+  const common = commonConfig(fields, [...listen, ...view], nameOption);
+  return { ...common, listen, view, onBackupError: fields["on-undo-error"] };
+}
+
+/** The QMP socket that every node serves. @throws ConfigError if the path is too long for a socket */
+export function defaultQmpAddress(stateDir: string): Address {
+  return unixAddress(join(stateDir, "qmp.sock"));
+}
+
+function commonConfig(
+  fields: Pick<
+    z.output<typeof primaryFields>,
+    "disk" | "size" | "qmp" | "state-dir" | "log-level" | "log-format"
+  >,
+  otherAddresses: readonly Address[],
+  nameOption: NameOption,
+): NodeConfig {
+  const disks = fields.disk ?? [];
+  if (disks.length === 0) throw new ConfigError("missing-disk", "no disk given: use --disk NAME=PATH");
+  refuseRepeated(
+    disks.map((disk) => disk.name),
+    `${nameOption("disk")}: two disks are named`,
+  );
+  refuseRepeated(
+    disks.map((disk) => disk.path),
+    `${nameOption("disk")}: two disks are kept in`,
+  );
+  const addresses = [...otherAddresses, ...fields.qmp, defaultQmpAddress(fields["state-dir"])];
+  refuseRepeated(
+    addresses.filter((address) => address.kind === "unix" || address.port !== 0).map(formatAddress),
+    "two listeners have the address",
+  );
+  return {
+    disks,
+    createSizeBytes: fields.size ?? null,
+    qmp: fields.qmp,
+    stateDir: fields["state-dir"],
+    logLevel: fields["log-level"],
+    logFormat: fields["log-format"] ?? null,
+  };
+}
+
+function check<S extends z.ZodType>(schema: S, values: OptionValues, nameOption: NameOption): z.output<S> {
+  const result = schema.safeParse(values);
+  if (result.success) return result.data;
+  const [issue] = result.error.issues;
+  throw conflict(nameOption(String(issue?.path[0])), issue?.message ?? "can't be used");
+}
+
+function refuseRepeated(values: readonly string[], complaint: string): void {
+  const repeated = values.find((value, i) => values.indexOf(value) !== i);
+  if (repeated !== undefined) throw new ConfigError("repeated", `${complaint} "${repeated}"`);
+}
+
+function conflict(option: string, problem: string): ConfigError {
+  return new ConfigError("bad-option", `${option}: ${problem}`);
+}

@@ -1,0 +1,160 @@
+/**
+ * The QMP server of a node: several listeners, several clients, one table of commands. It knows the protocol and
+ * the commands that belong to it (qmp_capabilities, query-version, query-commands); what a node can do comes from outside.
+ */
+import { createServer } from "node:net";
+import type { Server, Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import { z } from "zod";
+import { NegotiationError } from "../errors.js";
+import type { Logger } from "../log.js";
+import { formatAddress } from "../net/address.js";
+import type { Address } from "../net/address.js";
+import { qmpCommand } from "./command.js";
+import type { QmpCommand } from "./command.js";
+import { listen } from "./listen.js";
+import { QmpSession } from "./session.js";
+
+/** Managers, monitoring, a person or two; one more is closed at once. */
+export const MAXIMUM_CLIENTS = 32;
+
+/** How long close() waits for a command that runs, and then for its reply to be read. */
+const CLOSE_GRACE_MS = 2000;
+
+/** The QEMU release whose commands, answers and error texts this server follows. */
+const QEMU_VERSION = { major: 7, minor: 2, micro: 0 } as const;
+
+export interface QmpServerOptions {
+  readonly commands: readonly QmpCommand[];
+  readonly log: Logger;
+  /** Of this software, as package.json has it. */
+  readonly version: string;
+  /** Milliseconds since the epoch, for the events' timestamps. */
+  readonly now?: () => number;
+}
+
+export class QmpServer {
+  readonly #log: Logger;
+  readonly #now: () => number;
+  readonly #version: unknown;
+  readonly #commands: ReadonlyMap<string, QmpCommand>;
+  readonly #servers = new Map<Server, Address>();
+  readonly #sessions = new Map<Socket, QmpSession>();
+  #clientsSeen = 0;
+  #closed: Promise<void> | null = null;
+
+  constructor(options: QmpServerOptions) {
+    this.#log = options.log;
+    this.#now = options.now ?? Date.now;
+    this.#version = { qemu: QEMU_VERSION, package: `nbd-replication ${options.version}` };
+    const commands = [...this.#genericCommands(), ...options.commands];
+    this.#commands = new Map(commands.map((command) => [command.name, command]));
+  }
+
+  /** Where clients can connect, in the order of listening. */
+  get addresses(): readonly Address[] {
+    return [...this.#servers.values()];
+  }
+
+  /** Clients that are connected now. */
+  get clientCount(): number {
+    return this.#sessions.size;
+  }
+
+  /**
+   * Takes clients on one more address; returns it with the port that the kernel chose for port 0.
+   * @throws ReplError "address-in-use", "cannot-listen"
+   */
+  async listen(address: Address): Promise<Address> {
+    const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true });
+    server.on("connection", (socket) => {
+      this.#accept(socket);
+    });
+    const bound = await listen(server, address);
+    server.on("error", (error) => {
+      this.#log.error({ address: formatAddress(bound), error: error.message }, "QMP listener failed");
+    });
+    this.#servers.set(server, bound);
+    return bound;
+  }
+
+  /** Sends an event to every client that has negotiated. */
+  emit(event: string, data?: object): void {
+    const nowMs = this.#now();
+    const seconds = Math.floor(nowMs / 1000);
+    const timestamp = { seconds, microseconds: Math.floor((nowMs - seconds * 1000) * 1000) };
+    const message = { timestamp, event, ...(data === undefined ? {} : { data }) };
+    for (const session of this.#sessions.values()) session.event(message);
+  }
+
+  /** Takes no more clients and commands, answers those that run (within a grace period), closes. Idempotent. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
+    const closed = [...this.#servers.keys()].map((server) => new Promise((resolve) => server.close(resolve)));
+    const sessions = [...this.#sessions.values()];
+    await within(CLOSE_GRACE_MS, Promise.all(sessions.map((session) => session.finish())));
+    for (const socket of this.#sessions.keys()) socket.destroySoon();
+    await within(CLOSE_GRACE_MS, Promise.all(closed));
+    for (const socket of this.#sessions.keys()) socket.destroy();
+    await Promise.all(closed);
+    this.#servers.clear();
+  }
+
+  #accept(socket: Socket): void {
+    if (this.#sessions.size >= MAXIMUM_CLIENTS || this.#closed !== null) {
+      this.#log.warn({ clients: this.#sessions.size }, "QMP client refused: too many, or closing");
+      socket.destroy();
+      return;
+    }
+    this.#clientsSeen += 1;
+    const session = new QmpSession({
+      socket,
+      clientId: this.#clientsSeen,
+      commands: this.#commands,
+      greeting: { QMP: { version: this.#version, capabilities: [] } },
+      log: this.#log,
+    });
+    this.#sessions.set(socket, session);
+    socket.once("close", () => this.#sessions.delete(socket));
+  }
+
+  #genericCommands(): QmpCommand[] {
+    const nothing = z.strictObject({});
+    return [
+      qmpCommand({
+        name: "qmp_capabilities",
+        arguments: z.strictObject({ enable: z.array(z.string()).optional() }),
+        run: (args) => refuseCapabilities(args.enable ?? []),
+      }),
+      qmpCommand({ name: "query-version", arguments: nothing, run: () => Promise.resolve(this.#version) }),
+      qmpCommand({
+        name: "query-commands",
+        arguments: nothing,
+        run: () => Promise.resolve([...this.#commands.keys()].map((name) => ({ name }))),
+      }),
+    ];
+  }
+}
+
+/** None of QEMU's capabilities (out-of-band execution) is offered. */
+function refuseCapabilities(wanted: readonly string[]): Promise<object> {
+  const [capability] = wanted;
+  if (capability === undefined) return Promise.resolve({});
+  return Promise.reject(
+    new NegotiationError("no-such-capability", `capability '${capability}' is not available`),
+  );
+}
+
+/** Resolves when `work` does, or after `limitMs`. */
+async function within(limitMs: number, work: Promise<unknown>): Promise<void> {
+  const timer = new AbortController();
+  try {
+    await Promise.race([work, sleep(limitMs, undefined, { signal: timer.signal })]);
+  } finally {
+    timer.abort();
+  }
+}

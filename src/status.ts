@@ -1,0 +1,144 @@
+/**
+ * What a node says about itself over QMP (`x-repl-status`, `x-repl-failover`): plain data, the contract between the
+ * node and everything that shows or watches it. Sizes are bytes, instants ISO 8601 in UTC.
+ */
+
+export type NodeRole = "primary" | "secondary";
+
+/** QEMU's replication stages (include/block/replication.h). */
+export type NodeStage = "none" | "running" | "failover" | "failover-failed" | "done";
+
+export type AckMode = "async" | "memsync" | "sync";
+
+export type LinkState =
+  "detached" | "connecting" | "handshaking" | "resyncing" | "replicating" | "disconnected" | "refused";
+
+export interface NodeStatus {
+  readonly role: NodeRole;
+  readonly version: string;
+  readonly stage: NodeStage;
+  readonly epoch: number;
+  readonly generation: string;
+  /** The first swallowed error since the last time all was well; null if there was none. */
+  readonly error: SwallowedError | null;
+  /** Why a checkpoint would be refused now; null if it would not. */
+  readonly checkpointRefusal: string | null;
+  readonly lastCheckpoint: { readonly epoch: number; readonly at: string } | null;
+  readonly uptimeSeconds: number;
+  readonly stateDirectory: string;
+  readonly disks: readonly DiskStatus[];
+  readonly listeners: readonly ListenerStatus[];
+  readonly jobs: readonly JobStatus[];
+  readonly primary?: PrimaryStatus;
+  readonly secondary?: SecondaryStatus;
+}
+
+/** An I/O error that no client was told of (promises 5 and 16). */
+export interface SwallowedError {
+  /** "write", "flush", "copy-before-write", ... */
+  readonly operation: string;
+  readonly errno: string;
+  readonly disk: string;
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+  /** How many there were since, this one included. */
+  readonly count: number;
+  readonly firstAt: string;
+  readonly message: string;
+}
+
+export interface ListenerStatus {
+  readonly purpose: "guest" | "replication" | "view" | "qmp";
+  /** As parseAddress() reads it. */
+  readonly address: string;
+  readonly clients: number;
+}
+
+export interface DiskStatus {
+  readonly name: string;
+  readonly path: string;
+  readonly sizeBytes: number;
+  readonly primary?: {
+    /** Blocks that the replica lacks. */
+    readonly dirtyBytes: number;
+    readonly writesReplicated: number;
+    readonly bytesReplicated: number;
+    /** Requests sent to the replica and not answered. */
+    readonly inFlight: number;
+  };
+  readonly secondary?: {
+    /** Before-images in the hidden overlay. */
+    readonly undoBytes: number;
+    /** The secondary guest's writes in the active overlay. */
+    readonly activeBytes: number;
+    /** Received, acknowledged and not yet durable. */
+    readonly pendingBytes: number;
+  };
+}
+
+/** A running block job, in QEMU's terms (BlockJobInfo). */
+export interface JobStatus {
+  readonly id: string;
+  readonly type: "mirror" | "commit";
+  readonly disk: string;
+  /** Bytes done of `len`. */
+  readonly offset: number;
+  readonly len: number;
+  /** Limit in bytes per second; 0: none. */
+  readonly speed: number;
+  readonly ready: boolean;
+}
+
+export interface PrimaryStatus {
+  readonly ackMode: AckMode;
+  readonly checkpointIntervalMs: number;
+  readonly replicaTimeoutMs: number;
+  readonly link: {
+    readonly state: LinkState;
+    /** NBD URI; null if detached. */
+    readonly replica: string | null;
+    /** When the link came into this state. */
+    readonly since: string;
+    readonly lastError: string | null;
+    readonly reconnects: number;
+  };
+}
+
+export interface SecondaryStatus {
+  /** Whether the view can still go back to the last checkpoint. */
+  readonly rollback: "available" | "lost";
+  readonly rollbackLostReason: string | null;
+  readonly undoBytes: number;
+  /** Whether a primary is connected, and which. */
+  readonly writer: string | null;
+}
+
+export const FAILOVER_TARGETS = ["checkpoint", "latest"] as const;
+export type FailoverTarget = (typeof FAILOVER_TARGETS)[number];
+
+/** What going to one target means for the data. */
+export interface FailoverOutcome {
+  readonly to: FailoverTarget;
+  readonly possible: boolean;
+  /** Why not; null if possible. */
+  readonly reason: string | null;
+  readonly lost: {
+    /**
+     * checkpoint: what the primary overwrote since the last checkpoint; latest: what the secondary's guest
+     * wrote through the view since then.
+     */
+    readonly bytes: number;
+    /** checkpoint: the age of the last checkpoint; latest: 0 if no view write is lost, else the same. */
+    readonly seconds: number;
+  };
+}
+
+/** Answer of `x-repl-failover`: with `dry-run` what would be, otherwise what was begun. */
+export interface FailoverPlan extends FailoverOutcome {
+  readonly dryRun: boolean;
+  /** The epoch that the failover ends. */
+  readonly epoch: number;
+  readonly lastCheckpoint: { readonly epoch: number; readonly at: string } | null;
+  /** The other target. */
+  readonly alternatives: readonly FailoverOutcome[];
+}

@@ -1,0 +1,98 @@
+import { expect } from "chai";
+import { JsonStream, MAXIMUM_MESSAGE_BYTES, MAXIMUM_NESTING } from "../../../src/qmp/json-stream.js";
+import type { ParsedMessage } from "../../../src/qmp/json-stream.js";
+
+/** What the stream makes of the text, fed in pieces of `pieceBytes`. */
+function parse(text: string | Buffer, pieceBytes = Number.MAX_SAFE_INTEGER): ParsedMessage[] {
+  const stream = new JsonStream();
+  const bytes = Buffer.from(text);
+  const messages: ParsedMessage[] = [];
+  for (let i = 0; i < bytes.length; i += pieceBytes) {
+    messages.push(...stream.push(Buffer.from(bytes.subarray(i, i + pieceBytes))));
+  }
+  return messages;
+}
+
+function values(...expected: unknown[]): ParsedMessage[] {
+  return expected.map((value) => ({ kind: "value", value }));
+}
+
+/** Values, and the first words of errors. */
+function outline(messages: ParsedMessage[]): unknown[] {
+  return messages.map((message) =>
+    message.kind === "value" ? message.value : message.description.replace(/^(JSON parse error).*$/s, "$1"),
+  );
+}
+
+describe("qmp/json-stream", () => {
+  const text = '{"execute": "a",\n "arguments": {"x": [1, "}]\\"", null]}}\r\n{}[2] {"é": true}\n';
+
+  it("takes values over several lines and several values in one packet", () => {
+    expect(parse(text)).to.deep.equal(
+      values({ execute: "a", arguments: { x: [1, '}]"', null] } }, {}, [2], { é: true }),
+    );
+  });
+
+  it("finds the same values wherever the stream is cut", () => {
+    for (let pieceBytes = 1; pieceBytes < text.length; pieceBytes += 1) {
+      expect(parse(text, pieceBytes), `pieces of ${pieceBytes}`).to.deep.equal(parse(text));
+    }
+  });
+
+  it("takes QEMU's strings in single quotes", () => {
+    expect(parse(`{'a': 'say "it\\'s"', "b": "it's"}`)).to.deep.equal(values({ a: `say "it's"`, b: "it's" }));
+  });
+
+  it("reports a line of garbage once and goes on at the next", () => {
+    expect(outline(parse('garbage {"lost": 1}\n{"next": 1}\n'))).to.deep.equal([
+      "JSON parse error",
+      { next: 1 },
+    ]);
+  });
+
+  it("names the byte that can't begin a message", () => {
+    expect(parse("}")).to.deep.equal([
+      { kind: "error", description: "JSON parse error, expecting an object, not '}'" },
+    ]);
+    expect(parse(Buffer.of(0xff))).to.deep.equal([
+      { kind: "error", description: "JSON parse error, expecting an object, not byte 0xff" },
+    ]);
+  });
+
+  it("goes on behind a bad value whose end it saw", () => {
+    expect(outline(parse('{"a": xx}{"b": 1}'))).to.deep.equal(["JSON parse error", { b: 1 }]);
+    expect(outline(parse('[}{"b": 1}'))).to.deep.equal(["JSON parse error", { b: 1 }]);
+  });
+
+  it("lets an unterminated string cost its own line only", () => {
+    expect(outline(parse('{"a\n{"b": 1}'))).to.deep.equal(["JSON parse error", { b: 1 }]);
+  });
+
+  it("refuses bytes that are not UTF-8", () => {
+    const bytes = Buffer.concat([Buffer.from('{"a": "'), Buffer.of(0xc3, 0x28), Buffer.from('"}{}')]);
+    expect(outline(parse(bytes))).to.deep.equal(["JSON parse error", {}]);
+  });
+
+  it("takes a message of the greatest length, and refuses one byte more", () => {
+    const filler = "x".repeat(MAXIMUM_MESSAGE_BYTES - '{"a":""}'.length);
+    expect(parse(`{"a":"${filler}"}`, 1000)).to.deep.equal(values({ a: filler }));
+    expect(parse(`{"a":"${filler}x"}\n{}`, 1000)).to.deep.equal([
+      { kind: "error", description: `JSON parse error, message longer than ${MAXIMUM_MESSAGE_BYTES} bytes` },
+      { kind: "value", value: {} },
+    ]);
+  });
+
+  it("refuses deeper nesting than its limit", () => {
+    const nested = (depth: number): string => "[".repeat(depth) + "]".repeat(depth);
+    expect(parse(nested(MAXIMUM_NESTING))).to.have.length(1);
+    expect(parse(`${nested(MAXIMUM_NESTING + 1)}\n{}`)).to.deep.equal([
+      { kind: "error", description: "JSON parse error, nesting depth limit exceeded" },
+      { kind: "value", value: {} },
+    ]);
+  });
+
+  it("keeps a member called __proto__ a mere member", () => {
+    const [message] = parse('{"__proto__": {"a": 1}}');
+    expect(message?.kind === "value" && Object.keys(message.value as object)).to.deep.equal(["__proto__"]);
+  });
+});

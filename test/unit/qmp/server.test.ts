@@ -1,0 +1,317 @@
+import { mkdir, stat, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { once } from "node:events";
+import { execFileSync } from "node:child_process";
+import { expect } from "chai";
+import { z } from "zod";
+import { DeviceError, ReplError, StateError } from "../../../src/errors.js";
+import { qmpCommand } from "../../../src/qmp/command.js";
+import { MAXIMUM_CLIENTS, QmpServer } from "../../../src/qmp/server.js";
+import { RawClient, memoryLogger, startServer } from "./harness.js";
+import type { Harness } from "./harness.js";
+
+const nothing = z.strictObject({});
+
+/** Resolves by hand. */
+function gate(): { open: () => void; passed: Promise<void> } {
+  let open = (): void => undefined;
+  const passed = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { open, passed };
+}
+
+describe("qmp/server", () => {
+  let harness: Harness;
+  let order: string[];
+  let hold: ReturnType<typeof gate>;
+  let started: ReturnType<typeof gate>;
+
+  beforeEach(async () => {
+    order = [];
+    hold = gate();
+    started = gate();
+    const thrown: Record<string, unknown> = {
+      state: new StateError("not-running", "Block replication is not running"),
+      device: new DeviceError("ENOSPC", "the disk is full"),
+      bug: new TypeError("x is not a function"),
+    };
+    harness = await startServer([
+      qmpCommand({
+        name: "echo",
+        arguments: z.strictObject({ text: z.string() }),
+        run: ({ text }) => {
+          order.push(text);
+          return Promise.resolve({ text });
+        },
+      }),
+      qmpCommand({
+        name: "hold",
+        arguments: nothing,
+        run: async (_args, { clientId }) => {
+          order.push(`hold by ${clientId}`);
+          started.open();
+          await hold.passed;
+          order.push("held");
+          return {};
+        },
+      }),
+      qmpCommand({
+        name: "fail",
+        arguments: z.strictObject({ how: z.string() }),
+        // eslint would have an Error literal; what is thrown is the test's choice.
+        run: ({ how }) => Promise.reject(thrown[how] as Error),
+      }),
+      qmpCommand({
+        name: "flood",
+        arguments: nothing,
+        run: () => Promise.resolve({ text: "x".repeat(600_000) }),
+      }),
+    ]);
+  });
+
+  afterEach(async () => {
+    hold.open();
+    await harness.stop();
+  });
+
+  it("greets as QEMU does, with its own package", async () => {
+    const client = new RawClient(harness.address);
+    expect(await client.next()).to.deep.equal({
+      QMP: {
+        version: { qemu: { major: 7, minor: 2, micro: 0 }, package: "nbd-replication 1.2.3" },
+        capabilities: [],
+      },
+    });
+    client.socket.destroy();
+  });
+
+  it("executes nothing before the negotiation, and negotiates once", async () => {
+    const client = new RawClient(harness.address);
+    await client.next();
+    const refused = await client.ask({ execute: "query-version", id: 7 });
+    expect(refused).to.deep.equal({
+      id: 7,
+      error: {
+        class: "CommandNotFound",
+        desc: "Expecting capabilities negotiation with 'qmp_capabilities'",
+        code: "command-not-found",
+        kind: "failed",
+      },
+    });
+    expect(
+      await client.ask({ execute: "qmp_capabilities", arguments: { enable: ["oob"] } }),
+    ).to.have.nested.property("error.desc", "capability 'oob' is not available");
+    expect(await client.ask({ execute: "qmp_capabilities" })).to.deep.equal({ return: {} });
+    expect(await client.ask({ execute: "qmp_capabilities" })).to.have.nested.property(
+      "error.desc",
+      "Capabilities negotiation is already complete, command ignored",
+    );
+    client.socket.destroy();
+  });
+
+  it("lists its commands", async () => {
+    const client = await RawClient.ready(harness.address);
+    const names = ["qmp_capabilities", "query-version", "query-commands", "echo", "hold", "fail", "flood"];
+    expect(await client.ask({ execute: "query-commands" })).to.deep.equal({
+      return: names.map((name) => ({ name })),
+    });
+    client.socket.destroy();
+  });
+
+  it("echoes any id", async () => {
+    const client = await RawClient.ready(harness.address);
+    const id = { a: [1, 2.5, null] };
+    const answer = await client.ask({ execute: "echo", arguments: { text: "t" }, id });
+    expect(answer).to.deep.equal({ return: { text: "t" }, id });
+    client.socket.destroy();
+  });
+
+  const malformed: readonly (readonly [text: string, desc: string])[] = [
+    ['{"a":1}', "QMP input member 'a' is unexpected"],
+    ["[1]", "QMP input must be a JSON object"],
+    ["{}", "QMP input lacks member 'execute'"],
+    ['{"execute":5}', "QMP input member 'execute' must be a string"],
+    ['{"execute":"echo","arguments":[]}', "QMP input member 'arguments' must be an object"],
+    ['{"execute":"nope"}', "The command nope has not been found"],
+    ['{"execute":"echo"}', "Parameter 'text' is missing"],
+    ["x\n", "JSON parse error, expecting an object, not 'x'"],
+  ];
+  for (const [text, desc] of malformed) {
+    it(`answers ${text.trim()} with "${desc}" and goes on`, async () => {
+      const client = await RawClient.ready(harness.address);
+      client.send(text);
+      expect(await client.next()).to.have.nested.property("error.desc", desc);
+      expect(await client.ask({ execute: "echo", arguments: { text: "t" } })).to.deep.equal({
+        return: { text: "t" },
+      });
+      client.socket.destroy();
+    });
+  }
+
+  it("answers a ReplError with its message, code and kind", async () => {
+    const client = await RawClient.ready(harness.address);
+    expect(await client.ask({ execute: "fail", arguments: { how: "state" } })).to.deep.equal({
+      error: {
+        class: "GenericError",
+        desc: "Block replication is not running",
+        code: "not-running",
+        kind: "state",
+      },
+    });
+    expect(await client.ask({ execute: "fail", arguments: { how: "device" } })).to.deep.equal({
+      error: { class: "GenericError", desc: "the disk is full", code: "ENOSPC", kind: "failed" },
+    });
+    client.socket.destroy();
+  });
+
+  it("answers a bug without its text, and logs it with its stack", async () => {
+    const client = await RawClient.ready(harness.address);
+    expect(await client.ask({ execute: "fail", arguments: { how: "bug" } })).to.have.nested.property(
+      "error.desc",
+      "internal error, see the log",
+    );
+    const line = harness.logged.find((entry) => entry["level"] === 50);
+    expect(line).to.have.nested.property("err.stack").that.includes("TypeError: x is not a function");
+    client.socket.destroy();
+  });
+
+  it("runs a client's commands in order and another client's meanwhile", async () => {
+    const one = await RawClient.ready(harness.address);
+    const two = await RawClient.ready(harness.address);
+    one.send('{"execute":"hold"}{"execute":"echo","arguments":{"text":"behind"}}');
+    await started.passed;
+    await two.ask({ execute: "echo", arguments: { text: "meanwhile" } });
+    hold.open();
+    expect(await one.next()).to.deep.equal({ return: {} });
+    expect(await one.next()).to.deep.equal({ return: { text: "behind" } });
+    expect(order).to.deep.equal(["hold by 1", "meanwhile", "held", "behind"]);
+    one.socket.destroy();
+    two.socket.destroy();
+  });
+
+  it("answers a client that has shut its sending side, then closes", async () => {
+    const client = new RawClient(harness.address);
+    client.socket.end('{"execute":"qmp_capabilities"}\n{"execute":"echo","arguments":{"text":"t"}}\n');
+    await client.next();
+    expect(await client.next()).to.deep.equal({ return: {} });
+    expect(await client.next()).to.deep.equal({ return: { text: "t" } });
+    expect(await client.next()).to.equal(null);
+    await client.closed;
+  });
+
+  it("sends events to those that have negotiated, with a timestamp", async () => {
+    const ready = await RawClient.ready(harness.address);
+    const silent = new RawClient(harness.address);
+    await silent.next();
+    harness.server.emit("STOP");
+    harness.server.emit("BLOCK_JOB_READY", { device: "disk0" });
+    const timestamp = { seconds: 1, microseconds: 500_250 };
+    expect(await ready.next()).to.deep.equal({ timestamp, event: "STOP" });
+    expect(await ready.next()).to.deep.equal({
+      timestamp,
+      event: "BLOCK_JOB_READY",
+      data: { device: "disk0" },
+    });
+    expect(await silent.ask({ execute: "qmp_capabilities" })).to.deep.equal({ return: {} });
+    ready.socket.destroy();
+    silent.socket.destroy();
+  });
+
+  it("cuts a client that does not read, and serves the others", async () => {
+    const deaf = await RawClient.ready(harness.address);
+    const other = await RawClient.ready(harness.address);
+    deaf.socket.pause();
+    for (let i = 0; i < 4; i += 1) deaf.send('{"execute":"flood"}');
+    while (harness.server.clientCount > 1) await new Promise((resolve) => setImmediate(resolve));
+    expect(await other.ask({ execute: "echo", arguments: { text: "t" } })).to.deep.equal({
+      return: { text: "t" },
+    });
+    deaf.socket.destroy();
+    other.socket.destroy();
+  });
+
+  it("closes the client that is one too many", async () => {
+    const clients: RawClient[] = [];
+    for (let i = 0; i < MAXIMUM_CLIENTS; i += 1) clients.push(await RawClient.ready(harness.address));
+    const tooMany = new RawClient(harness.address);
+    expect(await tooMany.next()).to.equal(null);
+    expect(harness.server.clientCount).to.equal(MAXIMUM_CLIENTS);
+    for (const client of clients) client.socket.destroy();
+  });
+
+  it("answers the command that runs before it closes, and takes no more", async () => {
+    const client = await RawClient.ready(harness.address);
+    client.send('{"execute":"hold"}{"execute":"echo","arguments":{"text":"late"}}');
+    await started.passed;
+    const closed = harness.server.close();
+    hold.open();
+    await closed;
+    expect(await client.next()).to.deep.equal({ return: {} });
+    expect(await client.next()).to.equal(null);
+    expect(order).to.deep.equal(["hold by 1", "held"]);
+  });
+
+  describe("listening", () => {
+    it("makes the unix socket accessible to its owner alone", async () => {
+      expect((await stat(harness.address.path)).mode & 0o777).to.equal(0o600);
+    });
+
+    it("refuses a socket on which another server listens", async () => {
+      const second = new QmpServer({ commands: [], log: memoryLogger(), version: "1" });
+      const error: unknown = await second.listen(harness.address).catch((reason: unknown) => reason);
+      expect(error).to.be.instanceOf(ReplError).with.property("code", "address-in-use");
+      expect((error as Error).message).to.equal(
+        `can't listen on unix:${harness.address.path}: another process listens there`,
+      );
+    });
+
+    it("replaces the socket that a killed process left behind", async () => {
+      const path = join(harness.directory, "stale.sock");
+      const script = `require("net").createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 9))`;
+      expect(() => execFileSync(process.execPath, ["-e", script])).to.throw();
+      await harness.server.listen({ kind: "unix", path });
+      const client = await RawClient.ready({ kind: "unix", path });
+      client.socket.destroy();
+    });
+
+    it("leaves a file alone that is not a socket", async () => {
+      const path = join(harness.directory, "precious");
+      await writeFile(path, "data");
+      const error: unknown = await harness.server
+        .listen({ kind: "unix", path })
+        .catch((reason: unknown) => reason);
+      expect(error).to.be.instanceOf(ReplError).with.property("code", "address-in-use");
+      expect((await stat(path)).size).to.equal(4);
+    });
+
+    it("names the directory that is missing", async () => {
+      const path = join(harness.directory, "no", "qmp.sock");
+      const error: unknown = await harness.server
+        .listen({ kind: "unix", path })
+        .catch((reason: unknown) => reason);
+      expect(error).to.be.instanceOf(ReplError).with.property("code", "cannot-listen");
+      expect((error as Error).message).to.include(path);
+      await mkdir(join(harness.directory, "no"));
+      await harness.server.listen({ kind: "unix", path });
+    });
+
+    it("tells the port that the kernel chose, and refuses one in use", async () => {
+      const address = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
+      expect(harness.server.addresses).to.deep.equal([harness.address, address]);
+      const second = new QmpServer({ commands: [], log: memoryLogger(), version: "1" });
+      const error: unknown = await second.listen(address).catch((reason: unknown) => reason);
+      expect(error).to.be.instanceOf(ReplError).with.property("code", "address-in-use");
+    });
+
+    it("removes its socket when it closes", async () => {
+      await harness.server.close();
+      const server = createServer();
+      server.listen(harness.address.path);
+      await once(server, "listening");
+      server.close();
+      await once(server, "close");
+    });
+  });
+});
