@@ -1,0 +1,285 @@
+import { expect } from "chai";
+import { closeSync, openSync, readdirSync, readlinkSync } from "node:fs";
+import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { constants, tmpdir } from "node:os";
+import { join } from "node:path";
+
+import type { BlockDevice } from "../../../src/block/device.js";
+import { Flag } from "../../../src/block/device.js";
+import { openFileDevice } from "../../../src/block/file/file-device.js";
+import { fileError } from "../../../src/block/file/file-errors.js";
+import { ConfigError, DeviceError, errnoOf } from "../../../src/errors.js";
+import type { Libc } from "../../../src/os/libc.js";
+import { FallocateMode, libc, SystemCallError } from "../../../src/os/libc.js";
+
+const SIZE_BYTES = 1024 * 1024 + 100;
+const BLOCK_BYTES = 512;
+
+/** How many bytes the file takes on its file system. */
+async function allocatedBytes(path: string): Promise<number> {
+  return (await stat(path)).blocks * BLOCK_BYTES;
+}
+
+async function configError(opening: Promise<BlockDevice>): Promise<string> {
+  try {
+    await (await opening).close();
+  } catch (error) {
+    expect(error).to.be.instanceOf(ConfigError);
+    const { message } = error as ConfigError;
+    expect(message).to.not.include("\n");
+    return message;
+  }
+  throw new Error("it was opened");
+}
+
+function openDescriptorsOf(path: string): number[] {
+  return readdirSync("/proc/self/fd").flatMap((name) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${name}`) === path ? [Number(name)] : [];
+    } catch (error) {
+      // The descriptor that lists the directory is gone by now.
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
+      throw error;
+    }
+  });
+}
+
+function errno(request: Promise<unknown>): Promise<string> {
+  return request.then(
+    () => "done",
+    (error: unknown) => errnoOf(error),
+  );
+}
+
+/** The machine's libc, refusing some modes of fallocate() as other file systems do. */
+function systemRefusing(refused: (mode: number) => number | null): Libc {
+  const real = libc();
+  if (real === null) throw new Error("koffi does not load on this machine: npm install");
+  const proxy = Object.create(real) as Libc;
+  return Object.assign(proxy, {
+    seek: real.seek.bind(real),
+    readCached: real.readCached.bind(real),
+    lockByteShared: real.lockByteShared.bind(real),
+    foreignLock: real.foreignLock.bind(real),
+    fallocate(fd: number, mode: number, offset: number, lengthBytes: number): Promise<void> {
+      const code = refused(mode);
+      if (code !== null) return Promise.reject(new SystemCallError("fallocate", code));
+      return real.fallocate(fd, mode, offset, lengthBytes);
+    },
+  });
+}
+
+describe("openFileDevice", () => {
+  let directory: string;
+  let path: string;
+
+  beforeEach(async () => {
+    directory = await mkdtemp(join(tmpdir(), "file-device-"));
+    path = join(directory, "disk.img");
+  });
+
+  afterEach(async () => {
+    expect(openDescriptorsOf(path), "descriptors left open").to.deep.equal([]);
+    await rm(directory, { recursive: true });
+  });
+
+  it("creates a missing disk, sparse, and opens it again with or without the size", async () => {
+    const sizeBytes = 3 * 1024 ** 4 + 7;
+    const created = await openFileDevice(path, { writable: true, createSizeBytes: sizeBytes });
+    expect(created.info.sizeBytes).to.equal(sizeBytes);
+    expect(await allocatedBytes(path)).to.be.lessThan(64 * 1024);
+    await created.close();
+    for (const options of [
+      { writable: true },
+      { writable: true, createSizeBytes: sizeBytes },
+      { writable: false },
+    ]) {
+      const device = await openFileDevice(path, options);
+      expect(device.info).to.deep.include({ sizeBytes, writable: options.writable });
+      await device.close();
+    }
+  });
+
+  it("names what is wrong with the path, and the remedy", async () => {
+    const writable = true;
+    const empty = join(directory, "empty");
+    await writeFile(empty, "");
+    await writeFile(path, "12345");
+    const missing = join(directory, "missing");
+    const messages: [() => Promise<BlockDevice>, string][] = [
+      [
+        () => openFileDevice(missing, { writable }),
+        `disk ${missing} does not exist: give --size to create it`,
+      ],
+      [
+        () => openFileDevice(directory, { writable }),
+        `${directory} is a directory: name a raw image file or a block device`,
+      ],
+      [
+        () => openFileDevice("/dev/null", { writable }),
+        "/dev/null is no disk: name a raw image file or a block device",
+      ],
+      [
+        () => openFileDevice(empty, { writable }),
+        `disk ${empty} has no bytes: remove it and give --size to create it`,
+      ],
+      [
+        () => openFileDevice(path, { writable, createSizeBytes: 6 }),
+        `disk ${path} has 5 bytes, not the 6 of --size: leave --size out to use it`,
+      ],
+    ];
+    for (const [opening, message] of messages) expect(await configError(opening())).to.equal(message);
+    const inMissing = configError(openFileDevice(join(missing, "disk"), { writable, createSizeBytes: 5 }));
+    expect(await inMissing)
+      .to.include(join(missing, "disk"))
+      .and.include("can't be created");
+    const insideFile = configError(openFileDevice(join(path, "disk"), { writable, createSizeBytes: 5 }));
+    expect(await insideFile).to.include(join(path, "disk"));
+  });
+
+  it("removes what a failed creation made", async () => {
+    const opening = openFileDevice(path, { writable: true, createSizeBytes: Number.MAX_SAFE_INTEGER });
+    expect(await configError(opening)).to.include(path);
+    expect(await readdir(directory)).to.deep.equal([]);
+    expect(await configError(openFileDevice(path, { writable: true, createSizeBytes: -5 }))).to.include("-5");
+  });
+
+  it("says so where the machine has no image locks", async () => {
+    const warnings: string[] = [];
+    const options = {
+      writable: true,
+      createSizeBytes: 5,
+      system: null,
+      warn: (line: string) => warnings.push(line),
+    };
+    const first = await openFileDevice(path, options);
+    const second = await openFileDevice(path, options);
+    await first.close();
+    await second.close();
+    expect(warnings).to.have.length(2);
+    expect(warnings[0]).to.include(path);
+  });
+
+  it("keeps its content for whoever opens the file next", async () => {
+    const device = await openFileDevice(path, { writable: true, createSizeBytes: SIZE_BYTES });
+    await device.write(SIZE_BYTES - 3, Buffer.from("end"), Flag.Fua);
+    await device.flush();
+    await device.close();
+    expect((await readFile(path)).toString("latin1", SIZE_BYTES - 4)).to.equal("\0end");
+  });
+});
+
+describe("a file device", () => {
+  let directory: string;
+  let path: string;
+  let device: BlockDevice;
+
+  async function open(system?: Libc): Promise<BlockDevice> {
+    device = await openFileDevice(path, { writable: true, ...(system === undefined ? {} : { system }) });
+    return device;
+  }
+
+  beforeEach(async () => {
+    directory = await mkdtemp(join(tmpdir(), "file-device-"));
+    path = join(directory, "disk.img");
+    await writeFile(path, Buffer.alloc(SIZE_BYTES, 7));
+  });
+
+  afterEach(async () => {
+    await device.close();
+    await rm(directory, { recursive: true });
+  });
+
+  it("gives space back when it is trimmed or zeroed, unless it must stay allocated", async () => {
+    await open();
+    const full = await allocatedBytes(path);
+    await device.zero(0, SIZE_BYTES, Flag.NoHole);
+    await device.flush();
+    expect(await allocatedBytes(path)).to.be.at.least(full);
+    await device.trim(0, SIZE_BYTES / 2 - 50, Flag.None);
+    const half = await allocatedBytes(path);
+    expect(half).to.be.lessThan(full);
+    await device.zero(0, SIZE_BYTES, Flag.FastZero);
+    expect(await allocatedBytes(path)).to.be.lessThan(half);
+    expect((await readFile(path)).equals(Buffer.alloc(SIZE_BYTES))).to.equal(true);
+  });
+
+  it("tells holes from data", async () => {
+    await open();
+    await device.zero(65536, 131072, Flag.None);
+    expect(await device.extents(4096, SIZE_BYTES - 4096, 10)).to.deep.equal([
+      { lengthBytes: 61440, hole: false, zero: false },
+      { lengthBytes: 131072, hole: true, zero: true },
+      { lengthBytes: SIZE_BYTES - 65536 - 131072, hole: false, zero: false },
+    ]);
+    expect(await device.extents(100000, 10, 10)).to.deep.equal([{ lengthBytes: 10, hole: true, zero: true }]);
+    expect(await device.extents(0, SIZE_BYTES, 2)).to.have.length(2);
+  });
+
+  it("writes zeroes where the file system can't punch holes, but never as fast zeroes", async () => {
+    await open(systemRefusing(() => constants.errno.EOPNOTSUPP));
+    expect(device.info).to.deep.include({ zero: "emulated", trim: "none" });
+    expect(await errno(device.trim(0, 10, Flag.None))).to.equal("ENOTSUP");
+    for (const flags of [Flag.FastZero, Flag.FastZero | Flag.NoHole]) {
+      expect(await errno(device.zero(10, 100, flags))).to.equal("ENOTSUP");
+    }
+    expect((await readFile(path)).equals(Buffer.alloc(SIZE_BYTES, 7))).to.equal(true);
+    await device.zero(10, 500_000, Flag.None);
+    await device.zero(600_000, 10, Flag.NoHole);
+    const expected = Buffer.alloc(SIZE_BYTES, 7).fill(0, 10, 500_010).fill(0, 600_000, 600_010);
+    expect((await readFile(path)).equals(expected)).to.equal(true);
+  });
+
+  it("allocates by punching and filling where there is no ZERO_RANGE", async () => {
+    await open(
+      systemRefusing((mode) => ((mode & FallocateMode.ZeroRange) !== 0 ? constants.errno.EOPNOTSUPP : null)),
+    );
+    const full = await allocatedBytes(path);
+    await device.zero(0, SIZE_BYTES, Flag.NoHole | Flag.FastZero);
+    expect(await allocatedBytes(path)).to.be.at.least(full);
+    expect((await readFile(path)).equals(Buffer.alloc(SIZE_BYTES))).to.equal(true);
+  });
+
+  it("reports errors with file, request and errno", async () => {
+    await open(
+      systemRefusing((mode) => ((mode & FallocateMode.ZeroRange) !== 0 ? constants.errno.ENOSPC : null)),
+    );
+    const error: unknown = await device.zero(4096, 100, Flag.NoHole).catch((reason: unknown) => reason);
+    expect(error).to.be.instanceOf(DeviceError).and.have.property("errno", "ENOSPC");
+    expect((error as DeviceError).message).to.equal(
+      `${path}: zero of 100 bytes at 4096 failed: ENOSPC: fallocate`,
+    );
+  });
+
+  it("fails reads behind the end of a file that was cut while in use", async () => {
+    await open();
+    await truncate(path, 1000);
+    expect(await errno(device.read(900, Buffer.alloc(200)))).to.equal("EIO");
+    await device.read(0, Buffer.alloc(1000));
+  });
+
+  it("never reports success again after a failed flush", async () => {
+    await open();
+    const [fd] = openDescriptorsOf(path);
+    if (fd === undefined) throw new Error("the device has no descriptor");
+    closeSync(fd);
+    expect(await errno(device.flush())).to.equal("EIO");
+    // The same number, a sound file: an fdatasync would succeed now.
+    const placeholder = openSync(path, "r+");
+    expect(placeholder).to.equal(fd);
+    expect(await errno(device.flush())).to.equal("EIO");
+    expect(await errno(device.write(0, Buffer.from([1]), Flag.Fua))).to.equal("EIO");
+    await device.write(0, Buffer.from([2]), Flag.None);
+    expect((await readFile(path))[0]).to.equal(2);
+  });
+
+  it("maps what the kernel answers to what a device may answer", async () => {
+    await open();
+    const answers = ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "ENOMEM", "EIO", "EBADF"] as const;
+    const mapped = answers.map(
+      (name) => fileError("p", "r", new SystemCallError("s", constants.errno[name])).errno,
+    );
+    expect(mapped).to.deep.equal(["ENOSPC", "ENOSPC", "EPERM", "EPERM", "ENOMEM", "EIO", "EIO"]);
+    expect(fileError("p", "r", new Error("else")).errno).to.equal("EIO");
+  });
+});
