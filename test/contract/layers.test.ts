@@ -1,12 +1,13 @@
 /** The contract on every layer. Add yours: one describeBlockDevice() each. */
 import { existsSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { checked } from "../../src/block/checked.js";
 import { openFileDevice } from "../../src/block/file/file-device.js";
 import { FailingDevice } from "../tools/failing-device.js";
+import { attachLoopDevice, canMakeLoopDevices, detachLoopDevice } from "../tools/loop-device.js";
 import type { MemoryDeviceOptions } from "../tools/memory-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import { Random, SEED } from "../tools/seed.js";
@@ -55,6 +56,23 @@ async function inFile(
   };
 }
 
+async function onLoopDevice(sectorBytes: number): Promise<ContractSubject> {
+  const directory = await mkdtemp(join(tmpdir(), "contract-"));
+  const image = join(directory, "disk.img");
+  await writeFile(image, "");
+  await truncate(image, SIZE_BYTES);
+  const path = await attachLoopDevice(image, sectorBytes);
+  const device = await openFileDevice(path, { writable: true });
+  return {
+    device,
+    async close(): Promise<void> {
+      await device.close();
+      await detachLoopDevice(path);
+      await rm(directory, { recursive: true });
+    },
+  };
+}
+
 const NOTHING = { trim: "none", zero: "none", fua: "none", extents: "none" } as const;
 const CHECKED = { checked: true };
 
@@ -71,6 +89,11 @@ describeBlockDevice("a file without koffi", () => inFile(tmpdir(), ODD_SIZE_BYTE
 // A tmpfs has no ZERO_RANGE and answers no RWF_NOWAIT.
 const TMPFS = "/dev/shm";
 if (existsSync(TMPFS)) describeBlockDevice("a file on a tmpfs", () => inFile(TMPFS, ODD_SIZE_BYTES));
+
+if (canMakeLoopDevices()) {
+  describeBlockDevice("a block device with sectors of 512", () => onLoopDevice(512));
+  describeBlockDevice("a block device with sectors of 4096", () => onLoopDevice(4096));
+}
 
 describeBlockDevice("checked memory", () => Promise.resolve(checkedMemory(ODD_SIZE_BYTES)), CHECKED);
 describeBlockDevice(

@@ -147,8 +147,9 @@ function openFailure(path: string, writable: boolean, error: unknown): Error {
   }
   if (errno === EACCES || errno === EPERM || errno === EROFS) {
     const wanted = writable ? "readable and writable" : "readable";
-    const remedy = `make it ${wanted} for this user`;
-    return new ConfigError("disk-forbidden", `disk ${path} is not ${wanted}: ${remedy}`, { cause: error });
+    return new ConfigError("disk-forbidden", `disk ${path} is not ${wanted}: make it so for this user`, {
+      cause: error,
+    });
   }
   return new ConfigError("disk-unusable", `disk ${path} can't be opened: ${describeError(error)}`, {
     cause: error,

@@ -137,6 +137,13 @@ describe("openFileDevice", () => {
     expect(await insideFile).to.include(join(path, "disk"));
   });
 
+  it("names a file that it may not write", async () => {
+    // The kernel gives this one to nobody, not even to root, for writing.
+    const readOnly = "/sys/kernel/uevent_seqnum";
+    const message = await configError(openFileDevice(readOnly, { writable: true }));
+    expect(message).to.equal(`disk ${readOnly} is not readable and writable: make it so for this user`);
+  });
+
   it("removes what a failed creation made", async () => {
     const opening = openFileDevice(path, { writable: true, createSizeBytes: Number.MAX_SAFE_INTEGER });
     expect(await configError(opening)).to.include(path);
