@@ -1,0 +1,137 @@
+import { expect } from "chai";
+import { Writable } from "node:stream";
+
+import { HANDOVER_BYTES } from "../../../src/nbd/server/limits.js";
+import { ReplyWriter } from "../../../src/nbd/server/reply-writer.js";
+
+/** Keeps what is handed over until the test takes it. */
+class Kernel extends Writable {
+  readonly handovers: Buffer[][] = [];
+  #done: ((error?: Error) => void) | null = null;
+
+  constructor() {
+    super({ highWaterMark: 1 });
+  }
+
+  override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error) => void): void {
+    this.#keep([chunk], done);
+  }
+
+  override _writev(chunks: { chunk: unknown }[], done: (error?: Error) => void): void {
+    this.#keep(
+      chunks.map(({ chunk }) => chunk as Buffer),
+      done,
+    );
+  }
+
+  /** Takes the last handover, and waits until the writer knows. */
+  async take(): Promise<void> {
+    this.#done?.();
+    await nextTurn();
+  }
+
+  #keep(chunks: Buffer[], done: (error?: Error) => void): void {
+    this.handovers.push(chunks);
+    this.#done = done;
+  }
+}
+
+const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+describe("ReplyWriter", () => {
+  let kernel: Kernel;
+  let answered: string[];
+  let stalled: number;
+  let writer: ReplyWriter<string>;
+
+  const make = (stallTimeoutMs: number): void => {
+    kernel = new Kernel();
+    answered = [];
+    stalled = 0;
+    writer = new ReplyWriter<string>(kernel, {
+      stallTimeoutMs,
+      onHandedOver: (some) => answered.push(...some),
+      onStalled: () => stalled++,
+    });
+  };
+  const lengths = (): number[][] => kernel.handovers.map((chunks) => chunks.map((chunk) => chunk.length));
+
+  beforeEach(() => {
+    make(60_000);
+  });
+
+  afterEach(() => {
+    writer.close();
+  });
+
+  it("hands over the replies of one turn together, in order, and reports them when they are taken", async () => {
+    writer.send(Buffer.from("a"), "first");
+    writer.send(Buffer.from("bc"), null);
+    writer.send(Buffer.from("def"), "second");
+    expect(kernel.handovers).to.have.length(0);
+    await nextTurn();
+    expect(kernel.handovers.map((chunks) => chunks.map(String))).to.deep.equal([["a", "bc", "def"]]);
+    expect(answered).to.deep.equal([]);
+    expect(writer.queuedBytes).to.equal(6);
+    await kernel.take();
+    expect(answered).to.deep.equal(["first", "second"]);
+    expect(writer.queuedBytes).to.equal(0);
+  });
+
+  it("hands over at once when flushed", () => {
+    writer.send(Buffer.from("a"), null);
+    writer.flush();
+    expect(lengths()).to.deep.equal([[1]]);
+  });
+
+  it("gathers what comes while a handover is on its way", async () => {
+    writer.send(Buffer.from("a"), "first");
+    writer.flush();
+    writer.send(Buffer.from("b"), "second");
+    writer.flush();
+    await nextTurn();
+    writer.send(Buffer.from("c"), "third");
+    await nextTurn();
+    expect(lengths()).to.deep.equal([[1]]);
+    await kernel.take();
+    expect(lengths()).to.deep.equal([[1], [1, 1]]);
+    expect(answered).to.deep.equal(["first"]);
+  });
+
+  it("cuts a long reply and reports it with its last part", async () => {
+    const long = Buffer.alloc(2 * HANDOVER_BYTES + 10);
+    for (let at = 0; at < long.length; at += 4096) long.writeUInt32BE(at, at);
+    writer.send(Buffer.from("head"), "head");
+    writer.send(long, "long");
+    writer.send(Buffer.from("tail"), "tail");
+    await nextTurn();
+    await kernel.take();
+    await kernel.take();
+    expect(answered).to.deep.equal(["head"]);
+    await kernel.take();
+    expect(answered).to.deep.equal(["head", "long", "tail"]);
+    expect(lengths()).to.deep.equal([[4, HANDOVER_BYTES - 4], [HANDOVER_BYTES], [14, 4]]);
+    const sent = Buffer.concat(kernel.handovers.flat());
+    expect(sent.equals(Buffer.concat([Buffer.from("head"), long, Buffer.from("tail")]))).to.be.true;
+  });
+
+  it("drops what is queued when it is closed, and reports nothing any more", async () => {
+    writer.send(Buffer.from("a"), "first");
+    writer.flush();
+    writer.send(Buffer.from("b"), "second");
+    writer.close();
+    await kernel.take();
+    writer.send(Buffer.from("c"), "third");
+    await nextTurn();
+    expect(lengths()).to.deep.equal([[1]]);
+    expect(answered).to.deep.equal([]);
+    expect(writer.queuedBytes).to.equal(0);
+  });
+
+  it("tells when none of a handover is taken for the stall timeout", async () => {
+    make(5);
+    writer.send(Buffer.from("a"), null);
+    while (stalled === 0) await nextTurn();
+    expect(kernel.handovers).to.have.length(1);
+  });
+});
