@@ -1,0 +1,185 @@
+/** The tools that people use against an NBD server, run against ours: libnbd's, QEMU's and fio. */
+import { expect } from "chai";
+import { execFile } from "node:child_process";
+import { readFile, truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { promisify } from "node:util";
+
+import type { Address } from "../../src/net/address.js";
+import { MemoryDevice } from "../tools/memory-device.js";
+import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
+import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { Random, SEED } from "../tools/seed.js";
+
+const MEBIBYTE = 1024 * 1024;
+const SIZE = 16 * MEBIBYTE;
+
+const execute = promisify(execFile);
+/** Runs a tool and returns what it prints; a failing one rejects with its standard error in the message. */
+const run = async (tool: string, ...args: string[]): Promise<string> => {
+  const { stdout } = await execute(tool, args, { timeout: 60_000, maxBuffer: MEBIBYTE });
+  return stdout;
+};
+
+describe("NBD server, driven by real tools", () => {
+  let harness: NbdServerHarness;
+  let disk: MemoryDevice;
+  let tcp: Address;
+  let uri: string;
+  let tcpUri: string;
+
+  beforeEach(async () => {
+    harness = await startNbdServer();
+    disk = new MemoryDevice(SIZE);
+    harness.add("disk0", disk, { description: "first disk", isDefault: true });
+    harness.add("image", new MemoryDevice(5 * MEBIBYTE + 512), { readOnly: true });
+    tcp = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
+    uri = `nbd+unix:///disk0?socket=${harness.path}`;
+    tcpUri = tcp.kind === "tcp" ? `nbd://127.0.0.1:${tcp.port}/disk0` : "";
+  });
+
+  afterEach(() => harness.close());
+
+  it("is described by nbdinfo --json", async () => {
+    const described = JSON.parse(await run("nbdinfo", "--json", uri)) as {
+      exports: Record<string, unknown>[];
+    };
+    expect(described).to.deep.include({ protocol: "newstyle-fixed", TLS: false, structured: true });
+    expect(described.exports[0]).to.deep.include({
+      "export-name": "disk0",
+      description: "first disk",
+      "export-size": SIZE,
+      contexts: ["base:allocation"],
+      is_read_only: false,
+      can_cache: true,
+      can_df: true,
+      can_fast_zero: true,
+      can_flush: true,
+      can_fua: true,
+      can_multi_conn: true,
+      can_trim: true,
+      can_zero: true,
+      block_size_minimum: 1,
+      block_size_preferred: 4096,
+      block_size_maximum: 32 * MEBIBYTE,
+    });
+  });
+
+  it("lists its exports to nbdinfo --list, over TCP and for the default name", async () => {
+    const listed = JSON.parse(await run("nbdinfo", "--list", "--json", tcpUri)) as {
+      exports: { "export-name": string; "export-size": number; is_read_only: boolean }[];
+    };
+    const short = listed.exports.map((e) => [e["export-name"], e["export-size"], e.is_read_only]);
+    expect(short).to.deep.equal([
+      ["disk0", SIZE, false],
+      ["image", 5 * MEBIBYTE + 512, true],
+    ]);
+    expect(await run("nbdinfo", "--size", `nbd+unix://?socket=${harness.path}`)).to.equal(`${SIZE}\n`);
+  });
+
+  it("maps its holes for nbdinfo --map and qemu-img map", async () => {
+    disk.fill(MEBIBYTE, Buffer.alloc(2 * MEBIBYTE, 1));
+    const mapped = JSON.parse(await run("nbdinfo", "--map", "--json", uri)) as object[];
+    expect(mapped).to.deep.equal([
+      { offset: 0, length: MEBIBYTE, type: 3, description: "hole,zero" },
+      { offset: MEBIBYTE, length: 2 * MEBIBYTE, type: 0, description: "data" },
+      { offset: 3 * MEBIBYTE, length: 13 * MEBIBYTE, type: 3, description: "hole,zero" },
+    ]);
+    const qemu = JSON.parse(await run("qemu-img", "map", "--output=json", "-f", "raw", uri)) as {
+      start: number;
+      length: number;
+      data: boolean;
+      zero: boolean;
+    }[];
+    expect(qemu.map(({ start, length, data, zero }) => [start, length, data, zero])).to.deep.equal([
+      [0, MEBIBYTE, false, true],
+      [MEBIBYTE, 2 * MEBIBYTE, true, false],
+      [3 * MEBIBYTE, 13 * MEBIBYTE, false, true],
+    ]);
+  });
+
+  it("tells qemu-img info its size", async () => {
+    const info = JSON.parse(await run("qemu-img", "info", "--output=json", "-f", "raw", tcpUri)) as object;
+    expect(info).to.include({ "virtual-size": SIZE, format: "raw" });
+  });
+
+  it(`is copied in and out by nbdcopy and qemu-img convert, holes kept, seed ${SEED}`, async () => {
+    const random = new Random(SEED);
+    const source = join(harness.directory, "source.img");
+    const copied = join(harness.directory, "copied.img");
+    const content = Buffer.alloc(SIZE);
+    for (let i = 0; i < 20; i++) random.bytes(100_000).copy(content, random.below(SIZE - 100_000));
+    await writeFile(source, content);
+    await run("nbdcopy", source, uri);
+    expect(disk.contents().equals(content)).to.be.true;
+    await run("qemu-img", "compare", "-f", "raw", "-F", "raw", source, tcpUri);
+    await run("nbdcopy", tcpUri, copied);
+    expect((await readFile(copied)).equals(content)).to.be.true;
+    await run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", source, uri);
+    expect(disk.contents().equals(content)).to.be.true;
+    expect(disk.allocatedBytes).to.be.below(SIZE / 2);
+    await truncate(copied, 0);
+    await run("qemu-img", "convert", "-f", "raw", "-O", "raw", uri, copied);
+    expect((await readFile(copied)).equals(content)).to.be.true;
+  });
+
+  it("reads, writes, zeroes and discards for qemu-io", async () => {
+    const commands = [
+      "write -P 0x5a 1000 70000",
+      "read -P 0x5a 1000 70000",
+      "write -z 4096 8192",
+      "read -P 0 4096 8192",
+      "write -z -u 65536 4096",
+      "read -P 0 65536 4096",
+      "discard 0 64k",
+      "write -f -P 0x77 0 512",
+      "flush",
+      "read -P 0x77 0 512",
+    ].flatMap((command) => ["-c", command]);
+    const output = await run("qemu-io", "-f", "raw", ...commands, uri);
+    expect(output).to.not.contain("failed").and.not.contain("error");
+    expect(disk.contents(0, 512).equals(Buffer.alloc(512, 0x77))).to.be.true;
+    expect(disk.counts.flush).to.be.above(0);
+  });
+
+  it("refuses writes of qemu-io to a read-only export", async () => {
+    const image = `nbd+unix:///image?socket=${harness.path}`;
+    const failed = await run("qemu-io", "-f", "raw", "-c", "write 0 512", image).catch(
+      (error: unknown) => error,
+    );
+    expect(String(failed)).to.match(/permission denied|read-only/i);
+    expect(await run("qemu-io", "-r", "-f", "raw", "-c", "read -P 0 5m 512", image)).to.contain(
+      "read 512/512",
+    );
+  });
+
+  for (const transport of ["unix", "tcp"] as const) {
+    it(`keeps what fio writes, verified by checksum, over ${transport}`, async () => {
+      const report = join(harness.directory, "fio.json");
+      await run(
+        "fio",
+        "--name=verify",
+        "--ioengine=nbd",
+        `--uri=${transport === "unix" ? uri : tcpUri}`,
+        "--rw=randwrite",
+        "--bsrange=512-64k",
+        "--blockalign=512",
+        "--iodepth=32",
+        `--size=${SIZE}`,
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--do_verify=1",
+        `--randseed=${SEED}`,
+        `--aux-path=${harness.directory}`,
+        "--output-format=json",
+        `--output=${report}`,
+      );
+      const { jobs } = JSON.parse(await readFile(report, "utf8")) as {
+        jobs: { error: number; write: { io_bytes: number } }[];
+      };
+      expect(jobs.map((job) => job.error)).to.deep.equal([0]);
+      expect(jobs[0]?.write.io_bytes).to.be.above(0);
+      expect(harness.log.filter((line) => line.level > 30)).to.deep.equal([]);
+    });
+  }
+});
