@@ -93,8 +93,12 @@ function parseYaml(file: string, text: string): unknown {
     const [summary = problem.message] = problem.message.split("\n");
     throw new ConfigError("bad-config-file", `${file}: ${summary.replace(/:$/, "")}`, { cause: problem });
   }
-  const content: unknown = document.toJS({ maxAliasCount: 0 });
-  return content;
+  try {
+    const content: unknown = document.toJS({ maxAliasCount: 0 });
+    return content;
+  } catch (error) {
+    throw new ConfigError("bad-config-file", `${file}: ${describeError(error)}`, { cause: error });
+  }
 }
 
 function checkKeys(role: NodeRole, file: string, content: unknown): OptionValues {

@@ -1,0 +1,178 @@
+/** What a node says about itself, as text for people: the most important line first, then one line for each thing. */
+import { formatSeconds, formatSize } from "../config/units.js";
+import type {
+  DiskStatus,
+  FailoverOutcome,
+  FailoverPlan,
+  JobStatus,
+  LinkState,
+  NodeStatus,
+  PrimaryStatus,
+  SecondaryStatus,
+} from "../status.js";
+
+type Paint = (text: string, style: keyof typeof STYLES) => string;
+
+/** A label, and what stands beside it; an empty label continues the line above. */
+type Row = readonly [label: string, text: string];
+
+const STYLES = { good: "32", bad: "1;31", faint: "2" } as const;
+
+/** The text of `status`. `nowMs` is the reader's clock; `colour` adds escape sequences. */
+export function renderStatus(status: NodeStatus, nowMs: number, colour: boolean): string {
+  const paint: Paint = (text, style) => (colour ? `\x1b[${STYLES[style]}m${text}\x1b[0m` : text);
+  const troubles = troublesOf(status, nowMs);
+  const rows: Row[] = [
+    ...(status.primary === undefined ? [] : primaryRows(status.primary, nowMs)),
+    ...(status.secondary === undefined ? [] : secondaryRows(status.secondary)),
+    ...status.disks.flatMap(diskRows),
+    ...status.jobs.map(jobRow),
+    ...status.listeners.map(({ purpose, address, clients }): Row => [
+      `${purpose} at`,
+      `${address}, ${count(clients, "client")}`,
+    ]),
+    ["state in", status.stateDirectory],
+    [
+      "node",
+      `version ${status.version}, up ${formatSeconds(status.uptimeSeconds)}, generation ${status.generation}`,
+    ],
+  ];
+  return [
+    paint(headline(status, nowMs), troubles.length === 0 ? "good" : "bad"),
+    ...troubles.map((trouble) => paint(`! ${trouble}`, "bad")),
+    ...align(rows, paint),
+  ].join("\n");
+}
+
+/** The text of `failover`, before it or after it. */
+export function renderFailoverPlan(plan: FailoverPlan): string {
+  const first = plan.dryRun
+    ? `failover to ${plan.to} in epoch ${plan.epoch} ${describeOutcome(plan, "would lose")}`
+    : `failover to ${plan.to} begun in epoch ${plan.epoch}, ${describeOutcome(plan, "loses")}`;
+  const others = plan.dryRun ? plan.alternatives : [];
+  return [
+    first,
+    ...others.map((other) => `instead, to ${other.to}: ${describeOutcome(other, "would lose")}`),
+  ].join("\n");
+}
+
+function headline(status: NodeStatus, nowMs: number): string {
+  const { lastCheckpoint } = status;
+  const checkpoint =
+    lastCheckpoint === null ? "no checkpoint yet" : `last checkpoint ${ago(lastCheckpoint.at, nowMs)}`;
+  const link = status.primary === undefined ? "" : `, ${describeLink(status.primary.link.state)}`;
+  return `${status.role}: ${status.stage}${link}, epoch ${status.epoch}, ${checkpoint}`;
+}
+
+function troublesOf(status: NodeStatus, nowMs: number): string[] {
+  const { error, checkpointRefusal, primary, secondary } = status;
+  const troubles: string[] = [];
+  if (status.stage === "failover-failed")
+    troubles.push("the failover failed; ask for it again when the cause is mended");
+  if (error !== null) {
+    troubles.push(
+      `${count(error.count, "error")}, the first ${ago(error.firstAt, nowMs)}: ${error.operation} on ${error.disk} at ` +
+        `${error.offsetBytes}+${error.lengthBytes}: ${error.errno}: ${error.message}`,
+    );
+  }
+  if (secondary?.rollback === "lost") {
+    troubles.push(
+      `no rollback until the next checkpoint: ${secondary.rollbackLostReason ?? "reason unknown"}`,
+    );
+  }
+  if (primary?.link.state === "refused")
+    troubles.push(`the replica refuses: ${primary.link.lastError ?? "no reason given"}`);
+  if (checkpointRefusal !== null) troubles.push(`a checkpoint would be refused: ${checkpointRefusal}`);
+  return troubles;
+}
+
+function primaryRows(primary: PrimaryStatus, nowMs: number): Row[] {
+  const { link } = primary;
+  const interval =
+    primary.checkpointIntervalMs === 0
+      ? "on demand"
+      : `every ${formatSeconds(primary.checkpointIntervalMs / 1000)}`;
+  const rows: Row[] = [
+    ["replica", `${link.replica ?? "none"}, ${link.state} since ${ago(link.since, nowMs)}`],
+    [
+      "",
+      `ack mode ${primary.ackMode}, timeout ${formatSeconds(primary.replicaTimeoutMs / 1000)}, checkpoints ${interval}`,
+    ],
+  ];
+  if (link.reconnects > 0) rows.push(["", count(link.reconnects, "reconnect")]);
+  if (link.lastError !== null) rows.push(["", `last error: ${link.lastError}`]);
+  return rows;
+}
+
+function secondaryRows(secondary: SecondaryStatus): Row[] {
+  const rollback = secondary.rollback === "available" ? "possible" : "lost";
+  return [
+    ["primary", secondary.writer ?? "not connected"],
+    ["rollback", `${rollback}, ${formatSize(secondary.undoBytes)} kept for it`],
+  ];
+}
+
+function diskRows(disk: DiskStatus): Row[] {
+  const rows: Row[] = [[disk.name, `${formatSize(disk.sizeBytes)}, ${disk.path}`]];
+  if (disk.primary !== undefined) {
+    const { dirtyBytes, bytesReplicated, writesReplicated, inFlight } = disk.primary;
+    const sent = `${formatSize(bytesReplicated)} in ${count(writesReplicated, "write")} replicated`;
+    rows.push(["", `${formatSize(dirtyBytes)} dirty, ${sent}, ${inFlight} in flight`]);
+  }
+  if (disk.secondary !== undefined) {
+    const { undoBytes, activeBytes, pendingBytes } = disk.secondary;
+    rows.push([
+      "",
+      `${formatSize(undoBytes)} undo, ${formatSize(activeBytes)} active, ${formatSize(pendingBytes)} not yet durable`,
+    ]);
+  }
+  return rows;
+}
+
+function jobRow(job: JobStatus): Row {
+  const percent = job.len === 0 ? 100 : Math.floor((job.offset / job.len) * 100);
+  const speed = job.speed === 0 ? "" : `, at most ${formatSize(job.speed)}/s`;
+  const ready = job.ready ? ", ready" : "";
+  return [
+    `job ${job.id}`,
+    `${job.type} of ${job.disk}, ${percent}% of ${formatSize(job.len)}${speed}${ready}`,
+  ];
+}
+
+function describeLink(state: LinkState): string {
+  switch (state) {
+    case "detached":
+      return "no replica";
+    case "connecting":
+    case "handshaking":
+    case "resyncing":
+    case "replicating":
+      return state;
+    case "disconnected":
+      return "replica disconnected";
+    case "refused":
+      return "replica refused";
+  }
+}
+
+function describeOutcome(outcome: FailoverOutcome, loses: string): string {
+  if (!outcome.possible) return `is not possible: ${outcome.reason ?? "reason unknown"}`;
+  const { bytes, seconds } = outcome.lost;
+  if (bytes === 0) return `${loses} nothing`;
+  const what = outcome.to === "checkpoint" ? "the primary's writes" : "the writes made through the view";
+  return `${loses} ${formatSize(bytes)}, ${what} of the last ${formatSeconds(seconds)}`;
+}
+
+function align(rows: readonly Row[], paint: Paint): string[] {
+  const width = Math.max(...rows.map(([label]) => label.length));
+  return rows.map(([label, text]) => `  ${paint(label.padEnd(width), "faint")}  ${text}`);
+}
+
+function ago(instant: string, nowMs: number): string {
+  // The node's clock may be ahead of ours.
+  return `${formatSeconds(Math.max(0, (nowMs - Date.parse(instant)) / 1000))} ago`;
+}
+
+function count(n: number, noun: string): string {
+  return `${n.toLocaleString("en-US")} ${noun}${n === 1 ? "" : "s"}`;
+}

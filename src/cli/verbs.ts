@@ -1,0 +1,99 @@
+/** The verbs that both programs have, and the primary's; failover has a file of its own. */
+import { setTimeout as sleep } from "node:timers/promises";
+import { addressField, readField, replicaField } from "../config/fields.js";
+import { ConfigError, LinkError } from "../errors.js";
+import type { QmpClient } from "../qmp/client.js";
+import type { NodeStatus } from "../status.js";
+import type { Verb } from "./program.js";
+import { renderStatus } from "./render.js";
+
+/** Ample for draining what is in flight over a slow link; then the outcome is unknown, and `status` tells. */
+export const OPERATION_TIMEOUT_MS = 120_000;
+
+const WATCH_INTERVAL_MS = 1000;
+
+export const checkpointVerb: Verb = {
+  name: "checkpoint",
+  describe: "make a checkpoint of all disks now",
+  options: {},
+  run: ({ terminal, withNode }) =>
+    withNode(async (client) => {
+      const answer = await client.execute("x-repl-checkpoint", {}, { timeoutMs: OPERATION_TIMEOUT_MS });
+      terminal.print(`checkpoint done, epoch ${(answer as { epoch: number }).epoch} begins`);
+    }),
+};
+
+export const statusVerb: Verb = {
+  name: "status",
+  describe: "show what the node does and how it fares",
+  options: {
+    json: { type: "boolean", describe: "as JSON, one line each time" },
+    watch: { type: "boolean", describe: "again every second, until the node ends" },
+  },
+  run: ({ args, terminal, withNode }) =>
+    withNode(async (client) => {
+      const watch = args.flags.has("watch");
+      const json = args.flags.has("json");
+      for (;;) {
+        const status = await queryStatus(client);
+        if (watch && !json && terminal.decorated) terminal.clear();
+        terminal.print(json ? JSON.stringify(status) : renderStatus(status, Date.now(), terminal.decorated));
+        if (!watch) return;
+        await sleep(WATCH_INTERVAL_MS);
+      }
+    }),
+};
+
+export const stopVerb: Verb = {
+  name: "stop",
+  describe: "finish what is in flight, flush, and end the node",
+  options: {},
+  run: ({ terminal, withNode }) =>
+    withNode(async (client) => {
+      await client.execute("quit");
+      const timer = new AbortController();
+      const late = sleep(OPERATION_TIMEOUT_MS, "late" as const, { signal: timer.signal });
+      const outcome = await Promise.race([client.ended, late]);
+      timer.abort();
+      if (outcome === "late") {
+        throw new LinkError("timeout", `the node has not ended within ${OPERATION_TIMEOUT_MS / 1000} s`);
+      }
+      terminal.print("stopped");
+    }),
+};
+
+export const attachVerb: Verb = {
+  name: "attach",
+  describe: "begin to replicate to a secondary",
+  options: {
+    replica: { type: "string", requiresArg: true, describe: "URI: the secondary's NBD server (required)" },
+    "replica-qmp": { type: "string", requiresArg: true, describe: "ADDR: the secondary's QMP server" },
+  },
+  run: async ({ args, terminal, withNode }) => {
+    const { replica, "replica-qmp": replicaQmp } = args.texts;
+    if (replica === undefined)
+      throw new ConfigError("usage", "--replica: is missing, as in nbd://HOST:10809");
+    readField(replicaField, "--replica", replica);
+    if (replicaQmp !== undefined) readField(addressField, "--replica-qmp", replicaQmp);
+    const qmp = replicaQmp === undefined ? {} : { "replica-qmp": replicaQmp };
+    await withNode((client) =>
+      client.execute("x-repl-attach", { replica, ...qmp }, { timeoutMs: OPERATION_TIMEOUT_MS }),
+    );
+    terminal.print(`attached to ${replica}`);
+  },
+};
+
+export const detachVerb: Verb = {
+  name: "detach",
+  describe: "stop replicating and go on alone; what changes meanwhile is remembered",
+  options: {},
+  run: async ({ terminal, withNode }) => {
+    await withNode((client) => client.execute("x-repl-detach", {}, { timeoutMs: OPERATION_TIMEOUT_MS }));
+    terminal.print("detached");
+  },
+};
+
+/** The node's status, whose shape is src/status.ts on both sides. */
+async function queryStatus(client: QmpClient): Promise<NodeStatus> {
+  return (await client.execute("x-repl-status")) as NodeStatus;
+}

@@ -1,0 +1,56 @@
+import { expect } from "chai";
+import { primaryProgram } from "../../../src/cli/primary.js";
+import { runProgram } from "../../../src/cli/run.js";
+import { secondaryProgram } from "../../../src/cli/secondary.js";
+import { FakeTerminal } from "./fake-terminal.js";
+
+type Role = "primary" | "secondary";
+
+/** Command lines with one mistake each, and what the line on stderr must say. */
+const MISTAKES: readonly (readonly [Role, readonly string[], string])[] = [
+  ["primary", [], "no disk given: use --disk NAME=PATH"],
+  ["primary", ["--disk", "x"], '--disk: "x" is not NAME=PATH'],
+  ["primary", ["--disk"], "--disk: needs a value"],
+  ["primary", ["--disk", "a=/a", "--size", "12Q"], '--size: "12Q" is not a size'],
+  ["primary", ["--disk", "a=/a", "--foo"], "unknown option --foo"],
+  ["primary", ["--disk", "a=/a", "-x"], "unknown option -x"],
+  ["primary", ["--disk", "a=/a", "--no-json"], "unknown option --no-json"],
+  ["primary", ["--disk", "a=/a", "--view", "h:1"], "unknown option --view"],
+  ["primary", ["--disk", "a=/a", "--tls", "on"], "unknown option --tls"],
+  ["primary", ["--constructor", "x"], "can't make sense of the command line"],
+  ["primary", ["frobnicate"], 'unknown argument "frobnicate"'],
+  ["primary", ["verify"], 'unknown argument "verify"'],
+  ["primary", ["failover"], 'unknown argument "failover"'],
+  ["primary", ["--", "x"], 'unexpected argument "x"'],
+  ["primary", ["--disk", "a=/a", "--config", "/nowhere.yaml"], '--config: can\'t read "/nowhere.yaml"'],
+  ["primary", ["status", "--disk", "a=/a"], 'unknown option --disk for "status"'],
+  ["primary", ["status", "extra"], 'unknown argument "extra" for "status"'],
+  ["primary", ["status", "--json=yes"], '--json: takes no value, "yes" was given'],
+  ["primary", ["status", "--qmp", "nowhere"], '--qmp: "nowhere" is not an address'],
+  ["primary", ["status", "--qmp", "h:1", "--qmp", "h:2"], "--qmp: may be given once, not 2 times"],
+  ["primary", ["attach"], "--replica: is missing"],
+  ["primary", ["attach", "--replica", "http://x"], '--replica: "http://x"'],
+  ["secondary", ["failover"], "failover can lose data: without a terminal to ask on, it needs --yes"],
+  ["secondary", ["failover", "--to", "yesterday"], '--to: "yesterday" is not one of checkpoint, latest'],
+  ["secondary", ["failover", "--dry-run=yes"], '--dry-run: takes no value, "yes" was given'],
+  ["secondary", ["checkpoint"], 'unknown argument "checkpoint"'],
+  ["secondary", ["--disk", "a=/a", "--on-undo-error", "panic"], '--on-undo-error: "panic" is not one of'],
+];
+
+describe("cli/mistakes", () => {
+  const start = (): Promise<number> => expect.fail("the node was started");
+  const programs = { primary: primaryProgram(start), secondary: secondaryProgram(start) };
+
+  for (const [role, args, message] of MISTAKES) {
+    it(`repl-${role} ${args.join(" ")}: one line that says what is wrong, exit code 2`, async () => {
+      const terminal = new FakeTerminal();
+      const code = await runProgram(programs[role], args, terminal, { HOME: "/h" });
+      expect(terminal.complaints).to.have.length(1);
+      const [line = ""] = terminal.complaints;
+      expect(line)
+        .to.match(new RegExp(`^repl-${role}: .* \\(see repl-${role} --help\\)$`))
+        .and.include(message);
+      expect([code, terminal.printed]).to.deep.equal([2, []]);
+    });
+  }
+});

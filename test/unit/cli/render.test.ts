@@ -1,0 +1,89 @@
+import { expect } from "chai";
+import { renderFailoverPlan, renderStatus } from "../../../src/cli/render.js";
+import { NOW_MS, plan, primaryStatus, secondaryStatus } from "./statuses.js";
+
+describe("cli/render", () => {
+  it("shows a primary that fares well", () => {
+    expect(renderStatus(primaryStatus, NOW_MS, false).split("\n")).to.deep.equal([
+      "primary: running, replicating, epoch 12, last checkpoint 3 s ago",
+      "  replica    nbd://secondary:10809, replicating since 3 min 20 s ago",
+      "             ack mode memsync, timeout 5 s, checkpoints every 5 s",
+      "  disk0      1 GiB, /srv/disk0.img",
+      "             0 B dirty, 12 MiB in 4,000 writes replicated, 3 in flight",
+      "  job sync0  mirror of disk0, 50% of 1 GiB, at most 100 MiB/s",
+      "  guest at   unix:/run/p.sock, 1 client",
+      "  state in   /state",
+      "  node       version 1.2.3, up 5 h 12 min, generation 5f3c",
+    ]);
+  });
+
+  it("shows a secondary that fares well", () => {
+    expect(renderStatus(secondaryStatus, NOW_MS, false).split("\n")).to.deep.equal([
+      "secondary: running, epoch 12, last checkpoint 3 s ago",
+      "  primary   10.0.0.1:40000",
+      "  rollback  possible, 1.5 KiB kept for it",
+      "  disk0     1 GiB, /srv/disk0.img",
+      "            1.5 KiB undo, 0 B active, 512 B not yet durable",
+      "  state in  /state",
+      "  node      version 1.2.3, up 5 h 12 min, generation 5f3c",
+    ]);
+  });
+
+  it("puts what is wrong right below the first line", () => {
+    const status = {
+      ...secondaryStatus,
+      lastCheckpoint: null,
+      checkpointRefusal: "the writer went away with requests unanswered",
+      error: {
+        operation: "write",
+        errno: "EIO",
+        disk: "disk0",
+        offsetBytes: 4096,
+        lengthBytes: 512,
+        count: 3,
+        firstAt: "2026-01-02T03:03:08.000Z",
+        message: "Input/output error",
+      },
+      secondary: { rollback: "lost", rollbackLostReason: "log full", undoBytes: 0, writer: null },
+    } as const;
+    expect(renderStatus(status, NOW_MS, false).split("\n").slice(0, 6)).to.deep.equal([
+      "secondary: running, epoch 12, no checkpoint yet",
+      "! 3 errors, the first 1 min ago: write on disk0 at 4096+512: EIO: Input/output error",
+      "! no rollback until the next checkpoint: log full",
+      "! a checkpoint would be refused: the writer went away with requests unanswered",
+      "  primary   not connected",
+      "  rollback  lost, 0 B kept for it",
+    ]);
+  });
+
+  it("uses colours only when asked", () => {
+    expect(renderStatus(primaryStatus, NOW_MS, false)).to.not.include("\x1b");
+    expect(renderStatus(primaryStatus, NOW_MS, true)).to.include("\x1b[32mprimary: running");
+    const failed = { ...primaryStatus, stage: "failover-failed" } as const;
+    expect(renderStatus(failed, NOW_MS, true)).to.include("\x1b[1;31mprimary: failover-failed");
+  });
+
+  it("tells what a failover would lose, and what the other target would", () => {
+    expect(renderFailoverPlan(plan)).to.equal(
+      "failover to checkpoint in epoch 12 would lose 12 MiB, the primary's writes of the last 3.2 s\n" +
+        "instead, to latest: would lose nothing",
+    );
+    expect(
+      renderFailoverPlan({
+        ...plan,
+        possible: false,
+        reason: "rollback was lost: log full",
+        alternatives: [{ to: "latest", possible: true, reason: null, lost: { bytes: 512, seconds: 3.2 } }],
+      }),
+    ).to.equal(
+      "failover to checkpoint in epoch 12 is not possible: rollback was lost: log full\n" +
+        "instead, to latest: would lose 512 B, the writes made through the view of the last 3.2 s",
+    );
+  });
+
+  it("tells what a failover that has begun loses", () => {
+    expect(renderFailoverPlan({ ...plan, dryRun: false })).to.equal(
+      "failover to checkpoint begun in epoch 12, loses 12 MiB, the primary's writes of the last 3.2 s",
+    );
+  });
+});

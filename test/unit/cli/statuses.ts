@@ -1,0 +1,81 @@
+/** What nodes say about themselves, for the tests of what shows it. */
+import type { FailoverPlan, NodeStatus } from "../../../src/status.js";
+
+const common = {
+  version: "1.2.3",
+  stage: "running",
+  epoch: 12,
+  generation: "5f3c",
+  error: null,
+  checkpointRefusal: null,
+  lastCheckpoint: { epoch: 11, at: "2026-01-02T03:04:05.000Z" },
+  uptimeSeconds: 18_720,
+  stateDirectory: "/state",
+} as const;
+
+/** Three seconds after the last checkpoint. */
+export const NOW_MS = Date.parse("2026-01-02T03:04:08.000Z");
+
+export const primaryStatus: NodeStatus = {
+  ...common,
+  role: "primary",
+  disks: [
+    {
+      name: "disk0",
+      path: "/srv/disk0.img",
+      sizeBytes: 1024 ** 3,
+      primary: { dirtyBytes: 0, writesReplicated: 4000, bytesReplicated: 12 * 1024 ** 2, inFlight: 3 },
+    },
+  ],
+  listeners: [{ purpose: "guest", address: "unix:/run/p.sock", clients: 1 }],
+  jobs: [
+    {
+      id: "sync0",
+      type: "mirror",
+      disk: "disk0",
+      offset: 512 * 1024 ** 2,
+      len: 1024 ** 3,
+      speed: 100 * 1024 ** 2,
+      ready: false,
+    },
+  ],
+  primary: {
+    ackMode: "memsync",
+    checkpointIntervalMs: 5000,
+    replicaTimeoutMs: 5000,
+    link: {
+      state: "replicating",
+      replica: "nbd://secondary:10809",
+      since: "2026-01-02T03:00:48.000Z",
+      lastError: null,
+      reconnects: 0,
+    },
+  },
+};
+
+export const secondaryStatus: NodeStatus = {
+  ...common,
+  role: "secondary",
+  disks: [
+    {
+      name: "disk0",
+      path: "/srv/disk0.img",
+      sizeBytes: 1024 ** 3,
+      secondary: { undoBytes: 1536, activeBytes: 0, pendingBytes: 512 },
+    },
+  ],
+  listeners: [],
+  jobs: [],
+  secondary: { rollback: "available", rollbackLostReason: null, undoBytes: 1536, writer: "10.0.0.1:40000" },
+};
+
+export const plan: FailoverPlan = {
+  to: "checkpoint",
+  dryRun: true,
+  epoch: 12,
+  possible: true,
+  reason: null,
+  lost: { bytes: 12 * 1024 ** 2, seconds: 3.2 },
+  lastCheckpoint: { epoch: 11, at: "2026-01-02T03:04:05.000Z" },
+  alternatives: [{ to: "latest", possible: true, reason: null, lost: { bytes: 0, seconds: 0 } }],
+};
