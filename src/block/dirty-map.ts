@@ -39,6 +39,10 @@ export class DirtyMap {
     return this.#volatile.count > 0;
   }
 
+  get isFlushing(): boolean {
+    return this.#isFlushing;
+  }
+
   /** The replica may not have this content. */
   missed(offset: number, lengthBytes: number): void {
     this.#missed.set(blockOf(offset), blockAfter(offset + lengthBytes));

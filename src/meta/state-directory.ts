@@ -7,6 +7,7 @@ import { mkdir, readFile, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { DeviceError, MetadataError } from "../errors.js";
+import { syncDirectory } from "../os/sync-directory.js";
 import { writeFileAtomic } from "./atomic-file.js";
 
 /** A file with positioned, unordered I/O; nothing written is durable before sync() resolves. */
@@ -39,7 +40,6 @@ export interface StateDirectory {
 const open = promisify(fs.open);
 const close = promisify(fs.close);
 const fdatasync = promisify(fs.fdatasync);
-const fsync = promisify(fs.fsync);
 
 /** @throws MetadataError if the directory can't be made or used */
 export async function openStateDirectory(path: string): Promise<StateDirectory> {
@@ -157,15 +157,6 @@ function dropBytes(buffers: readonly Buffer[], count: number): readonly Buffer[]
     if (left < buffer.length) return [buffer.subarray(left), ...buffers.slice(index + 1)];
     left -= buffer.length;
     index++;
-  }
-}
-
-async function syncDirectory(path: string): Promise<void> {
-  const fd = await open(path, "r");
-  try {
-    await fsync(fd);
-  } finally {
-    await close(fd);
   }
 }
 

@@ -176,6 +176,13 @@ export class Secondary {
     return this.#group.failure ?? this.#epochs.failure ?? this.#tracker.gap;
   }
 
+  /** Which promise can't be kept any more, or null; for the exit code. */
+  brokenPromise(): string | null {
+    if (this.stage === "failover-failed") return "the failover has failed";
+    const isLost = this.overlays?.isBroken === true;
+    return this.#group.failure ?? this.#epochs.failure ?? (isLost ? "the last checkpoint is lost" : null);
+  }
+
   start(mode: Mode): Promise<void> {
     return this.#serial.run(() => this.#apply({ type: "start", mode }, null));
   }

@@ -21,15 +21,17 @@ export class PrimaryFilter implements BlockDevice {
   readonly #onFailure: (failure: ForwardFailure) => void;
   #isStarted = false;
   #replica: BlockDevice | null = null;
+  #forwardedWrites = 0;
+  #forwardedBytes = 0;
 
   constructor(info: DeviceInfo, onFailure: (failure: ForwardFailure) => void) {
     this.info = info;
     this.#onFailure = onFailure;
   }
 
-  /** Whether writes reach a replica at present. */
-  get isForwarding(): boolean {
-    return this.#replica !== null;
+  /** Changes and bytes that the replica has acknowledged. */
+  get forwarded(): { readonly writes: number; readonly bytes: number } {
+    return { writes: this.#forwardedWrites, bytes: this.#forwardedBytes };
   }
 
   /** Stage running: writes are forwarded. Not running: they fail, as nobody should send any. */
@@ -84,7 +86,10 @@ export class PrimaryFilter implements BlockDevice {
       fail(new DeviceError("EIO", "the replica is not connected"));
       return Promise.resolve();
     }
-    return request(this.#replica).catch(fail);
+    return request(this.#replica).then(() => {
+      this.#forwardedWrites++;
+      this.#forwardedBytes += lengthBytes;
+    }, fail);
   }
 }
 

@@ -14,9 +14,9 @@ import type { OverlayLog } from "../../meta/overlay-log.js";
 import type { LogRecord } from "../../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../../meta/overlay-log-recovery.js";
 import type { StateFile } from "../../meta/state-directory.js";
-import { Coalesced } from "../coalesced.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
 import { ABSENT, ExtentMap, ZERO } from "../extent-map.js";
+import { GroupFlush } from "../group-flush.js";
 import { extentsThrough, type Layer, readThrough } from "./layered.js";
 
 /** Writes are taken in whole blocks of this size, which bounds the map; checked() reads and modifies for smaller ones. */
@@ -37,7 +37,7 @@ export class ActiveOverlay implements BlockDevice {
   readonly #diskIndex: number;
   #opened: Promise<{ readonly file: StateFile; readonly log: OverlayLog }> | null = null;
   #unlogged: LogRecord[] = [];
-  readonly #flushes = new Coalesced(() => this.#flushOnce());
+  readonly #group = new GroupFlush(() => this.#flushOnce());
 
   constructor(backing: BlockDevice, storage: ActiveStorage, diskIndex: number) {
     const { sizeBytes, blockSize, extents } = backing.info;
@@ -112,7 +112,7 @@ export class ActiveOverlay implements BlockDevice {
   }
 
   flush(): Promise<void> {
-    return this.#opened === null ? Promise.resolve() : this.#flushes.request();
+    return this.#opened === null ? Promise.resolve() : this.#group.flush();
   }
 
   extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
@@ -152,12 +152,7 @@ export class ActiveOverlay implements BlockDevice {
     const { file, log } = await this.#open();
     const records = this.#unlogged;
     this.#unlogged = [];
-    try {
-      await file.sync();
-      if (records.length > 0) await log.append(records);
-    } catch (error) {
-      this.#unlogged = [...records, ...this.#unlogged];
-      throw error;
-    }
+    await file.sync();
+    if (records.length > 0) await log.append(records);
   }
 }

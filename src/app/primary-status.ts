@@ -1,0 +1,79 @@
+/** A primary's status, as `x-repl-status` and the command line show it. */
+import type { PrimaryConfig } from "../config/schema.js";
+import type { NbdServer } from "../nbd/server/server.js";
+import type { Primary } from "../replication/primary.js";
+import type { Resync } from "../replication/resync.js";
+import type { DiskStatus, JobStatus, NodeStatus } from "../status.js";
+import { listenerStatus, type NodeParts } from "./run-node.js";
+
+export function primaryStatus(
+  parts: NodeParts,
+  config: PrimaryConfig,
+  primary: Primary,
+  guests: NbdServer,
+): NodeStatus {
+  const { link, metadata, replica } = primary;
+  return {
+    role: "primary",
+    version: parts.version,
+    stage: primary.stage,
+    epoch: primary.epoch,
+    generation: metadata.generation,
+    error: primary.error,
+    checkpointRefusal: primary.checkpointRefusal(),
+    lastCheckpoint: primary.lastCheckpoint,
+    uptimeSeconds: (Date.now() - parts.startedMs) / 1000,
+    stateDirectory: parts.directory.path,
+    disks: primary.disks.map((_disk, index) => diskStatus(primary, index)),
+    listeners: [
+      ...listenerStatus("guest", guests.addresses, guests.connections().length),
+      ...parts.qmpListeners(),
+    ],
+    jobs: mirrorJobs(primary),
+    primary: {
+      ackMode: config.ackMode,
+      checkpointIntervalMs: config.checkpointIntervalMs,
+      replicaTimeoutMs: config.replicaTimeoutMs,
+      link: {
+        state: link?.state ?? "detached",
+        replica: replica?.uri ?? null,
+        since: (link?.since ?? new Date(parts.startedMs)).toISOString(),
+        lastError: link?.lastError?.message ?? null,
+        reconnects: link?.reconnects ?? 0,
+      },
+    },
+  };
+}
+
+export function mirrorJobs(primary: Primary): JobStatus[] {
+  return (primary.link?.resyncs ?? []).map((resync) => mirrorJob(resync, primary.rate.bytesPerSecond));
+}
+
+export function mirrorJob(resync: Resync, speed: number): JobStatus {
+  const { name } = resync.disk;
+  return {
+    id: `mirror-${name}`,
+    type: "mirror",
+    disk: name,
+    offset: resync.doneBytes,
+    len: resync.totalBytes,
+    speed,
+    ready: resync.doneBytes === resync.totalBytes,
+  };
+}
+
+function diskStatus(primary: Primary, index: number): DiskStatus {
+  const disk = primary.disks[index];
+  if (disk === undefined) throw new RangeError(`no disk ${index}`);
+  return {
+    name: disk.name,
+    path: disk.path,
+    sizeBytes: disk.local.info.sizeBytes,
+    primary: {
+      dirtyBytes: disk.dirty.missedBytes,
+      writesReplicated: disk.forwarded.writes,
+      bytesReplicated: disk.forwarded.bytes,
+      inFlight: primary.link?.inFlight(index) ?? 0,
+    },
+  };
+}

@@ -1,0 +1,88 @@
+/** The composition root of repl-primary. */
+import type { PrimaryConfig } from "../config/schema.js";
+import { ExportTable } from "../nbd/server/exports.js";
+import { NbdServer } from "../nbd/server/server.js";
+import { blockJobCommands, jobEvent } from "../qmp/commands/block-jobs.js";
+import { primaryPairCommands } from "../qmp/commands/pair.js";
+import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
+import { Primary } from "../replication/primary.js";
+import { replicaOf } from "../replication/replica-uri.js";
+import { mirrorJob, mirrorJobs, primaryStatus } from "./primary-status.js";
+import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
+
+/** How long guests may take to take their last replies when the node stops. */
+const CLOSE_DEADLINE_MS = 5000;
+
+/** Runs a primary in the foreground. @returns the exit code @throws ReplError if it can't start */
+export function runPrimary(config: PrimaryConfig): Promise<number> {
+  return runNode(config, (parts) => startPrimary(config, parts));
+}
+
+async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<RunningNode> {
+  const { directory, disks, log, lifecycle, emit } = parts;
+  const primary = await Primary.open({
+    directory,
+    disks,
+    ackMode: config.ackMode,
+    replicaTimeoutMs: config.replicaTimeoutMs,
+    resyncBytesPerSecond: config.resyncRateBytesPerSecond,
+    checkpointIntervalMs: config.checkpointIntervalMs,
+    log,
+    events: {
+      stateChanged: (state) => {
+        emit("X_REPL_LINK", { state });
+      },
+      jobEnded: (resync, error) => {
+        const data = jobEvent(mirrorJob(resync, primary.rate.bytesPerSecond), error);
+        if (error === null) emit("BLOCK_JOB_READY", data);
+        emit("BLOCK_JOB_COMPLETED", data);
+      },
+    },
+  });
+  lifecycle.add(() => primary.close());
+  // Before the first guest: a node that was replaced by its secondary must not serve the disk that it lost.
+  if (config.replica !== null) await primary.attach(replicaOf(config.replica, config.replicaQmp));
+
+  const guests = new NbdServer({ exports: guestExports(primary), log: log.child({ component: "nbd" }) });
+  lifecycle.add(() => guests.close(CLOSE_DEADLINE_MS));
+  for (const address of config.listen) await guests.listen(address);
+
+  return {
+    commands: [
+      ...replicationCommands(replicationGroup(primary), emit),
+      ...primaryPairCommands(primary),
+      ...blockJobCommands({
+        jobs: () => mirrorJobs(primary),
+        setSpeed: (bytesPerSecond) => {
+          primary.rate.set(bytesPerSecond);
+        },
+      }),
+    ],
+    status: () => primaryStatus(parts, config, primary, guests),
+    brokenPromise: () => null,
+  };
+}
+
+function guestExports(primary: Primary): ExportTable {
+  const exports = new ExportTable();
+  for (const { name, guestExport } of primary.disks) {
+    exports.add({ name, description: `disk ${name}`, readOnly: false, device: guestExport });
+  }
+  return exports;
+}
+
+function replicationGroup(primary: Primary): ReplicationGroup {
+  return {
+    mode: "primary",
+    start: (mode) => primary.start(mode),
+    stop: (isFailover) => primary.stop(isFailover),
+    // As in QEMU, this side of a checkpoint has nothing to do: the manager talks to the secondary as well.
+    checkpoint: () => Promise.resolve(),
+    getError: () => {
+      primary.getError();
+    },
+    get isActive() {
+      return primary.stage === "running";
+    },
+  };
+}

@@ -1,0 +1,146 @@
+/**
+ * The NBD server that a secondary's primary writes to: filled from the start, or by a manager with QEMU's commands.
+ *
+ * Invariant: `#server` is the one that accepts connections, or null; its exports are in `#exports`.
+ */
+import type { Logger } from "pino";
+import { ReplError, StateError } from "../errors.js";
+import type { Address } from "../net/address.js";
+import { ExportTable, type NbdExport } from "../nbd/server/exports.js";
+import { NbdServer } from "../nbd/server/server.js";
+import type { ManagedNbdServer } from "../qmp/commands/nbd-server.js";
+import type { Secondary } from "../replication/secondary.js";
+import type { SecondaryDisk } from "../replication/secondary-disk.js";
+
+/** How long a writer that is cut off may take to take its last replies. */
+export const DISCONNECT_DEADLINE_MS = 2000;
+
+export class ReplicationServer implements ManagedNbdServer {
+  readonly #log: Logger;
+  readonly #exports = new ExportTable();
+  #secondary: Secondary | null = null;
+  #server: NbdServer | null = null;
+
+  constructor(log: Logger) {
+    this.#log = log;
+  }
+
+  /** Whose disks it exports; known only after it, since the secondary cuts its writers off through it. */
+  serve(secondary: Secondary): void {
+    this.#secondary = secondary;
+  }
+
+  get addresses(): readonly Address[] {
+    return this.#server?.addresses ?? [];
+  }
+
+  /** Peers in transmission or on the way there. */
+  get peers(): string[] {
+    return this.#server?.connections().map(({ peer }) => peer) ?? [];
+  }
+
+  async start(address: Address, maxConnections: number | null): Promise<void> {
+    if (this.#server !== null) throw new StateError("nbd-server-running", "NBD server already running");
+    await this.#open([address], maxConnections);
+  }
+
+  /** Exports every disk by its name on all these addresses. */
+  async startAll(addresses: readonly Address[]): Promise<void> {
+    for (const { name } of this.#secondary?.disks ?? []) this.#add(name, name, true);
+    await this.#open(addresses, null);
+  }
+
+  add(diskName: string, exportName: string, isWritable: boolean): void {
+    if (this.#server === null) throw new StateError("nbd-server-stopped", "NBD server not running");
+    this.#add(diskName, exportName, isWritable);
+  }
+
+  async remove(name: string, isForced: boolean): Promise<void> {
+    const server = this.#server;
+    if (server === null) throw new StateError("nbd-server-stopped", "NBD server not running");
+    if (this.#exports.get(name) === undefined) {
+      throw new ReplError("no-export", `Export '${name}' is not found`);
+    }
+    const isInUse = server.connections().some(({ exportName }) => exportName === name);
+    if (isInUse && !isForced) {
+      throw new StateError("export-in-use", `export '${name}' still in use`);
+    }
+    this.#exports.remove(name);
+    await server.disconnect(name, DISCONNECT_DEADLINE_MS);
+  }
+
+  async stop(): Promise<void> {
+    const server = this.#server;
+    if (server === null) throw new StateError("nbd-server-stopped", "NBD server not running");
+    this.#server = null;
+    for (const { name } of this.#exports.list()) this.#exports.remove(name);
+    await server.close(DISCONNECT_DEADLINE_MS);
+  }
+
+  /** Ends every connection to an export; resolves when none of their requests is under way. */
+  async disconnectWriters(): Promise<void> {
+    const server = this.#server;
+    if (server === null) return;
+    await Promise.all(
+      this.#exports.list().map(({ name }) => server.disconnect(name, DISCONNECT_DEADLINE_MS)),
+    );
+  }
+
+  async close(): Promise<void> {
+    await this.#server?.close(DISCONNECT_DEADLINE_MS);
+    this.#server = null;
+  }
+
+  async #open(addresses: readonly Address[], maxConnections: number | null): Promise<void> {
+    const server = new NbdServer({
+      exports: this.#exports,
+      log: this.#log,
+      ...(maxConnections !== null && { maxConnections }),
+    });
+    this.#server = server;
+    try {
+      for (const address of addresses) await server.listen(address);
+    } catch (error) {
+      this.#server = null;
+      await server.close(0);
+      throw error;
+    }
+  }
+
+  #add(diskName: string, exportName: string, isWritable: boolean): void {
+    const secondary = this.#secondary;
+    const disk = secondary?.disks.find(({ name }) => name === diskName);
+    if (secondary === null || disk === undefined) {
+      throw new ReplError("no-such-disk", `Cannot find device='${diskName}' nor node-name='${diskName}'`);
+    }
+    this.#exports.add(replicationExport(secondary, disk, exportName, isWritable));
+  }
+}
+
+function replicationExport(
+  secondary: Secondary,
+  disk: SecondaryDisk,
+  name: string,
+  isWritable: boolean,
+): NbdExport {
+  return {
+    name,
+    description: `replica of disk ${disk.name}`,
+    readOnly: !isWritable,
+    device: disk.replicationExport,
+    refusal: () => secondary.exportRefusal(),
+    connected: ({ peer }) => {
+      const observer = secondary.tracker.observe(peer);
+      const isIntroduced = secondary.tracker.session !== null;
+      return {
+        firstWrite: (): void => {
+          if (!isIntroduced) secondary.foreignWriter();
+          observer.firstWrite?.();
+        },
+        closed: (summary): void => {
+          observer.closed?.(summary);
+        },
+      };
+    },
+  };
+}

@@ -1,0 +1,131 @@
+/** What both nodes have in common: state directory, lock, disks, QMP server, signals, orderly end. */
+import type { Logger } from "pino";
+import { defaultQmpAddress } from "../config/schema.js";
+import type { DiskConfig } from "../config/fields.js";
+import { Deferred } from "../deferred.js";
+import { describeError } from "../errors.js";
+import { createLogger, type LogFormat, type LogLevel } from "../log.js";
+import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
+import { type Address, formatAddress } from "../net/address.js";
+import { lockStateDirectory } from "../os/lock.js";
+import type { QmpCommand } from "../qmp/command.js";
+import { nodeCommands } from "../qmp/commands/node.js";
+import { QmpServer } from "../qmp/server.js";
+import type { NamedDisk } from "../replication/secondary-disk.js";
+import type { ListenerStatus, NodeStatus } from "../status.js";
+import { readVersion } from "../version.js";
+import { openDisks } from "./disks.js";
+import { Lifecycle } from "./lifecycle.js";
+
+export interface CommonConfig {
+  readonly disks: readonly DiskConfig[];
+  readonly createSizeBytes: number | null;
+  readonly qmp: readonly Address[];
+  readonly stateDir: string;
+  readonly logLevel: LogLevel;
+  readonly logFormat: LogFormat | null;
+}
+
+/** What a node is built from. */
+export interface NodeParts {
+  readonly directory: StateDirectory;
+  readonly disks: readonly NamedDisk[];
+  readonly log: Logger;
+  readonly lifecycle: Lifecycle;
+  readonly version: string;
+  readonly startedMs: number;
+  /** Sends an event to every QMP client. */
+  readonly emit: (event: string, data: object) => void;
+  readonly qmpListeners: () => ListenerStatus[];
+}
+
+/** What a node gives back once it serves. */
+export interface RunningNode {
+  readonly commands: readonly QmpCommand[];
+  readonly status: () => NodeStatus;
+  /** Which promise the node can't keep any more, or null; decides on the exit code. */
+  readonly brokenPromise: () => string | null;
+}
+
+/**
+ * Runs a node until it is told to stop. @returns the exit code: 0, or 1 if it could not keep a promise
+ * @throws ReplError if it can't start: nothing is left behind then
+ */
+export async function runNode(
+  config: CommonConfig,
+  build: (parts: NodeParts) => Promise<RunningNode>,
+): Promise<number> {
+  const log = createLogger({ level: config.logLevel, format: config.logFormat });
+  const lifecycle = new Lifecycle();
+  const stopped = new Deferred<string>();
+  const onSignal = (signal: NodeJS.Signals): void => {
+    stopped.resolve(signal);
+  };
+  process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
+  try {
+    const node = await startNode(config, build, log, lifecycle, () => {
+      stopped.resolve("quit");
+    });
+    log.info({ pid: process.pid, stateDirectory: config.stateDir }, "ready");
+    const reason = await stopped.promise;
+    log.info({ reason }, "stopping");
+    await lifecycle.close();
+    const broken = node.brokenPromise();
+    if (broken === null) log.info("stopped");
+    else log.error({ reason: broken }, "stopped with a promise broken");
+    return broken === null ? 0 : 1;
+  } catch (error) {
+    await lifecycle.close().catch((closing: unknown) => {
+      log.error({ error: describeError(closing) }, "not everything could be closed");
+    });
+    throw error;
+  } finally {
+    process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+  }
+}
+
+async function startNode(
+  config: CommonConfig,
+  build: (parts: NodeParts) => Promise<RunningNode>,
+  log: Logger,
+  lifecycle: Lifecycle,
+  quit: () => void,
+): Promise<RunningNode> {
+  const startedMs = Date.now();
+  const version = readVersion();
+  const directory = await openStateDirectory(config.stateDir);
+  const lock = await lockStateDirectory(config.stateDir);
+  lifecycle.add(() => lock.release());
+  // The QMP server is closed last of all that serves, so that its clients see the node's end.
+  let qmp: QmpServer | null = null;
+  lifecycle.add(async () => qmp?.close());
+  const disks = await openDisks(config.disks, config.createSizeBytes, log, lifecycle);
+  const node = await build({
+    directory,
+    disks,
+    log,
+    lifecycle,
+    version,
+    startedMs,
+    emit: (event, data) => {
+      qmp?.emit(event, data);
+    },
+    qmpListeners: () => listenerStatus("qmp", qmp?.addresses ?? [], qmp?.clientCount ?? 0),
+  });
+  qmp = new QmpServer({
+    commands: [...nodeCommands({ status: node.status, quit }), ...node.commands],
+    log: log.child({ component: "qmp" }),
+    version,
+  });
+  for (const address of [defaultQmpAddress(config.stateDir), ...config.qmp]) await qmp.listen(address);
+  return node;
+}
+
+/** @param clients of all these listeners together */
+export function listenerStatus(
+  purpose: ListenerStatus["purpose"],
+  addresses: readonly Address[],
+  clients: number,
+): ListenerStatus[] {
+  return addresses.map((address) => ({ purpose, address: formatAddress(address), clients }));
+}

@@ -1,0 +1,89 @@
+/** The composition root of repl-secondary. */
+import type { SecondaryConfig } from "../config/schema.js";
+import { ExportTable } from "../nbd/server/exports.js";
+import { NbdServer } from "../nbd/server/server.js";
+import { blockJobCommands, jobEvent } from "../qmp/commands/block-jobs.js";
+import { nbdServerCommands } from "../qmp/commands/nbd-server.js";
+import { secondaryPairCommands } from "../qmp/commands/pair.js";
+import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
+import { CHECKPOINT_EVENT } from "../replication/replica-control.js";
+import { Secondary } from "../replication/secondary.js";
+import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
+import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
+import { commitJob, secondaryStatus } from "./secondary-status.js";
+
+/** Runs a secondary in the foreground. @returns the exit code @throws ReplError if it can't start */
+export function runSecondary(config: SecondaryConfig): Promise<number> {
+  return runNode(config, (parts) => startSecondary(config, parts));
+}
+
+async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promise<RunningNode> {
+  const { directory, disks, log, lifecycle, emit } = parts;
+  const writers = new ReplicationServer(log.child({ component: "replication" }));
+  const secondary = await Secondary.open({
+    directory,
+    disks,
+    onUndoError: config.onBackupError,
+    log,
+    events: {
+      disconnectWriters: () => writers.disconnectWriters(),
+      checkpointDurable: (epoch) => {
+        emit(CHECKPOINT_EVENT, { epoch });
+      },
+      stageChanged: (stage) => {
+        emit("X_REPL_STAGE", { stage });
+      },
+      commitEnded: (error) => {
+        emit("BLOCK_JOB_COMPLETED", jobEvent(commitJob(secondary), error));
+      },
+    },
+  });
+  lifecycle.add(() => secondary.close());
+  writers.serve(secondary);
+  lifecycle.add(() => writers.close());
+
+  const view = new NbdServer({ exports: viewExports(secondary), log: log.child({ component: "view" }) });
+  lifecycle.add(() => view.close(DISCONNECT_DEADLINE_MS));
+  for (const address of config.view) await view.listen(address);
+  if (config.listen.length > 0) await writers.startAll(config.listen);
+
+  return {
+    commands: [
+      ...replicationCommands(replicationGroup(secondary), emit),
+      ...secondaryPairCommands(secondary),
+      ...nbdServerCommands(writers),
+      ...blockJobCommands({
+        jobs: () => (secondary.commit === null ? [] : [commitJob(secondary)]),
+        setSpeed: null,
+      }),
+    ],
+    status: () => secondaryStatus(parts, secondary, writers, view),
+    brokenPromise: () => secondary.brokenPromise(),
+  };
+}
+
+function viewExports(secondary: Secondary): ExportTable {
+  const exports = new ExportTable();
+  for (const { name, viewExport } of secondary.disks) {
+    exports.add({ name, description: `view of disk ${name}`, readOnly: false, device: viewExport });
+  }
+  return exports;
+}
+
+function replicationGroup(secondary: Secondary): ReplicationGroup {
+  return {
+    mode: "secondary",
+    start: (mode) => secondary.start(mode),
+    stop: (isFailover) => secondary.stop(isFailover ? "checkpoint" : null),
+    checkpoint: async () => {
+      await secondary.checkpoint({ session: null, epoch: null });
+      await secondary.checkpointDurable();
+    },
+    getError: () => {
+      secondary.getError();
+    },
+    get isActive() {
+      return secondary.stage === "running";
+    },
+  };
+}

@@ -1,0 +1,67 @@
+/** Background work as QEMU shows it: initial copy and resync are `mirror` jobs, a failover's merge is a `commit` job. */
+import { z } from "zod";
+import { NegotiationError } from "../../errors.js";
+import type { JobStatus } from "../../status.js";
+import { type QmpCommand, qmpCommand } from "../command.js";
+import { QmpError } from "../errors.js";
+
+export interface BlockJobsParts {
+  readonly jobs: () => readonly JobStatus[];
+  /** null: these jobs have no limit to set. */
+  readonly setSpeed: ((bytesPerSecond: number) => void) | null;
+}
+
+export function blockJobCommands({ jobs, setSpeed }: BlockJobsParts): QmpCommand[] {
+  const find = (device: string): JobStatus => {
+    const job = jobs().find(({ id }) => id === device);
+    if (job === undefined) throw new QmpError("DeviceNotActive", "no-job", `Block job '${device}' not found`);
+    return job;
+  };
+  return [
+    qmpCommand({
+      name: "query-block-jobs",
+      arguments: z.strictObject({}),
+      run: () => Promise.resolve(jobs().map(jobInfo)),
+    }),
+    qmpCommand({
+      name: "block-job-set-speed",
+      arguments: z.strictObject({ device: z.string(), speed: z.int().nonnegative() }),
+      run: ({ device, speed }) => {
+        const { type } = find(device);
+        if (setSpeed === null) throw new NegotiationError("no-speed", `a ${type} job has no speed limit`);
+        setSpeed(speed);
+        return Promise.resolve({});
+      },
+    }),
+    qmpCommand({
+      name: "block-job-cancel",
+      arguments: z.strictObject({ device: z.string(), force: z.boolean().optional() }),
+      run: ({ device }) => {
+        const { type } = find(device);
+        const remedy =
+          type === "mirror" ? "the replica needs it; x-repl-detach ends both" : "the failover needs it";
+        throw new NegotiationError("not-cancellable", `Job '${device}' can't be cancelled: ${remedy}`);
+      },
+    }),
+  ];
+}
+
+/** The data of BLOCK_JOB_READY and BLOCK_JOB_COMPLETED. */
+export function jobEvent(job: JobStatus, error: Error | null): object {
+  const { id, type, len, offset, speed } = job;
+  return { device: id, type, len, offset, speed, ...(error !== null && { error: error.message }) };
+}
+
+/** QEMU's BlockJobInfo (qapi/block-core.json). */
+function jobInfo(job: JobStatus): object {
+  return {
+    ...jobEvent(job, null),
+    busy: true,
+    paused: false,
+    ready: job.ready,
+    "io-status": "ok",
+    status: job.ready ? "ready" : "running",
+    "auto-finalize": true,
+    "auto-dismiss": true,
+  };
+}

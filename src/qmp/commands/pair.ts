@@ -1,0 +1,118 @@
+/** Commands of our own: what the two nodes of a pair say to each other, and what operators do with them. */
+import { z } from "zod";
+import { NegotiationError } from "../../errors.js";
+import { addressField, replicaField } from "../../config/fields.js";
+import type { Primary } from "../../replication/primary.js";
+import { HANDSHAKE_VERSION, helloSchema } from "../../replication/replica-control.js";
+import type { Secondary } from "../../replication/secondary.js";
+import { FAILOVER_TARGETS, type FailoverOutcome, type FailoverPlan } from "../../status.js";
+import { type QmpCommand, qmpCommand } from "../command.js";
+import { replicaOf } from "../../replication/replica-uri.js";
+
+export function primaryPairCommands(primary: Primary): QmpCommand[] {
+  return [
+    qmpCommand({
+      name: "x-repl-checkpoint",
+      arguments: z.strictObject({}),
+      run: async () => ({ epoch: await primary.checkpoint() }),
+    }),
+    qmpCommand({
+      name: "x-repl-attach",
+      arguments: z.strictObject({ replica: replicaField, "replica-qmp": addressField.optional() }),
+      run: async ({ replica, "replica-qmp": control }) => {
+        await primary.attach(replicaOf(replica, control ?? null));
+        return {};
+      },
+    }),
+    qmpCommand({
+      name: "x-repl-detach",
+      arguments: z.strictObject({}),
+      run: async () => {
+        await primary.detach();
+        return {};
+      },
+    }),
+  ];
+}
+
+export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
+  return [
+    qmpCommand({
+      name: "x-repl-handshake",
+      arguments: helloSchema,
+      run: async (hello) => {
+        refuseMismatch(secondary, hello);
+        const known = await secondary.introduce(hello.session);
+        return { known, epoch: secondary.epoch, stage: secondary.stage, version: HANDSHAKE_VERSION };
+      },
+    }),
+    qmpCommand({
+      name: "x-repl-checkpoint",
+      arguments: z.strictObject({ session: z.string().optional(), epoch: z.int().positive().optional() }),
+      run: async ({ session, epoch }) => ({
+        epoch: await secondary.checkpoint({ session: session ?? null, epoch: epoch ?? null }),
+      }),
+    }),
+    qmpCommand({
+      name: "x-repl-failover",
+      arguments: z.strictObject({
+        to: z.enum(FAILOVER_TARGETS).optional(),
+        "dry-run": z.boolean().optional(),
+      }),
+      run: async ({ to = "checkpoint", "dry-run": isDryRun = false }) => {
+        const plan = failoverPlan(secondary, to, isDryRun);
+        if (!isDryRun) await secondary.stop(to);
+        return plan;
+      },
+    }),
+  ];
+}
+
+function refuseMismatch(secondary: Secondary, hello: z.output<typeof helloSchema>): void {
+  if (hello.version !== HANDSHAKE_VERSION) {
+    throw new NegotiationError(
+      "version",
+      `this node speaks version ${HANDSHAKE_VERSION} of the handshake, the primary ${hello.version}: run the same release on both`,
+    );
+  }
+  for (const { name, size } of hello.disks) {
+    const disk = secondary.disks.find((candidate) => candidate.name === name);
+    if (disk === undefined) {
+      const names = secondary.disks.map((candidate) => candidate.name).join(", ");
+      throw new NegotiationError("no-such-disk", `the secondary has no disk ${name}, only ${names}`);
+    }
+    const { sizeBytes } = disk.disk.info;
+    if (sizeBytes !== size) {
+      throw new NegotiationError(
+        "size-mismatch",
+        `disk ${name} has ${size} bytes on the primary and ${sizeBytes} on the secondary: they must be the same`,
+      );
+    }
+  }
+  const missing = secondary.disks.find(({ name }) => !hello.disks.some((disk) => disk.name === name));
+  if (missing !== undefined) {
+    throw new NegotiationError(
+      "no-such-disk",
+      `the secondary's disk ${missing.name} is not replicated by the primary`,
+    );
+  }
+}
+
+function failoverPlan(secondary: Secondary, to: FailoverPlan["to"], dryRun: boolean): FailoverPlan {
+  const outcomes = secondary.failoverOptions().map((option): FailoverOutcome => ({
+    to: option.to,
+    possible: option.refusal === null,
+    reason: option.refusal ?? option.warning,
+    lost: option.lost,
+  }));
+  const chosen = outcomes.find((outcome) => outcome.to === to);
+  if (chosen === undefined) throw new NegotiationError("bad-argument", `there is no failover to ${to}`);
+  const { checkpointAt } = secondary.metadata;
+  return {
+    ...chosen,
+    dryRun,
+    epoch: secondary.epoch,
+    lastCheckpoint: checkpointAt === null ? null : { epoch: secondary.epoch, at: checkpointAt },
+    alternatives: outcomes.filter((outcome) => outcome !== chosen),
+  };
+}

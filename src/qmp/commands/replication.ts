@@ -1,0 +1,90 @@
+/**
+ * QEMU's own replication commands, with its arguments, answers and error texts (qapi/migration.json), so that any
+ * manager written for QEMU's COLO drives a node of ours.
+ */
+import { z } from "zod";
+import { NegotiationError, StateError } from "../../errors.js";
+import type { Mode } from "../../replication/stage.js";
+import { type QmpCommand, qmpCommand } from "../command.js";
+
+/** QEMU's replication_start_all() and its siblings. */
+export interface ReplicationGroup {
+  readonly mode: Mode;
+  start(mode: Mode): Promise<void>;
+  stop(isFailover: boolean): Promise<void>;
+  checkpoint(): Promise<void>;
+  /** @throws StateError with QEMU's texts */
+  getError(): void;
+  /** Whether replication is running, or a failover has taken it over. */
+  readonly isActive: boolean;
+}
+
+const none = z.strictObject({});
+
+/** @param emit sends an event to every QMP client */
+export function replicationCommands(
+  group: ReplicationGroup,
+  emit: (event: string, data: object) => void,
+): QmpCommand[] {
+  let wasInColo = false;
+  return [
+    qmpCommand({
+      name: "xen-set-replication",
+      arguments: z.strictObject({
+        enable: z.boolean(),
+        primary: z.boolean(),
+        failover: z.boolean().optional(),
+      }),
+      run: async ({ enable, primary, failover }) => {
+        if (enable && failover !== undefined) {
+          throw new NegotiationError("bad-argument", "Parameter 'failover' is only for stopping replication");
+        }
+        if (enable) await group.start(primary ? "primary" : "secondary");
+        else await group.stop(failover === true);
+        return {};
+      },
+    }),
+    qmpCommand({
+      name: "query-xen-replication-status",
+      arguments: none,
+      run: () => {
+        try {
+          group.getError();
+          return Promise.resolve({ error: false });
+        } catch (error) {
+          if (!(error instanceof StateError)) throw error;
+          return Promise.resolve({ error: true, desc: error.message });
+        }
+      },
+    }),
+    qmpCommand({
+      name: "xen-colo-do-checkpoint",
+      arguments: none,
+      run: async () => {
+        await group.checkpoint();
+        return {};
+      },
+    }),
+    qmpCommand({
+      name: "x-colo-lost-heartbeat",
+      arguments: none,
+      run: async () => {
+        if (!group.isActive) throw new StateError("not-running", "VM is not in COLO mode");
+        wasInColo = true;
+        await group.stop(true);
+        emit("COLO_EXIT", { mode: group.mode, reason: "request" });
+        return {};
+      },
+    }),
+    qmpCommand({
+      name: "query-colo-status",
+      arguments: none,
+      run: () =>
+        Promise.resolve({
+          mode: group.isActive ? group.mode : "none",
+          "last-mode": wasInColo && !group.isActive ? group.mode : "none",
+          reason: wasInColo ? "request" : "none",
+        }),
+    }),
+  ];
+}

@@ -1,0 +1,65 @@
+/** One disk of a primary: the stack between the guest's NBD server and the primary disk and its replica. */
+import { checked } from "../block/checked.js";
+import type { BlockDevice } from "../block/device.js";
+import { DirtyMap } from "../block/dirty-map.js";
+import { gated } from "../block/filters/gated.js";
+import { type ForwardFailure, PrimaryFilter } from "../block/filters/replication.js";
+import type { Gate } from "../block/gate.js";
+import type { MemoryBudget } from "../block/memory-budget.js";
+import { type AckMode, Mirror } from "../block/mirror.js";
+import type { NamedDisk } from "./secondary-disk.js";
+
+export interface PrimaryDiskOptions {
+  readonly ackMode: AckMode;
+  /** Shut while a checkpoint looks for its instant. */
+  readonly gate: Gate;
+  readonly memory: MemoryBudget;
+  /** A change did not reach the replica, or may not have; the dirty map has it already. */
+  readonly onForwardFailure: (disk: PrimaryDisk, failure: ForwardFailure) => void;
+}
+
+export class PrimaryDisk {
+  readonly name: string;
+  readonly path: string;
+  /** The primary disk itself. */
+  readonly local: BlockDevice;
+  readonly dirty: DirtyMap;
+  readonly mirror: Mirror;
+  /** What guests see. */
+  readonly guestExport: BlockDevice;
+  readonly #filter: PrimaryFilter;
+
+  constructor(disk: NamedDisk, options: PrimaryDiskOptions) {
+    this.name = disk.name;
+    this.path = disk.path;
+    this.local = disk.device;
+    this.dirty = new DirtyMap(disk.device.info.sizeBytes);
+    this.#filter = new PrimaryFilter(disk.device.info, (failure) => {
+      this.dirty.missed(failure.offset, failure.lengthBytes);
+      options.onForwardFailure(this, failure);
+    });
+    this.mirror = new Mirror(disk.device, {
+      ackMode: options.ackMode,
+      dirty: this.dirty,
+      memory: options.memory,
+    });
+    this.guestExport = checked(gated(this.mirror, options.gate, "writes"));
+  }
+
+  /** Changes and bytes that the replica has acknowledged. */
+  get forwarded(): { readonly writes: number; readonly bytes: number } {
+    return this.#filter.forwarded;
+  }
+
+  /** Puts the replication filter beside the primary disk, or takes it away. */
+  setReplicated(isReplicated: boolean): void {
+    this.#filter.setStarted(isReplicated);
+    this.mirror.setReplica(isReplicated ? this.#filter : null);
+  }
+
+  /** Where changes are forwarded to; null while the replica can't be reached. */
+  setReplica(replica: BlockDevice | null): void {
+    this.#filter.setReplica(replica);
+    if (replica === null) this.dirty.linkLost();
+  }
+}

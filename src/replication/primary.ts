@@ -1,0 +1,336 @@
+/**
+ * The primary node: its disks, its link to the replica, and the checkpoints it takes.
+ *
+ * Invariants:
+ * - An error of the replica is recorded and its blocks are in the dirty map; no checkpoint is taken before they are
+ *   resynced (design, promises 10 and 16).
+ * - Epochs only grow, also when the replica is another one or comes back from an older state.
+ */
+import { randomUUID } from "node:crypto";
+import type { Logger } from "pino";
+import type { ForwardFailure } from "../block/filters/replication.js";
+import { Gate } from "../block/gate.js";
+import { MemoryBudget } from "../block/memory-budget.js";
+import type { AckMode } from "../block/mirror.js";
+import { describeError, LinkError, StateError } from "../errors.js";
+import {
+  checkDisks,
+  newPrimaryMetadata,
+  type PrimaryMetadata,
+  readPrimaryMetadata,
+} from "../meta/metadata.js";
+import type { StateDirectory } from "../meta/state-directory.js";
+import type { Address } from "../net/address.js";
+import { Checkpointer } from "./checkpointer.js";
+import { ErrorRecord, type RecordedError } from "./error-record.js";
+import { Link, type LinkEvents } from "./link.js";
+import { MetadataKeeper } from "./metadata-keeper.js";
+import { PrimaryDisk } from "./primary-disk.js";
+import { RateLimit } from "./rate-limit.js";
+import type { NamedDisk } from "./secondary-disk.js";
+import { Serial } from "./serial.js";
+import { initialState, type Mode, type Stage, type State, step } from "./stage.js";
+
+/** Ack mode async: changes acknowledged to guests and not yet by the replica. Beyond it, guests wait. */
+const ASYNC_BYTES = 64 * 1024 * 1024;
+
+export interface Replica {
+  readonly address: Address;
+  /** null: a manager drives the checkpoints. */
+  readonly control: Address | null;
+  /** As it was given, for people. */
+  readonly uri: string;
+}
+
+export interface PrimaryOptions {
+  readonly directory: StateDirectory;
+  readonly disks: readonly NamedDisk[];
+  readonly ackMode: AckMode;
+  readonly replicaTimeoutMs: number;
+  /** 0: no limit. */
+  readonly resyncBytesPerSecond: number;
+  /** 0: on demand only. */
+  readonly checkpointIntervalMs: number;
+  readonly log: Logger;
+  readonly events: Pick<LinkEvents, "stateChanged" | "jobEnded">;
+}
+
+export class Primary {
+  readonly disks: readonly PrimaryDisk[];
+  readonly rate: RateLimit;
+  readonly #options: PrimaryOptions;
+  readonly #log: Logger;
+  readonly #metadata: MetadataKeeper<PrimaryMetadata>;
+  readonly #gate = new Gate();
+  readonly #errors = new ErrorRecord();
+  readonly #serial = new Serial();
+  readonly #checkpointer: Checkpointer;
+  readonly #session = randomUUID();
+  #state: State = initialState("primary");
+  #replica: Replica | null = null;
+  #link: Link | null = null;
+  #lastCheckpoint: { readonly epoch: number; readonly at: string } | null = null;
+  #timer: NodeJS.Timeout | null = null;
+
+  private constructor(options: PrimaryOptions, metadata: PrimaryMetadata) {
+    this.#options = options;
+    this.#log = options.log;
+    this.#metadata = new MetadataKeeper(options.directory, metadata);
+    this.rate = new RateLimit(options.resyncBytesPerSecond);
+    const memory = new MemoryBudget(ASYNC_BYTES);
+    this.disks = options.disks.map(
+      (disk) =>
+        new PrimaryDisk(disk, {
+          ackMode: options.ackMode,
+          gate: this.#gate,
+          memory,
+          onForwardFailure: (failed, failure) => {
+            this.#forwardFailed(failed, failure);
+          },
+        }),
+    );
+    this.#checkpointer = new Checkpointer({
+      gate: this.#gate,
+      drain: async () => {
+        for (const { mirror } of this.disks) await mirror.drain();
+      },
+      refusal: () => this.checkpointRefusal(),
+      nextEpoch: () => this.epoch + 1,
+      send: async (epoch) => {
+        await this.#link?.checkpoint(epoch);
+      },
+      onCheckpoint: (epoch, pauseMs) => {
+        this.#checkpointTaken(epoch, pauseMs);
+      },
+    });
+  }
+
+  /** @throws MetadataError if the state directory can't be trusted or belongs to other disks */
+  static async open(options: PrimaryOptions): Promise<Primary> {
+    const { directory, disks } = options;
+    const identities = disks.map(({ name, device }) => ({ name, sizeBytes: device.info.sizeBytes }));
+    const known = await readPrimaryMetadata(directory);
+    if (known !== null) checkDisks(directory, known.disks, identities);
+    const primary = new Primary(options, known ?? newPrimaryMetadata(identities));
+    await primary.#metadata.save({ cleanShutdown: false });
+    return primary;
+  }
+
+  get stage(): Stage {
+    return this.#state.stage;
+  }
+
+  get epoch(): number {
+    return this.#metadata.current.epoch;
+  }
+
+  get metadata(): PrimaryMetadata {
+    return this.#metadata.current;
+  }
+
+  get error(): RecordedError | null {
+    return this.#errors.get();
+  }
+
+  get link(): Link | null {
+    return this.#link;
+  }
+
+  get replica(): Replica | null {
+    return this.#replica;
+  }
+
+  /** The last one that the secondary confirmed as durable, since this start. */
+  get lastCheckpoint(): { readonly epoch: number; readonly at: string } | null {
+    return this.#lastCheckpoint;
+  }
+
+  /** Why a checkpoint would be refused now, or null. */
+  checkpointRefusal(): string | null {
+    if (this.#link === null) return "no replica is attached";
+    if (!this.#link.hasControl) return "a manager drives the checkpoints of this replica (no --replica-qmp)";
+    if (this.#link.state !== "replicating") {
+      return `the replica is ${this.#link.state}: ${formatBytes(this.#missedBytes)} are not replicated`;
+    }
+    if (this.#missedBytes > 0) return `${formatBytes(this.#missedBytes)} are not replicated`;
+    return null;
+  }
+
+  /**
+   * Takes a replica and begins to replicate.
+   * @throws StateError if there is one; NegotiationError, ProtocolError or QmpError if it is there and can't be used
+   */
+  attach(replica: Replica): Promise<void> {
+    return this.#serial.run(async () => {
+      if (this.#link !== null) {
+        throw new StateError(
+          "attached",
+          `a replica is attached already (${this.#replica?.uri ?? ""}): detach it first`,
+        );
+      }
+      this.#replica = replica;
+      await this.#start("primary");
+    });
+  }
+
+  /** @throws StateError if there is none */
+  detach(): Promise<void> {
+    return this.#serial.run(async () => {
+      if (this.#link === null) throw new StateError("detached", "no replica is attached");
+      await this.#stopLink();
+      this.#replica = null;
+      this.#state = initialState("primary");
+    });
+  }
+
+  /** QEMU's replication_start_all(): begins to replicate to the replica that was given. */
+  start(mode: Mode): Promise<void> {
+    return this.#serial.run(() => this.#start(mode));
+  }
+
+  /** QEMU's replication_stop_all(): stops forwarding, whatever becomes of the replica. */
+  stop(isFailover: boolean): Promise<void> {
+    return this.#serial.run(async () => {
+      const [next] = step(this.#state, { type: "stop", failover: isFailover ? "checkpoint" : null });
+      await this.#stopLink();
+      this.#errors.clear();
+      this.#state = next;
+    });
+  }
+
+  /** @throws StateError with QEMU's texts */
+  getError(): void {
+    step(this.#state, { type: "get-error" });
+  }
+
+  /** Resolves with the epoch when the checkpoint is durable on the secondary. @throws StateError if it is refused */
+  async checkpoint(): Promise<number> {
+    const at = new Date().toISOString();
+    const epoch = await this.#checkpointer.checkpoint();
+    this.#lastCheckpoint = { epoch, at };
+    return epoch;
+  }
+
+  /** Takes leave of the replica and records a clean state. The guests' exports are closed already. */
+  close(): Promise<void> {
+    return this.#serial.run(async () => {
+      await this.#stopLink();
+      for (const { local } of this.disks) await local.flush();
+      await this.#metadata.save({ cleanShutdown: true });
+    });
+  }
+
+  get #missedBytes(): number {
+    return this.disks.reduce((sum, { dirty }) => sum + dirty.missedBytes, 0);
+  }
+
+  async #start(mode: Mode): Promise<void> {
+    const [next] = step(this.#state, { type: "start", mode });
+    if (next.stage !== "running" || this.#state.stage === "running") return;
+    const replica = this.#replica;
+    if (replica === null)
+      throw new StateError("no-replica", "no replica was given: attach one (x-repl-attach)");
+    const link = new Link({
+      ...replica,
+      disks: this.disks,
+      timeoutMs: this.#options.replicaTimeoutMs,
+      rate: this.rate,
+      session: this.#session,
+      generation: this.metadata.generation,
+      epoch: () => this.epoch,
+      log: this.#log,
+      events: {
+        ...this.#options.events,
+        synchronised: () => {
+          this.#synchronised();
+        },
+        stateChanged: (state) => {
+          if (state !== "replicating") {
+            this.#checkpointer.linkLost(
+              new LinkError("link-lost", "the link was lost before the checkpoint was durable"),
+            );
+          }
+          this.#log.info({ link: state }, "link");
+          this.#options.events.stateChanged(state);
+        },
+        epochLearned: (epoch) => {
+          if (epoch > this.epoch) this.#saveEpoch(epoch);
+        },
+        durable: (epoch) => {
+          this.#checkpointer.durable(epoch);
+        },
+      },
+    });
+    this.#link = link;
+    this.#state = next;
+    try {
+      await link.start();
+    } catch (error) {
+      this.#link = null;
+      this.#state = initialState("primary");
+      throw error;
+    }
+    this.#schedule();
+  }
+
+  async #stopLink(): Promise<void> {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+    await this.#link?.stop();
+    this.#link = null;
+  }
+
+  /** The replica has everything: what was swallowed is mended. The first time, a checkpoint makes it one to go back to. */
+  #synchronised(): void {
+    this.#errors.clear();
+    this.#state = step(this.#state, { type: "errors-mended" })[0];
+    if (this.#link?.hasControl !== true) return;
+    this.checkpoint().catch((error: unknown) => {
+      this.#log.warn({ error: describeError(error) }, "no checkpoint after the resync");
+    });
+  }
+
+  #schedule(): void {
+    const { checkpointIntervalMs } = this.#options;
+    if (checkpointIntervalMs === 0) return;
+    this.#timer = setTimeout(() => {
+      void this.#periodicCheckpoint().finally(() => {
+        if (this.#timer !== null) this.#schedule();
+      });
+    }, checkpointIntervalMs);
+  }
+
+  async #periodicCheckpoint(): Promise<void> {
+    // While the replica is away or resyncing there is nothing to take, which the status says.
+    if (this.checkpointRefusal() !== null) return;
+    try {
+      await this.checkpoint();
+    } catch (error) {
+      this.#log.warn({ error: describeError(error) }, "checkpoint failed");
+    }
+  }
+
+  #checkpointTaken(epoch: number, pauseMs: number): void {
+    this.#saveEpoch(epoch);
+    this.#log.debug({ epoch, pauseMs }, "checkpoint");
+  }
+
+  #saveEpoch(epoch: number): void {
+    this.#metadata.saveSoon({ epoch }, (error) => {
+      this.#log.error({ error: describeError(error) }, "metadata could not be written");
+    });
+  }
+
+  #forwardFailed(disk: PrimaryDisk, failure: ForwardFailure): void {
+    const isFirst = this.#errors.add(disk.name, failure);
+    this.#state = step(this.#state, { type: "io-error" })[0];
+    if (!isFirst) return;
+    this.#log.warn({ disk: disk.name, ...failure, error: failure.error.message }, "change not replicated");
+    // An error reply leaves the connection up: begin anew, for the resync is what sends the block again.
+    this.#link?.giveUp(failure.error);
+  }
+}
+
+function formatBytes(bytes: number): string {
+  return `${bytes} bytes`;
+}

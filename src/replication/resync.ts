@@ -1,0 +1,138 @@
+/**
+ * Sends the replica what it lacks: the initial copy of a new one, or what was missed while it was away.
+ *
+ * Invariant: a piece is read and sent while no change to it is under way on either side, so that the replica
+ * never gets content that is older than what it has.
+ */
+import type { BlockDevice } from "../block/device.js";
+import { DIRTY_BLOCK_BYTES } from "../block/dirty-map.js";
+import { settleAll } from "../block/settle-all.js";
+import type { PrimaryDisk } from "./primary-disk.js";
+import type { RateLimit } from "./rate-limit.js";
+import { Serial } from "./serial.js";
+
+/** Content sent as one request; a guest's write to it waits that long. A multiple of the dirty block. */
+const PIECE_BYTES = 4 * DIRTY_BLOCK_BYTES;
+/** Pieces under way at once: enough to hide the link's round trip. */
+const PIECES_IN_FLIGHT = 8;
+/** A hole is dealt with in steps of this size, whatever its length. */
+const HOLE_STEP_BYTES = 1024 * 1024 * 1024;
+const MAX_EXTENTS = 256;
+
+interface Piece {
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly isHole: boolean;
+}
+
+export class Resync {
+  readonly disk: PrimaryDisk;
+  readonly totalBytes: number;
+  readonly #replica: BlockDevice;
+  readonly #rate: RateLimit;
+  readonly #claims = new Serial();
+  #cursor = 0;
+  #sentBytes = 0;
+
+  /** @param replica reachable for as long as run() runs */
+  constructor(disk: PrimaryDisk, replica: BlockDevice, rate: RateLimit) {
+    this.disk = disk;
+    this.#replica = replica;
+    this.#rate = rate;
+    this.totalBytes = disk.dirty.missedBytes;
+  }
+
+  /** Bytes of `totalBytes` that the replica has by now. */
+  get doneBytes(): number {
+    return Math.max(0, this.totalBytes - this.disk.dirty.missedBytes);
+  }
+
+  /** Content sent over the link; holes are not. */
+  get sentBytes(): number {
+    return this.#sentBytes;
+  }
+
+  /**
+   * Resolves when the replica lacks nothing.
+   * @throws DeviceError or LinkError as soon as something can't be read or sent
+   */
+  async run(): Promise<void> {
+    // Blocks missed behind the cursor while we went on are picked up by another round.
+    while (this.disk.dirty.missedBytes > 0) {
+      this.#cursor = 0;
+      await settleAll(Array.from({ length: PIECES_IN_FLIGHT }, () => this.#sendPieces()));
+    }
+  }
+
+  async #sendPieces(): Promise<void> {
+    for (;;) {
+      const piece = await this.#claims.run(() => this.#claim());
+      if (piece === null) return;
+      const { offset, lengthBytes } = piece;
+      // Before the range is locked: guests must not wait for our rate limit.
+      if (!piece.isHole) await this.#rate.take(lengthBytes);
+      await this.disk.mirror.exclusively(offset, lengthBytes, () => this.#send(offset, offset + lengthBytes));
+    }
+  }
+
+  /** The next piece: a hole as far as it goes, or content up to PIECE_BYTES. */
+  async #claim(): Promise<Piece | null> {
+    const run = this.disk.dirty.nextMissed(this.#cursor, HOLE_STEP_BYTES);
+    if (run === null) return null;
+    const { offset } = run;
+    const holeBytes = await this.#holeAt(offset, run.lengthBytes);
+    const isHole = holeBytes > 0;
+    const lengthBytes = isHole ? holeBytes : Math.min(PIECE_BYTES, run.lengthBytes);
+    this.#cursor = offset + lengthBytes;
+    return { offset, lengthBytes, isHole };
+  }
+
+  /** Length of the hole at `offset` in whole dirty blocks; 0 where there is none. */
+  async #holeAt(offset: number, lengthBytes: number): Promise<number> {
+    const { local } = this.disk;
+    if (local.info.extents !== "native") return 0;
+    const [extent] = await local.extents(offset, lengthBytes, 1);
+    if (extent?.zero !== true) return 0;
+    return extent.lengthBytes === lengthBytes
+      ? lengthBytes
+      : extent.lengthBytes - (extent.lengthBytes % DIRTY_BLOCK_BYTES);
+  }
+
+  async #send(start: number, end: number): Promise<void> {
+    const { local, dirty } = this.disk;
+    let at = start;
+    while (at < end) {
+      const extents =
+        local.info.extents === "native"
+          ? await local.extents(at, end - at, MAX_EXTENTS)
+          : [{ lengthBytes: end - at, hole: false, zero: false }];
+      for (const { lengthBytes, zero } of extents) {
+        if (zero) await this.#sendZeroes(at, at + lengthBytes);
+        else await this.#sendContent(at, at + lengthBytes);
+        at += lengthBytes;
+      }
+    }
+    dirty.resynced(start, end - start);
+  }
+
+  async #sendContent(start: number, end: number): Promise<void> {
+    for (let at = start; at < end; at += PIECE_BYTES) {
+      const content = Buffer.allocUnsafe(Math.min(PIECE_BYTES, end - at));
+      await this.disk.local.read(at, content);
+      await this.#replica.write(at, content, 0);
+      this.#sentBytes += content.length;
+    }
+  }
+
+  /** Asks first where that is cheap: most holes of a disk are holes of its replica. */
+  async #sendZeroes(start: number, end: number): Promise<void> {
+    if (this.#replica.info.extents !== "native") return this.#replica.zero(start, end - start, 0);
+    let at = start;
+    while (at < end) {
+      for (const { lengthBytes, zero } of await this.#replica.extents(at, end - at, MAX_EXTENTS)) {
+        if (!zero) await this.#replica.zero(at, lengthBytes, 0);
+        at += lengthBytes;
+      }
+    }
+  }
+}
