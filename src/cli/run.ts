@@ -12,7 +12,7 @@ import { parseCommandLine } from "./parse.js";
 import type { Program, VerbArguments, VerbContext } from "./program.js";
 import type { Terminal } from "./terminal.js";
 
-export const ExitCode = { Done: 0, Failed: 1, Usage: 2, WrongState: 3, Unreachable: 4 } as const;
+const ExitCode = { Done: 0, Failed: 1, Usage: 2, WrongState: 3, Unreachable: 4 } as const;
 
 /** A node on this host that runs at all greets at once. */
 const CONNECT_TIMEOUT_MS = 5000;

@@ -23,7 +23,7 @@ const MAXIMUM_COLUMNS = 120;
 export function processTerminal(): Terminal {
   const { stdin, stdout, stderr } = process;
   // A reader that has seen enough (`| head`) is no failure.
-  stdout.on("error", () => process.exit(0));
+  stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
   return {
     interactive: stdin.isTTY && stderr.isTTY,
     decorated: stdout.isTTY && process.env["NO_COLOR"] === undefined,
@@ -42,11 +42,13 @@ export function processTerminal(): Terminal {
       try {
         const ended = new Promise<string>((resolve) => {
           lines.once("close", () => {
+            stderr.write("\n");
             resolve("");
           });
         });
         return await Promise.race([lines.question(question), ended]);
       } finally {
+        lines.removeAllListeners("close");
         lines.close();
       }
     },

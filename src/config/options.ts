@@ -14,7 +14,7 @@ export interface NodeOption {
 
 const BOTH = ["primary", "secondary"] as const;
 
-export const NODE_OPTIONS = [
+const NODE_OPTIONS = [
   {
     name: "disk",
     nodes: BOTH,

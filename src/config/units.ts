@@ -11,7 +11,7 @@ const SIZE_SUFFIXES = ["", "K", "M", "G", "T", "P", "E"] as const;
 const DURATION_UNITS_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 };
 
 /** setTimeout() fires at once for anything longer. */
-export const MAXIMUM_DURATION_MS = 2 ** 31 - 1;
+const MAXIMUM_DURATION_MS = 2 ** 31 - 1;
 
 const DISK_NAME = /^[A-Za-z0-9._-]{1,64}$/;
 

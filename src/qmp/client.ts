@@ -18,7 +18,7 @@ import { JsonStream, isJsonObject } from "./json-stream.js";
 import type { JsonObject } from "./json-stream.js";
 
 /** QEMU's longest reply, to query-qmp-schema, is some 300 KiB. */
-export const MAXIMUM_REPLY_BYTES = 4 * 1024 * 1024;
+const MAXIMUM_REPLY_BYTES = 4 * 1024 * 1024;
 
 /** For what needs no work of the node beyond answering. */
 const DEFAULT_TIMEOUT_MS = 10_000;

@@ -2,7 +2,7 @@
 import { ConfigError, ReplError, StateError } from "../errors.js";
 
 /** QEMU's classes (qapi/error.json). */
-export type QmpErrorClass =
+type QmpErrorClass =
   "GenericError" | "CommandNotFound" | "DeviceNotActive" | "DeviceNotFound" | "KVMMissingCap";
 
 /** How the asker handles it: not now (exit code 3), ask differently (2), or it went wrong (1). */

@@ -17,7 +17,7 @@ import { commandNotFound, errorBody } from "./errors.js";
 import { JsonStream, isJsonObject } from "./json-stream.js";
 
 /** Many times the largest reply; a client that is behind by this much doesn't read. */
-export const MAXIMUM_OUTPUT_BYTES = 1024 * 1024;
+const MAXIMUM_OUTPUT_BYTES = 1024 * 1024;
 
 const REQUEST_MEMBERS = new Set(["execute", "arguments", "id"]);
 
