@@ -6,7 +6,7 @@ import type { NbdExport } from "./exports.js";
 /** "Preferred block size ... at least as large as the maximum of the minimum block size and 2^9". */
 const PREFERRED_BLOCK_MINIMUM_BYTES = 512;
 
-export function isReadOnly(e: NbdExport): boolean {
+function isReadOnly(e: NbdExport): boolean {
   return e.readOnly || !e.device.info.writable;
 }
 

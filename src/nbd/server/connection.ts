@@ -15,12 +15,13 @@ import { ProtocolError, describeError } from "../../errors.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
+import type { Agreement } from "./agreement.js";
 import type { ExportTable } from "./exports.js";
 import { LINGER_TIMEOUT_MS, QUEUED_REPLY_BYTES } from "./limits.js";
 import type { Outcome } from "./negotiation.js";
 import { Negotiation } from "./negotiation.js";
 import { ReplyWriter } from "./reply-writer.js";
-import type { Agreement, OpenRequest } from "./transmission.js";
+import type { OpenRequest } from "./transmission.js";
 import { Transmission } from "./transmission.js";
 
 /** The byte stream of a connection, as accepted; TLS would put another stream over it. */

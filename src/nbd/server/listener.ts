@@ -39,9 +39,15 @@ export async function openListener(address: Address, events: ListenerEvents): Pr
   }
 }
 
+/** A client whose host vanished is found out by the kernel, some minutes after this much silence. */
+const KEEPALIVE_DELAY_MS = 30_000;
+
 function bind(address: Address, events: ListenerEvents): Promise<Listener> {
   // Half-open: who sends requests and then FIN, like netcat, still gets the replies.
-  const server = createServer({ allowHalfOpen: true, noDelay: true }, events.onSocket);
+  const server = createServer(
+    { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_DELAY_MS },
+    events.onSocket,
+  );
   return new Promise((resolve, reject) => {
     server.once("error", reject);
     server.listen(socketOptions(address), () => {

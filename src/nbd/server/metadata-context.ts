@@ -27,7 +27,7 @@ export interface SelectedContext {
 }
 
 /** All that can be selected on an export; the place in the list is stable. */
-export function metadataContexts(e: NbdExport): MetadataContext[] {
+function metadataContexts(e: NbdExport): MetadataContext[] {
   return [baseAllocation(e.device)];
 }
 

@@ -18,12 +18,12 @@ import { decodeInfoRequest, decodeMetaContextRequest } from "../wire/option.js";
 import { encodeMetaContext, encodeOptionReply, encodeServerEntry } from "../wire/option-reply.js";
 import { decodeString, encodeMessage } from "../wire/strings.js";
 import { needsBlockSizeAgreement, transmissionFlagsOf } from "./advertise.js";
+import type { Agreement } from "./agreement.js";
 import type { ExportTable, NbdExport } from "./exports.js";
 import { infoItems } from "./info-items.js";
 import { OPTION_DATA_BYTES } from "./limits.js";
 import type { SelectedContext } from "./metadata-context.js";
 import { listedContexts, selectedContexts } from "./metadata-context.js";
-import type { Agreement } from "./transmission.js";
 
 /** What options have changed so far; STARTTLS is to begin with a fresh one. */
 interface NegotiationState {

@@ -71,7 +71,7 @@ export class NbdServer {
     return listener.address;
   }
 
-  /** Its connections live on. Nothing happens for an address that is not listened on. */
+  /** Takes an address as listen() returned it; its connections live on. Nothing happens for any other address. */
   async unlisten(address: Address): Promise<void> {
     const key = formatAddress(address);
     const listener = this.#listeners.get(key);

@@ -15,16 +15,11 @@ import { describeError, errnoOf } from "../../errors.js";
 import type { RequestSink } from "../receiver.js";
 import { ChunkFlag, Command, CommandFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
-import { encodeBlockStatusChunk } from "../wire/structured-reply.js";
 import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
+import type { Agreement } from "./agreement.js";
+import { blockStatus } from "./block-status.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
-import {
-  BLOCK_STATUS_DESCRIPTORS,
-  PAYLOAD_IN_FLIGHT_BYTES,
-  QUEUED_REPLY_BYTES,
-  REQUESTS_IN_FLIGHT,
-} from "./limits.js";
-import type { SelectedContext } from "./metadata-context.js";
+import { PAYLOAD_IN_FLIGHT_BYTES, QUEUED_REPLY_BYTES, REQUESTS_IN_FLIGHT } from "./limits.js";
 import { dataChunk, emptyReadReply, errorReply, simpleDataReply, successReply } from "./replies.js";
 import type { ReplyWriter } from "./reply-writer.js";
 import type { Refusal, RequestRules } from "./request-rules.js";
@@ -39,13 +34,6 @@ export interface OpenRequest {
   readonly isWrite: boolean;
   /** What it holds of the connection's payload budget. */
   readonly payloadBytes: number;
-}
-
-/** What the handshake agreed on. */
-export interface Agreement {
-  readonly export: NbdExport;
-  readonly structuredReplies: boolean;
-  readonly contexts: readonly SelectedContext[];
 }
 
 export interface TransmissionOptions {
@@ -205,19 +193,20 @@ export class Transmission implements RequestSink {
         this.#read(open);
         break;
       case Command.Write:
-        if (payload !== null) this.#finish(open, device.write(offset, payload, deviceFlags(header)));
-        break;
-      case Command.Flush:
-        this.#finish(open, device.flush());
+        if (payload !== null)
+          this.#finish(open, device.write(offset, payload, deviceFlags(header)), successReply(header));
         break;
       case Command.Trim:
-        this.#finish(open, device.trim(offset, lengthBytes, deviceFlags(header)));
+        this.#finish(open, device.trim(offset, lengthBytes, deviceFlags(header)), successReply(header));
         break;
       case Command.WriteZeroes:
-        this.#finish(open, device.zero(offset, lengthBytes, deviceFlags(header)));
+        this.#finish(open, device.zero(offset, lengthBytes, deviceFlags(header)), successReply(header));
+        break;
+      case Command.Flush:
+        this.#finish(open, device.flush(), successReply(header));
         break;
       case Command.BlockStatus:
-        this.#finishWith(open, this.#blockStatus(header));
+        this.#finishWith(open, blockStatus(header, this.#options.agreement.contexts));
         break;
       case Command.Cache:
         // A hint, and no layer of ours reads ahead.
@@ -236,35 +225,15 @@ export class Transmission implements RequestSink {
     const { bytes, data } = this.#rules.structuredReplies
       ? dataChunk(header, ChunkFlag.Done, header.offset, header.lengthBytes)
       : simpleDataReply(header, header.lengthBytes);
-    this.#deviceRequests++;
-    device.read(header.offset, data).then(
-      () => {
-        this.#succeeded(open, bytes);
-      },
-      (error: unknown) => {
-        this.#failed(open, error);
-      },
-    );
+    this.#finish(open, device.read(header.offset, data), bytes);
   }
 
-  /** One chunk for each selected context. */
-  async #blockStatus(header: RequestHeader): Promise<Buffer[]> {
-    const maximum = (header.flags & CommandFlag.ReqOne) === 0 ? BLOCK_STATUS_DESCRIPTORS : 1;
-    const { contexts } = this.#options.agreement;
-    const chunks: Buffer[] = [];
-    for (const { id, context } of contexts) {
-      const descriptors = await context.describe(header.offset, header.lengthBytes, maximum);
-      const flags = chunks.length === contexts.length - 1 ? ChunkFlag.Done : 0;
-      chunks.push(encodeBlockStatusChunk(header, flags, id, descriptors));
-    }
-    return chunks;
-  }
-
-  #finish(open: OpenRequest, done: Promise<void>): void {
+  /** Sends `reply` when the device is done, or an error. */
+  #finish(open: OpenRequest, done: Promise<void>, reply: Buffer): void {
     this.#deviceRequests++;
     done.then(
       () => {
-        this.#succeeded(open, successReply(open.header));
+        this.#succeeded(open, reply);
       },
       (error: unknown) => {
         this.#failed(open, error);
@@ -272,6 +241,7 @@ export class Transmission implements RequestSink {
     );
   }
 
+  /** As finish(), for a reply of several chunks. */
   #finishWith(open: OpenRequest, chunks: Promise<Buffer[]>): void {
     this.#deviceRequests++;
     chunks.then(
