@@ -4,7 +4,7 @@ import { z } from "zod";
 import { MetadataError } from "../errors.js";
 import type { StateDirectory } from "./state-directory.js";
 
-export const METADATA_FILE = "metadata.json";
+const METADATA_FILE = "metadata.json";
 const FORMAT = "nbd-replication metadata";
 const VERSION = 1;
 

@@ -11,7 +11,7 @@ import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import { StateError } from "../errors.js";
 import type { Epoch } from "./epoch.js";
-import type { Commit } from "./failover.js";
+import type { Commit } from "./commit.js";
 import { type NamedDisk, SecondaryDisk } from "./secondary-disk.js";
 
 /** Memory of a node for writes that were acknowledged and are not on the disk yet. */

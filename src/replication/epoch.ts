@@ -18,7 +18,7 @@ import { MetadataError } from "../errors.js";
 const FILE_PATTERN = /^(?:hidden|active)-(\d+)(?:-\d+)?\.(?:log|data)$/;
 
 /** The overlays of one disk. */
-export interface DiskOverlays {
+interface DiskOverlays {
   readonly hidden: HiddenOverlay;
   readonly active: ActiveOverlay;
 }

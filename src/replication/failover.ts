@@ -5,10 +5,9 @@
  * in between, the overlays are complete, so that a restart can begin the merge anew.
  */
 import { randomUUID } from "node:crypto";
-import type { BlockDevice } from "../block/device.js";
-import { CommitDevice } from "../block/overlay/commit.js";
 import { asError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
+import { Commit } from "./commit.js";
 import type { DiskGroup } from "./disk-group.js";
 import type { Epoch } from "./epoch.js";
 import type { EpochChanger } from "./epoch-changer.js";
@@ -52,40 +51,6 @@ export function failoverOptions(
       warning: gap === null ? null : `what was received may have holes: ${gap}`,
     },
   ];
-}
-
-/** A commit under way, of all disks of the node, one after the other. */
-export class Commit {
-  readonly devices: readonly CommitDevice[];
-  #doneBytes = 0;
-
-  constructor(disks: readonly BlockDevice[], epoch: Epoch) {
-    this.devices = disks.map((disk, index) => {
-      const overlays = epoch.overlays[index];
-      if (overlays === undefined) throw new RangeError(`no overlays for disk ${index}`);
-      return new CommitDevice(disk, overlays.hidden, overlays.active);
-    });
-  }
-
-  get totalBytes(): number {
-    return this.devices.reduce((sum, device) => sum + device.totalBytes, 0);
-  }
-
-  get doneBytes(): number {
-    return this.#doneBytes;
-  }
-
-  /** @throws DeviceError if a disk fails; may be run again then */
-  async run(): Promise<void> {
-    this.#doneBytes = 0;
-    let before = 0;
-    for (const device of this.devices) {
-      await device.run((done) => {
-        this.#doneBytes = before + done;
-      });
-      before += device.totalBytes;
-    }
-  }
 }
 
 export interface FailoverParts {

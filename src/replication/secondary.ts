@@ -16,12 +16,14 @@ import {
   readSecondaryMetadata,
   type SecondaryMetadata,
 } from "../meta/metadata.js";
+import type { UndoErrorPolicy } from "../config/schema.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { DiskGroup } from "./disk-group.js";
 import { type Epoch, EpochStore } from "./epoch.js";
 import { EpochChanger } from "./epoch-changer.js";
 import { ErrorRecord, type RecordedError } from "./error-record.js";
-import { type Commit, Failover, type FailoverOption, failoverOptions } from "./failover.js";
+import type { Commit } from "./commit.js";
+import { Failover, type FailoverOption, failoverOptions } from "./failover.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
 import type { NamedDisk, SecondaryDisk } from "./secondary-disk.js";
 import { Serial } from "./serial.js";
@@ -38,9 +40,6 @@ import {
 } from "./stage.js";
 import { type SessionId, WriterTracker } from "./writer-tracker.js";
 
-/** What to do when a before-image can't be kept (design, promise 5). */
-export type UndoErrorPolicy = "break-checkpoint" | "break-replication";
-
 export interface SecondaryOptions {
   readonly directory: StateDirectory;
   readonly disks: readonly NamedDisk[];
@@ -49,7 +48,7 @@ export interface SecondaryOptions {
   readonly events: SecondaryEvents;
 }
 
-export interface SecondaryEvents {
+interface SecondaryEvents {
   /** The replication exports are to be closed: resolve when no request of theirs is in flight any more. */
   disconnectWriters(): Promise<void>;
   /** A checkpoint is durable here. */
