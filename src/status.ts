@@ -105,8 +105,8 @@ export interface PrimaryStatus {
 }
 
 export interface SecondaryStatus {
-  /** Whether the view can still go back to the last checkpoint. */
-  readonly rollback: "available" | "lost";
+  /** Whether a failover can go back to the last checkpoint; none: there is no checkpoint, or no more need of one. */
+  readonly rollback: "available" | "lost" | "none";
   readonly rollbackLostReason: string | null;
   readonly undoBytes: number;
   /** Whether a primary is connected, and which. */
@@ -122,6 +122,8 @@ export interface FailoverOutcome {
   readonly possible: boolean;
   /** Why not; null if possible. */
   readonly reason: string | null;
+  /** What to know before choosing it; null if there is nothing. */
+  readonly warning: string | null;
   readonly lost: {
     /**
      * checkpoint: what the primary overwrote since the last checkpoint; latest: what the secondary's guest

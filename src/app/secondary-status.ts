@@ -35,7 +35,7 @@ export function secondaryStatus(
     ],
     jobs: secondary.commit === null ? [] : [commitJob(secondary)],
     secondary: {
-      rollback: overlays === null || isLost ? "lost" : "available",
+      rollback: overlays === null ? "none" : isLost ? "lost" : "available",
       rollbackLostReason: isLost ? ROLLBACK_LOST : null,
       undoBytes: overlays?.undoBytes ?? 0,
       writer: writers.peers[0] ?? null,

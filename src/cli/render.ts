@@ -82,7 +82,9 @@ function troublesOf(status: NodeStatus, nowMs: number): string[] {
   }
   if (primary?.link.state === "refused")
     troubles.push(`the replica refuses: ${primary.link.lastError ?? "no reason given"}`);
-  if (checkpointRefusal !== null) troubles.push(`a checkpoint would be refused: ${checkpointRefusal}`);
+  // Before the start and after a failover there is nothing that a checkpoint could be refused to.
+  if (checkpointRefusal !== null && status.stage === "running")
+    troubles.push(`a checkpoint would be refused: ${checkpointRefusal}`);
   return troubles;
 }
 
@@ -93,7 +95,10 @@ function primaryRows(primary: PrimaryStatus, nowMs: number): Row[] {
       ? "on demand"
       : `every ${formatSeconds(primary.checkpointIntervalMs / 1000)}`;
   const rows: Row[] = [
-    ["replica", `${link.replica ?? "none"}, ${link.state} since ${ago(link.since, nowMs)}`],
+    [
+      "replica",
+      `${link.replica ?? "none"}, ${link.state} for ${formatSeconds(secondsSince(link.since, nowMs))}`,
+    ],
     [
       "",
       `ack mode ${primary.ackMode}, timeout ${formatSeconds(primary.replicaTimeoutMs / 1000)}, checkpoints ${interval}`,
@@ -105,11 +110,12 @@ function primaryRows(primary: PrimaryStatus, nowMs: number): Row[] {
 }
 
 function secondaryRows(secondary: SecondaryStatus): Row[] {
-  const rollback = secondary.rollback === "available" ? "possible" : "lost";
-  return [
-    ["primary", secondary.writer ?? "not connected"],
-    ["rollback", `${rollback}, ${formatSize(secondary.undoBytes)} kept for it`],
-  ];
+  const rows: Row[] = [["primary", secondary.writer ?? "not connected"]];
+  if (secondary.rollback !== "none") {
+    const rollback = secondary.rollback === "available" ? "possible" : "lost";
+    rows.push(["rollback", `${rollback}, ${formatSize(secondary.undoBytes)} kept for it`]);
+  }
+  return rows;
 }
 
 function diskRows(disk: DiskStatus): Row[] {
@@ -123,7 +129,7 @@ function diskRows(disk: DiskStatus): Row[] {
     const { undoBytes, activeBytes, pendingBytes } = disk.secondary;
     rows.push([
       "",
-      `${formatSize(undoBytes)} undo, ${formatSize(activeBytes)} active, ${formatSize(pendingBytes)} not yet durable`,
+      `${formatSize(undoBytes)} undo, ${formatSize(activeBytes)} active, ${formatSize(pendingBytes)} not yet on the disk`,
     ]);
   }
   return rows;
@@ -158,9 +164,10 @@ function describeLink(state: LinkState): string {
 function describeOutcome(outcome: FailoverOutcome, loses: string): string {
   if (!outcome.possible) return `is not possible: ${outcome.reason ?? "reason unknown"}`;
   const { bytes, seconds } = outcome.lost;
-  if (bytes === 0) return `${loses} nothing`;
+  const warning = outcome.warning === null ? "" : `; but ${outcome.warning}`;
+  if (bytes === 0) return `${loses} nothing${warning}`;
   const what = outcome.to === "checkpoint" ? "the primary's writes" : "the writes made through the view";
-  return `${loses} ${formatSize(bytes)}, ${what} of the last ${formatSeconds(seconds)}`;
+  return `${loses} ${formatSize(bytes)}, ${what} of the last ${formatSeconds(seconds)}${warning}`;
 }
 
 function align(rows: readonly Row[], paint: Paint): string[] {
@@ -169,8 +176,12 @@ function align(rows: readonly Row[], paint: Paint): string[] {
 }
 
 function ago(instant: string, nowMs: number): string {
+  return `${formatSeconds(secondsSince(instant, nowMs))} ago`;
+}
+
+function secondsSince(instant: string, nowMs: number): number {
   // The node's clock may be ahead of ours.
-  return `${formatSeconds(Math.max(0, (nowMs - Date.parse(instant)) / 1000))} ago`;
+  return Math.max(0, (nowMs - Date.parse(instant)) / 1000);
 }
 
 function count(n: number, noun: string): string {

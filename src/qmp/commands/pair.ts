@@ -102,7 +102,8 @@ function failoverPlan(secondary: Secondary, to: FailoverPlan["to"], dryRun: bool
   const outcomes = secondary.failoverOptions().map((option): FailoverOutcome => ({
     to: option.to,
     possible: option.refusal === null,
-    reason: option.refusal ?? option.warning,
+    reason: option.refusal,
+      warning: option.warning,
     lost: option.lost,
   }));
   const chosen = outcomes.find((outcome) => outcome.to === to);

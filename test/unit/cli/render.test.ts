@@ -6,7 +6,7 @@ describe("cli/render", () => {
   it("shows a primary that fares well", () => {
     expect(renderStatus(primaryStatus, NOW_MS, false).split("\n")).to.deep.equal([
       "primary: running, replicating, epoch 12, last checkpoint 3 s ago",
-      "  replica    nbd://secondary:10809, replicating since 3 min 20 s ago",
+      "  replica    nbd://secondary:10809, replicating for 3 min 20 s",
       "             ack mode memsync, timeout 5 s, checkpoints every 5 s",
       "  disk0      1 GiB, /srv/disk0.img",
       "             0 B dirty, 12 MiB in 4,000 writes replicated, 3 in flight",
@@ -23,7 +23,7 @@ describe("cli/render", () => {
       "  primary   10.0.0.1:40000",
       "  rollback  possible, 1.5 KiB kept for it",
       "  disk0     1 GiB, /srv/disk0.img",
-      "            1.5 KiB undo, 0 B active, 512 B not yet durable",
+      "            1.5 KiB undo, 0 B active, 512 B not yet on the disk",
       "  state in  /state",
       "  node      version 1.2.3, up 5 h 12 min, generation 5f3c",
     ]);
@@ -56,6 +56,20 @@ describe("cli/render", () => {
     ]);
   });
 
+  it("says nothing of rollback and checkpoints after a failover, when there are none any more", () => {
+    const status = {
+      ...secondaryStatus,
+      stage: "done",
+      checkpointRefusal: "Block replication is not running",
+      secondary: { rollback: "none", rollbackLostReason: null, undoBytes: 0, writer: null },
+    } as const;
+    expect(renderStatus(status, NOW_MS, false).split("\n").slice(0, 3)).to.deep.equal([
+      "secondary: done, epoch 12, last checkpoint 3 s ago",
+      "  primary   not connected",
+      "  disk0     1 GiB, /srv/disk0.img",
+    ]);
+  });
+
   it("uses colours only when asked", () => {
     expect(renderStatus(primaryStatus, NOW_MS, false)).to.not.include("\x1b");
     expect(renderStatus(primaryStatus, NOW_MS, true)).to.include("\x1b[32mprimary: running");
@@ -73,11 +87,20 @@ describe("cli/render", () => {
         ...plan,
         possible: false,
         reason: "rollback was lost: log full",
-        alternatives: [{ to: "latest", possible: true, reason: null, lost: { bytes: 512, seconds: 3.2 } }],
+        alternatives: [
+          {
+            to: "latest",
+            possible: true,
+            reason: null,
+            warning: "what was received may have holes: the primary went away",
+            lost: { bytes: 512, seconds: 3.2 },
+          },
+        ],
       }),
     ).to.equal(
       "failover to checkpoint in epoch 12 is not possible: rollback was lost: log full\n" +
-        "instead, to latest: would lose 512 B, the writes made through the view of the last 3.2 s",
+        "instead, to latest: would lose 512 B, the writes made through the view of the last 3.2 s; " +
+        "but what was received may have holes: the primary went away",
     );
   });
 

@@ -75,7 +75,10 @@ export const plan: FailoverPlan = {
   epoch: 12,
   possible: true,
   reason: null,
+  warning: null,
   lost: { bytes: 12 * 1024 ** 2, seconds: 3.2 },
   lastCheckpoint: { epoch: 11, at: "2026-01-02T03:04:05.000Z" },
-  alternatives: [{ to: "latest", possible: true, reason: null, lost: { bytes: 0, seconds: 0 } }],
+  alternatives: [
+    { to: "latest", possible: true, reason: null, warning: null, lost: { bytes: 0, seconds: 0 } },
+  ],
 };
