@@ -6,6 +6,8 @@
  * - #refusal is null while requests are taken. Once it is set, nothing waits any more.
  * - After gone() every request has been settled, and no request is ever sent again.
  */
+import assert from "node:assert";
+
 import { LinkError, asError } from "../../errors.js";
 import { Command } from "../wire/constants.js";
 import { REQUEST_HEADER_BYTES, writeRequestHeader } from "../wire/request.js";
@@ -17,8 +19,8 @@ import type { Slot } from "./request-slots.js";
 import type { Request } from "./request.js";
 import type { Transport, TransportUser } from "./transport.js";
 
-/** How long a connection that is being closed waits for the answers still due. */
-const DRAIN_TIMEOUT_MS = 5000;
+/** How long a connection that is being closed waits for answers still due; callers of close() have awaited theirs. */
+const DRAIN_TIMEOUT_MS = 2000;
 
 export class NbdConnection implements TransportUser, RequestTable {
   /** Resolves (never rejects) with the reason when the connection has ended, null after close(). */
@@ -34,6 +36,7 @@ export class NbdConnection implements TransportUser, RequestTable {
   /** What `ended` is to tell; undefined: what the transport tells. */
   #outcome: Error | null | undefined = undefined;
   #drainTimer: NodeJS.Timeout | null = null;
+  #goodbyeSaid = false;
   #tellEnded: (outcome: Error | null) => void = () => undefined;
 
   /** Takes over the transport; `unread` came behind the handshake. */
@@ -105,7 +108,7 @@ export class NbdConnection implements TransportUser, RequestTable {
 
   answered(request: Request): void {
     const slot = this.#slots.find(request.cookieHigh, request.cookieLow);
-    if (slot === undefined) return;
+    assert(slot !== undefined, "a request is answered once");
     slot.answered = true;
     // A server may refuse a WRITE before it has read all of it: the caller's buffer is then still being sent.
     if (slot.sent) this.#complete(slot);
@@ -126,9 +129,8 @@ export class NbdConnection implements TransportUser, RequestTable {
       this.#firstWaiting = next.next;
       if (this.#firstWaiting === null) this.#lastWaiting = null;
       this.#send(next);
-    } else if (this.#refusal !== null && this.#slots.usedCount === 0) {
-      this.#sayGoodbye();
     }
+    if (this.#refusal !== null && this.#slots.usedCount === 0) this.#sayGoodbye();
   }
 
   #wait(request: Request): void {
@@ -163,6 +165,8 @@ export class NbdConnection implements TransportUser, RequestTable {
   }
 
   #sayGoodbye(): void {
+    if (this.#goodbyeSaid) return;
+    this.#goodbyeSaid = true;
     const header = Buffer.alloc(REQUEST_HEADER_BYTES);
     writeRequestHeader(header, 0, {
       type: Command.Disconnect,

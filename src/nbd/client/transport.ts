@@ -54,7 +54,7 @@ export class Transport {
         this.#connected = true;
       })
       .on("error", (error) => {
-        this.#end(
+        this.drop(
           this.#connected
             ? new LinkError("link-lost", `the connection to ${this.peer} is lost: ${error.message}`, {
                 cause: error,
@@ -65,10 +65,10 @@ export class Transport {
         );
       })
       .on("end", () => {
-        this.#end(new LinkError("link-lost", `${this.peer} closed the connection`));
+        this.drop(new LinkError("link-lost", `${this.peer} closed the connection`));
       })
       .on("close", () => {
-        this.#end(new LinkError("link-lost", `the connection to ${this.peer} is lost`));
+        this.drop(new LinkError("link-lost", `the connection to ${this.peer} is lost`));
       });
   }
 
@@ -98,11 +98,15 @@ export class Transport {
 
   /** Ends the connection at once; the user is told `reason` before this returns. */
   drop(reason: LinkError): void {
-    this.#end(reason);
+    if (this.#goneReason !== null) return;
+    this.#goneReason = reason;
+    this.#socket.destroy();
+    this.#user?.gone(reason);
   }
 
   /** Sends the last bytes, then waits for the server to close the connection; not for long. */
   end(lastBytes: Buffer): void {
+    if (this.#goneReason !== null) return;
     const timer = setTimeout(() => {
       this.drop(
         new LinkError("link-lost", `${this.peer} did not close the connection in ${END_TIMEOUT_MS} ms`),
@@ -118,13 +122,6 @@ export class Transport {
     this.#corked = false;
     this.#socket.uncork();
   };
-
-  #end(reason: LinkError): void {
-    if (this.#goneReason !== null) return;
-    this.#goneReason = reason;
-    this.#socket.destroy();
-    this.#user?.gone(reason);
-  }
 }
 
 /** @types/node says Uint8Array, but what comes back is the Buffer that was given. */
