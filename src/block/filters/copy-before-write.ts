@@ -7,8 +7,8 @@
  *
  * Invariants:
  * - While an epoch is open, a block's content on the disk changes only after its before-image is in the overlay.
- * - Requests that touch a common block are applied one after the other in order of arrival; a read waits for
- *   earlier writes to what it reads, so that it sees what was acknowledged.
+ * - Requests that touch a common block are applied one after the other in order of arrival; reads and extents wait
+ *   for earlier writes to what they ask for, so that they see what was acknowledged.
  * - Background writes hold no more memory than the budget; whoever exceeds it waits, and so does the socket behind.
  * - After a failure behind an acknowledgement nothing is acknowledged any more until reset(): neither a later write
  *   nor a flush may pretend that the lost one is there.
@@ -133,8 +133,14 @@ export class CopyBeforeWrite implements BlockDevice {
     await this.#disk.flush();
   }
 
-  extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
-    return this.#disk.extents(offset, lengthBytes, maxExtents);
+  /** Waits as a read does: an acknowledged write that is not on the disk yet must not be taken for a hole. */
+  async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    const hold = await this.#locks.lock(offset, offset + lengthBytes, "shared");
+    try {
+      return await this.#disk.extents(offset, lengthBytes, maxExtents);
+    } finally {
+      hold.release();
+    }
   }
 
   close(): Promise<void> {
