@@ -41,19 +41,19 @@ export class ActiveOverlay implements BlockDevice {
 
   constructor(backing: BlockDevice, storage: ActiveStorage, diskIndex: number) {
     const { sizeBytes, blockSize, extents } = backing.info;
-    this.info = {
+    this.info = Object.freeze({
       sizeBytes,
-      blockSize: {
+      blockSize: Object.freeze({
         minimumBytes: ACTIVE_BLOCK_BYTES,
         preferredBytes: Math.max(ACTIVE_BLOCK_BYTES, blockSize.preferredBytes),
         maximumBytes: blockSize.maximumBytes,
-      },
+      }),
       writable: true,
       trim: "native",
       zero: "native",
       fua: "native",
       extents,
-    };
+    });
     this.#storage = storage;
     this.#diskIndex = diskIndex;
     this.#layer = {

@@ -10,7 +10,8 @@
  *   The active overlay thus always has the newest content of such a block, which is what a new run goes by.
  * - Nothing but this device writes the disk or the overlays.
  */
-import type { BlockDevice, DeviceInfo, Extent, Flags } from "../device.js";
+import { DeviceError } from "../../errors.js";
+import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
 import { ExtentMap, ZERO } from "../extent-map.js";
 import { RangeLock } from "../range-lock.js";
 import { settleAll } from "../settle-all.js";
@@ -79,6 +80,10 @@ export class CommitDevice implements BlockDevice {
   }
 
   zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    // The disk may refuse when the overlay has been zeroed already; a refusal must have changed nothing.
+    if ((flags & Flag.FastZero) !== 0) {
+      return Promise.reject(new DeviceError("ENOTSUP", "zeroing is not fast while a commit is under way"));
+    }
     return this.#change(offset, lengthBytes, (device, start, end) => device.zero(start, end - start, flags));
   }
 

@@ -33,7 +33,7 @@ export class HiddenOverlay implements BlockDevice {
   readonly #layer: Layer;
 
   constructor(backing: BlockDevice, log: OverlayLog, diskIndex: number) {
-    this.info = { ...backing.info, writable: false };
+    this.info = Object.freeze({ ...backing.info, writable: false });
     this.#log = log;
     this.#diskIndex = diskIndex;
     this.#layer = { map: this.#map, backing, fetch: (target, into) => log.read(target, into) };
