@@ -1,0 +1,124 @@
+/**
+ * A state directory in memory, for tests: counts what is done to its files, and holds or fails it on command.
+ *
+ *     directory.intercept = ({ kind }) => (kind === "sync" ? held.promise : undefined);
+ *
+ * Each file has two contents: what reads see, and what its last sync made durable; crash() leaves only the latter.
+ */
+import { DeviceError, MetadataError } from "../../src/errors.js";
+import type { StateDirectory, StateFile } from "../../src/meta/state-directory.js";
+
+/** One call on a file, before it is done. */
+export interface StateOperation {
+  readonly kind: "create" | "open" | "read" | "write" | "sync" | "close" | "replace";
+  readonly name: string;
+}
+
+interface Content {
+  bytes: Buffer;
+  durable: Buffer;
+}
+
+export class MemoryStateDirectory implements StateDirectory {
+  readonly path = "/state";
+  /** Every call, oldest first. */
+  readonly log: StateOperation[] = [];
+  /** Asked before each call: a promise holds it, a rejection fails it. */
+  intercept: (operation: StateOperation) => Promise<void> | undefined = () => undefined;
+  readonly #files = new Map<string, Content>();
+
+  /** How many calls of a kind there were. */
+  count(kind: StateOperation["kind"], name?: string): number {
+    return this.log.filter(
+      (operation) => operation.kind === kind && (name ?? operation.name) === operation.name,
+    ).length;
+  }
+
+  /** A copy of what reads of the file see. */
+  contents(name: string): Buffer {
+    return Buffer.from(this.#content(name).bytes);
+  }
+
+  /** Sets a file's content, past every rule and counter. */
+  put(name: string, bytes: Buffer): void {
+    this.#files.set(name, { bytes: Buffer.from(bytes), durable: Buffer.from(bytes) });
+  }
+
+  /** Power loss: what was not synced is gone. */
+  crash(): void {
+    for (const content of this.#files.values()) content.bytes = Buffer.from(content.durable);
+  }
+
+  async create(name: string): Promise<StateFile> {
+    await this.#ask({ kind: "create", name });
+    this.#files.set(name, { bytes: Buffer.alloc(0), durable: Buffer.alloc(0) });
+    return this.#file(name);
+  }
+
+  async open(name: string): Promise<StateFile> {
+    await this.#ask({ kind: "open", name });
+    if (!this.#files.has(name)) throw new MetadataError("missing", `${this.path}/${name} is missing`);
+    return this.#file(name);
+  }
+
+  async replaceText(name: string, text: string): Promise<void> {
+    await this.#ask({ kind: "replace", name });
+    this.put(name, Buffer.from(text));
+  }
+
+  readText(name: string): Promise<string | null> {
+    return Promise.resolve(this.#files.get(name)?.bytes.toString() ?? null);
+  }
+
+  remove(name: string): Promise<void> {
+    this.#files.delete(name);
+    return Promise.resolve();
+  }
+
+  list(): Promise<string[]> {
+    return Promise.resolve([...this.#files.keys()]);
+  }
+
+  async #ask(operation: StateOperation): Promise<void> {
+    this.log.push(operation);
+    await this.intercept(operation);
+  }
+
+  #content(name: string): Content {
+    const content = this.#files.get(name);
+    if (content === undefined) throw new Error(`there is no file ${name}`);
+    return content;
+  }
+
+  #file(name: string): StateFile {
+    // As an open file does, it outlives its name.
+    const content = this.#content(name);
+    const path = `${this.path}/${name}`;
+    return {
+      path,
+      get sizeBytes() {
+        return content.bytes.length;
+      },
+      read: async (position, into) => {
+        await this.#ask({ kind: "read", name });
+        if (position + into.length > content.bytes.length) throw new DeviceError("EIO", `${path} ends`);
+        content.bytes.copy(into, 0, position);
+      },
+      write: async (position, buffers) => {
+        // What is written is what the buffers hold now: a caller that changes them too early is found out.
+        await this.#ask({ kind: "write", name });
+        const all = Buffer.concat(buffers);
+        const grown = Buffer.alloc(Math.max(content.bytes.length, position + all.length));
+        content.bytes.copy(grown);
+        all.copy(grown, position);
+        content.bytes = grown;
+      },
+      sync: async () => {
+        const reached = content.bytes;
+        await this.#ask({ kind: "sync", name });
+        content.durable = Buffer.from(reached);
+      },
+      close: () => this.#ask({ kind: "close", name }),
+    };
+  }
+}
