@@ -26,6 +26,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     onUndoError: config.onBackupError,
     log,
     events: {
+      writers: () => writers.peers,
       disconnectWriters: () => writers.disconnectWriters(),
       checkpointDurable: (epoch) => {
         emit(CHECKPOINT_EVENT, { epoch });

@@ -21,7 +21,10 @@ export function parseAddress(text: string): Address {
   const host = match?.groups?.["v6"] ?? match?.groups?.["host"];
   const port = Number(match?.groups?.["port"]);
   if (host === undefined || port > 65535) {
-    throw new ConfigError("bad-address", `"${text}" is not an address: use HOST:PORT, [V6]:PORT or unix:PATH`);
+    throw new ConfigError(
+      "bad-address",
+      `"${text}" is not an address: use HOST:PORT, [V6]:PORT or unix:PATH`,
+    );
   }
   return { kind: "tcp", host, port };
 }

@@ -16,6 +16,11 @@ export class Commit {
     });
   }
 
+  /** Makes run() reject soon, wherever it is. */
+  interrupt(): void {
+    for (const device of this.devices) device.interrupt();
+  }
+
   get totalBytes(): number {
     return this.devices.reduce((sum, device) => sum + device.totalBytes, 0);
   }

@@ -114,15 +114,17 @@ export class DiskGroup {
     });
   }
 
-  /** The views are the disks, once `record` has resolved. @returns the overlays that were in use */
-  async showDisks(record: () => Promise<void>): Promise<Epoch | null> {
-    const old = this.#epoch;
-    await this.#atOneInstant(async () => {
+  /** The views are the disks, once `record` has resolved; the overlays are kept until release(). */
+  showDisks(record: () => Promise<void>): Promise<void> {
+    return this.#atOneInstant(async () => {
       await record();
       for (const disk of this.disks) disk.setView(disk.disk);
-      this.#epoch = null;
     });
-    return old;
+  }
+
+  /** Forgets overlays that nothing shows or copies into any more. */
+  release(): void {
+    this.#epoch = null;
   }
 
   /** No replication write is taken any more. */

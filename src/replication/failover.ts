@@ -67,6 +67,8 @@ export class Failover {
   readonly #parts: FailoverParts;
   #commit: Commit | null = null;
   #ended: Promise<void> = Promise.resolve();
+  #merging: Promise<unknown> = Promise.resolve();
+  #isInterrupted = false;
 
   constructor(parts: FailoverParts) {
     this.#parts = parts;
@@ -88,11 +90,20 @@ export class Failover {
     // From here on this node's data has a history of its own.
     await metadata.save({ stage: "failover", failoverTarget: target, generation: randomUUID() });
     if (target === "latest") {
-      this.#ended = this.#finish(() => group.flush());
+      // At once, for what clients write from now on must not go to an overlay that is about to be dropped.
+      await group.showDisks(() => Promise.resolve());
+      this.#ended = this.#finish(overlays, () => group.flush());
       return;
     }
     const commit = await this.show(overlays);
-    this.#ended = this.#finish(() => commit.run());
+    this.#ended = this.#finish(overlays, () => commit.run());
+  }
+
+  /** Stops a merge before its end; a restart begins it anew. Resolves when nothing of it is under way. */
+  async interrupt(): Promise<void> {
+    this.#isInterrupted = true;
+    this.#commit?.interrupt();
+    await this.#merging;
   }
 
   /** The views go on through overlays whose merge is still to come. */
@@ -105,25 +116,35 @@ export class Failover {
   }
 
   /** Never rejects: a failure is a stage. */
-  async #finish(merge: () => Promise<void>): Promise<void> {
+  async #finish(overlays: Epoch, merge: () => Promise<void>): Promise<void> {
     const { serial, onEnd } = this.#parts;
-    try {
-      await merge();
-      await serial.run(() => this.#succeed());
-    } catch (error) {
-      await serial.run(() => this.#fail(asError(error))).catch(onEnd);
+    const merged = merge().then(
+      () => null,
+      (error: unknown) => asError(error),
+    );
+    this.#merging = merged;
+    let failure = await merged;
+    if (this.#isInterrupted) return;
+    if (failure === null) {
+      try {
+        await serial.run(() => this.#succeed(overlays));
+      } catch (error) {
+        failure = asError(error);
+      }
     }
+    if (failure !== null) await serial.run(() => this.#fail(failure)).catch(onEnd);
   }
 
-  async #succeed(): Promise<void> {
+  async #succeed(overlays: Epoch): Promise<void> {
     const { group, epochs, metadata, onEnd } = this.#parts;
-    const old = await group.showDisks(async () => {
+    await group.showDisks(async () => {
       await group.flush();
       await metadata.save({ stage: "done" });
     });
     this.#commit = null;
+    group.release();
     onEnd(null);
-    await epochs.remove(old);
+    await epochs.remove(overlays);
   }
 
   async #fail(error: Error): Promise<void> {

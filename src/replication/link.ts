@@ -51,6 +51,8 @@ export interface LinkOptions {
   readonly disks: readonly PrimaryDisk[];
   readonly timeoutMs: number;
   readonly rate: RateLimit;
+  /** Names the primary, whichever life it is in. */
+  readonly primary: string;
   /** Names this life of the process. */
   readonly session: string;
   readonly generation: string;
@@ -153,8 +155,10 @@ export class Link {
     try {
       await control.checkpoint(this.#options.session, epoch);
     } catch (error) {
-      // Nobody knows whether it took place: no write may reach the replica before the next handshake tells.
-      if (error instanceof LinkError) this.giveUp(error);
+      // Nobody knows whether it took place: no write may reach the replica before the next handshake tells. Nor
+      // will a secondary listen that takes this session for lost, until the next handshake.
+      const isSessionLost = error instanceof QmpError && error.code === "session-lost";
+      if (error instanceof LinkError || isSessionLost) this.giveUp(error);
       throw error;
     }
   }
@@ -244,6 +248,7 @@ export class Link {
     this.#become("handshaking");
     const welcome = await control.handshake({
       version: HANDSHAKE_VERSION,
+      primary: this.#options.primary,
       session,
       generation,
       epoch: epoch(),

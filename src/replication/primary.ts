@@ -235,6 +235,7 @@ export class Primary {
       disks: this.disks,
       timeoutMs: this.#options.replicaTimeoutMs,
       rate: this.rate,
+      primary: this.metadata.uuid,
       session: this.#session,
       generation: this.metadata.generation,
       epoch: () => this.epoch,

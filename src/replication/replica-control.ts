@@ -13,6 +13,8 @@ export const CHECKPOINT_EVENT = "X_REPL_CHECKPOINT";
 /** Arguments of `x-repl-handshake`. */
 export const helloSchema = z.strictObject({
   version: z.int(),
+  /** Names the primary, whichever life it is in. */
+  primary: z.string().min(1).max(64),
   /** Names one life of the primary's process. */
   session: z.string().min(1).max(64),
   generation: z.string(),

@@ -49,6 +49,8 @@ export interface SecondaryOptions {
 }
 
 interface SecondaryEvents {
+  /** Peers that are connected to the replication exports. */
+  writers(): readonly string[];
   /** The replication exports are to be closed: resolve when no request of theirs is in flight any more. */
   disconnectWriters(): Promise<void>;
   /** A checkpoint is durable here. */
@@ -77,6 +79,8 @@ export class Secondary {
   readonly #epochs: EpochChanger;
   readonly #failover: Failover;
   #isFenced = false;
+  /** The primary that introduced itself last. */
+  #introduced: string | null = null;
 
   private constructor(options: SecondaryOptions, metadata: SecondaryMetadata) {
     this.#options = options;
@@ -249,13 +253,24 @@ export class Secondary {
 
   /**
    * A primary of ours introduces itself. Whoever wrote before is cut off: a late write of an old connection would
-   * overwrite what this one sends.
+   * overwrite what this one sends. But nobody is cut off for another primary.
+   * @throws StateError if somebody else is replicating to this node, or it was promoted
    * @returns whether it wrote last, so that what it knows to be missing is all that is missing
    */
-  introduce(session: SessionId): Promise<boolean> {
+  introduce(primary: string, session: SessionId): Promise<boolean> {
     return this.#serial.run(async () => {
       const refusal = this.exportRefusal();
       if (refusal !== null) throw new StateError("promoted", refusal);
+      if (primary !== this.#introduced) {
+        const [writer] = this.#options.events.writers();
+        if (writer !== undefined) {
+          throw new StateError(
+            "other-writer",
+            `another primary replicates to this node, from ${writer}: stop that first`,
+          );
+        }
+      }
+      this.#introduced = primary;
       this.#tracker.introduce(session);
       await this.#options.events.disconnectWriters();
       await this.#group.drain();
@@ -274,6 +289,7 @@ export class Secondary {
   /** Finishes what was acknowledged, makes it durable and records a clean state. The exports are closed already. */
   close(): Promise<void> {
     return this.#serial.run(async () => {
+      await this.#failover.interrupt();
       await this.#group.drain();
       await this.#epochs.settled();
       await this.#group.flush();

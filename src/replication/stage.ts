@@ -118,6 +118,12 @@ function stop(state: State, failover: FailoverTarget | null): Step {
   if (state.stage !== "running" && !isRetry) {
     throw new StateError("not-running", "Block replication is not running");
   }
+  if (isRetry && failover !== state.target) {
+    throw new StateError(
+      "other-target",
+      `the failover to ${state.target ?? "checkpoint"} has changed the disks already: it can only be tried again as it was`,
+    );
+  }
   if (failover === null) {
     const effects: Effect[] = state.mode === "secondary" ? ["drop-overlays"] : [];
     return [{ ...state, stage: "none", hasError: false }, effects];

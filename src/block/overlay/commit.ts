@@ -34,6 +34,7 @@ export class CommitDevice implements BlockDevice {
   /** The overlays' blocks, and those of them that the disk has by now; the targets mean nothing. */
   readonly #owned = new ExtentMap();
   readonly #committed = new ExtentMap();
+  #isInterrupted = false;
 
   constructor(disk: BlockDevice, hidden: HiddenOverlay, active: ActiveOverlay) {
     this.info = active.info;
@@ -57,6 +58,7 @@ export class CommitDevice implements BlockDevice {
       for (const [start, end] of this.#ownedExtents()) {
         for (let at = start; at < end; at += STEP_BYTES) {
           const stepEnd = Math.min(at + STEP_BYTES, end);
+          if (this.#isInterrupted) throw new DeviceError("ESHUTDOWN", "the commit was interrupted");
           await this.#commitStep(at, stepEnd);
           doneBytes += stepEnd - at;
           onProgress(doneBytes, this.totalBytes);
@@ -67,6 +69,11 @@ export class CommitDevice implements BlockDevice {
       this.#committed.clear();
       throw error;
     }
+  }
+
+  /** Makes run() reject after the step that it is at. */
+  interrupt(): void {
+    this.#isInterrupted = true;
   }
 
   read(offset: number, into: Buffer): Promise<void> {

@@ -42,7 +42,7 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
       arguments: helloSchema,
       run: async (hello) => {
         refuseMismatch(secondary, hello);
-        const known = await secondary.introduce(hello.session);
+        const known = await secondary.introduce(hello.primary, hello.session);
         return { known, epoch: secondary.epoch, stage: secondary.stage, version: HANDSHAKE_VERSION };
       },
     }),
@@ -103,7 +103,7 @@ function failoverPlan(secondary: Secondary, to: FailoverPlan["to"], dryRun: bool
     to: option.to,
     possible: option.refusal === null,
     reason: option.refusal,
-      warning: option.warning,
+    warning: option.warning,
     lost: option.lost,
   }));
   const chosen = outcomes.find((outcome) => outcome.to === to);
