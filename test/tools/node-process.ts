@@ -1,0 +1,119 @@
+/** A node as its operator has it: bin/repl-primary or bin/repl-secondary in a process, and the verbs that talk to it. */
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+import { formatAddress, parseAddress } from "../../src/net/address.js";
+import { QmpClient } from "../../src/qmp/client.js";
+import type { NodeRole, NodeStatus } from "../../src/status.js";
+import { type Outcome, run, type TestProcess } from "./process.js";
+import { waitFor } from "./wait-for.js";
+import type { Workspace } from "./workspace.js";
+
+/** Seen from dist/test/tools/. */
+const BIN = fileURLToPath(new URL("../../../bin/", import.meta.url));
+
+export interface LogLine {
+  readonly level: number;
+  readonly msg: string;
+  readonly [member: string]: unknown;
+}
+
+export class NodeProcess {
+  readonly role: NodeRole;
+  readonly stateDirectory: string;
+  readonly process: TestProcess;
+
+  private constructor(role: NodeRole, stateDirectory: string, process: TestProcess) {
+    this.role = role;
+    this.stateDirectory = stateDirectory;
+    this.process = process;
+  }
+
+  /**
+   * Starts a node and waits until it is ready.
+   * @param options as on the command line, without --state-dir
+   * @throws with what it said if it ends instead
+   */
+  static async start(
+    workspace: Workspace,
+    role: NodeRole,
+    options: readonly string[],
+    stateDirectory: string = workspace.path(role),
+  ): Promise<NodeProcess> {
+    const args = [program(role), ...options, "--state-dir", stateDirectory];
+    const process = await workspace.start(globalThis.process.execPath, args);
+    const node = new NodeProcess(role, stateDirectory, process);
+    await waitFor(
+      `${role} to be ready`,
+      () => process.stderr.includes('"msg":"ready"') || !process.isRunning,
+      (isSettled) => isSettled,
+    );
+    if (!process.isRunning) throw new Error(`repl-${role} did not start: ${(await process.ended()).stderr}`);
+    return node;
+  }
+
+  /** Its log so far. */
+  get log(): LogLine[] {
+    return this.process.stderr
+      .split("\n")
+      .filter((line) => line.startsWith("{") && line.endsWith("}"))
+      .map((line) => JSON.parse(line) as LogLine);
+  }
+
+  get qmpPath(): string {
+    return join(this.stateDirectory, "qmp.sock");
+  }
+
+  /** Runs a verb of the command line against it. */
+  verb(...args: readonly string[]): Promise<Outcome> {
+    return runNode(this.role, [...args, "--state-dir", this.stateDirectory]);
+  }
+
+  /** Runs a verb that has to succeed; returns what it prints. */
+  async succeed(...args: readonly string[]): Promise<string> {
+    const { code, stdout, stderr } = await this.verb(...args);
+    if (code !== 0)
+      throw new Error(`repl-${this.role} ${args.join(" ")} ended with ${String(code)}: ${stderr}`);
+    return stdout;
+  }
+
+  /** Does `work` with a QMP connection, and closes it. */
+  async withQmp<T>(work: (client: QmpClient) => Promise<T>): Promise<T> {
+    const client = await QmpClient.connect({ kind: "unix", path: this.qmpPath });
+    try {
+      return await work(client);
+    } finally {
+      await client.close();
+    }
+  }
+
+  status(): Promise<NodeStatus> {
+    return this.withQmp(async (client) => (await client.execute("x-repl-status")) as NodeStatus);
+  }
+
+  /** Asks for the status over one connection until it satisfies. */
+  waitForStatus(what: string, satisfies: (status: NodeStatus) => boolean): Promise<NodeStatus> {
+    const ask = (client: QmpClient) => async (): Promise<NodeStatus> =>
+      (await client.execute("x-repl-status")) as NodeStatus;
+    return this.withQmp((client) => waitFor(`${this.role}: ${what}`, ask(client), satisfies));
+  }
+
+  /** HOST:PORT of its TCP listeners for a purpose. */
+  async tcpAddress(purpose: "replication" | "qmp" | "guest" | "view"): Promise<string> {
+    const { listeners } = await this.status();
+    const found = listeners.find(
+      (listener) => listener.purpose === purpose && parseAddress(listener.address).kind === "tcp",
+    );
+    if (found === undefined) throw new Error(`${this.role} has no TCP listener for ${purpose}`);
+    return formatAddress(parseAddress(found.address));
+  }
+}
+
+/** Runs one of the programs to its end: a verb, or a node that is not expected to start. */
+export function runNode(role: NodeRole, args: readonly string[]): Promise<Outcome> {
+  return run(process.execPath, [program(role), ...args]);
+}
+
+function program(role: NodeRole): string {
+  return join(BIN, `repl-${role}`);
+}

@@ -1,0 +1,73 @@
+/**
+ * What a test with processes leaves behind, and how it goes away: a directory, and processes.
+ *
+ * Invariant: after each test, passed or not, every process it started has ended and its directory is gone; of a failed
+ * one the output of all of them is shown first.
+ */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { type StartOptions, TestProcess } from "./process.js";
+
+/** The end of a long log tells most, and the beginning of what a tool prints. */
+const SHOWN_LOG_CHARACTERS = 8000;
+const SHOWN_OUTPUT_CHARACTERS = 500;
+
+export class Workspace {
+  #directory = "";
+  #processes: TestProcess[] = [];
+  #closers: (() => Promise<unknown>)[] = [];
+
+  get directory(): string {
+    return this.#directory;
+  }
+
+  path(name: string): string {
+    return join(this.#directory, name);
+  }
+
+  async start(program: string, args: readonly string[], options: StartOptions = {}): Promise<TestProcess> {
+    const started = await TestProcess.start(program, args, { cwd: this.#directory, ...options });
+    this.#processes.push(started);
+    return started;
+  }
+
+  /** To be closed at the end of the test, before the processes are ended. */
+  onEnd(close: () => Promise<unknown>): void {
+    this.#closers.push(close);
+  }
+
+  async open(): Promise<void> {
+    this.#directory = await mkdtemp(join(tmpdir(), "repl-"));
+  }
+
+  async close(): Promise<void> {
+    for (const close of this.#closers.reverse()) await close();
+    await Promise.all(this.#processes.filter(({ isRunning }) => isRunning).map((each) => each.terminate()));
+    this.#closers = [];
+    this.#processes = [];
+    await rm(this.#directory, { recursive: true });
+  }
+
+  /** What all processes have said. */
+  report(): string {
+    return this.#processes
+      .map(({ name, pid, stdout, stderr }) => {
+        const said = stdout.slice(0, SHOWN_OUTPUT_CHARACTERS) + stderr.slice(-SHOWN_LOG_CHARACTERS);
+        return `--- ${pid}: ${name}\n${said.trim()}`;
+      })
+      .join("\n");
+  }
+}
+
+/** A workspace of its own for each test of the suite. */
+export function useWorkspace(): Workspace {
+  const workspace = new Workspace();
+  beforeEach(() => workspace.open());
+  afterEach(async function () {
+    if (this.currentTest?.state === "failed") process.stderr.write(`${workspace.report()}\n`);
+    await workspace.close();
+  });
+  return workspace;
+}
