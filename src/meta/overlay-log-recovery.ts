@@ -37,18 +37,21 @@ export async function readFileHeader(
   return decodeFileHeader(header, file.path, epoch);
 }
 
-/** The record at `position`, or null where the log ends: its checksums, position and sequence number must fit. */
+/**
+ * The record at `position`, or null where the log ends: its checksums and position must fit, and its sequence number
+ * must be at least `sequence`.
+ */
 export async function readRecord(
   file: StateFile,
   position: number,
   seed: number,
   sequence: number,
-): Promise<(RecoveredRecord & { endPosition: number }) | null> {
+): Promise<{ record: RecoveredRecord; sequence: number; endPosition: number } | null> {
   if (position + RECORD_HEADER_BYTES > file.sizeBytes) return null;
   const bytes = Buffer.allocUnsafe(RECORD_HEADER_BYTES);
   await file.read(position, bytes);
   const header = decodeRecordHeader(bytes, position, seed);
-  if (header?.sequence !== sequence) return null;
+  if (header === null || header.sequence < sequence) return null;
   const content = position + RECORD_HEADER_BYTES;
   let endPosition = content;
   if (header.kind === "data") {
@@ -58,12 +61,10 @@ export async function readRecord(
     if (crc32(data, seed) !== header.dataChecksum) return null;
     endPosition = content + header.lengthBytes + paddingAfter(header.lengthBytes);
   }
+  const { disk, kind, offset, lengthBytes } = header;
   return {
-    disk: header.disk,
-    kind: header.kind,
-    offset: header.offset,
-    lengthBytes: header.lengthBytes,
-    position: content,
+    record: { disk, kind, offset, lengthBytes, position: content },
+    sequence: header.sequence,
     endPosition,
   };
 }
@@ -71,17 +72,28 @@ export async function readRecord(
 /**
  * Tells a torn tail from damage in the middle: if any record behind the first bad byte was appended when that byte
  * was durable already, then it went bad later, and the records there did guard overwrites that have happened.
+ * @returns the sequence number to go on with: above that of every record in the tail, so that none of them is taken
+ *   for one of the log when it has grown up to there again
  */
-export async function refuseDamage(file: StateFile, badPosition: number, seed: number): Promise<void> {
+export async function inspectTail(
+  file: StateFile,
+  badPosition: number,
+  seed: number,
+  sequence: number,
+): Promise<number> {
+  let next = sequence;
   const chunk = Buffer.allocUnsafe(SCAN_CHUNK_BYTES + RECORD_HEADER_BYTES);
   for (let start = badPosition; start + RECORD_HEADER_BYTES <= file.sizeBytes; start += SCAN_CHUNK_BYTES) {
     const bytes = chunk.subarray(0, Math.min(chunk.length, file.sizeBytes - start));
     await file.read(start, bytes);
     for (let at = 0; at + RECORD_HEADER_BYTES <= bytes.length; at += RECORD_ALIGNMENT) {
       const header = decodeRecordHeader(bytes.subarray(at, at + RECORD_HEADER_BYTES), start + at, seed);
-      if (header !== null && header.durableBytes > badPosition) {
+      if (header === null) continue;
+      if (header.durableBytes > badPosition) {
         throw damaged(file.path, `bytes from ${badPosition} on are bad although later records are whole`);
       }
+      next = Math.max(next, header.sequence + 1);
     }
   }
+  return next;
 }

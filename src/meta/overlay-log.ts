@@ -6,8 +6,8 @@
  *
  * Invariants:
  * - Bytes [0, durableBytes) are on stable storage; every record states the durableBytes of when it was appended.
- * - A record's position in the file, sequence number and the log's id go into its checksums: a stale or misplaced
- *   record is never taken for one of this log.
+ * - A record's position in the file, sequence number and the log's id go into its checksums, and sequence numbers only
+ *   grow: a stale or misplaced record is never taken for one of this log.
  * - append() resolves only when the records, and everything appended before them, are durable. Whatever they guard
  *   may begin then, not earlier: that is what makes a torn tail harmless.
  * - After a failed write or sync the log takes nothing more: what is behind the failure can't be known.
@@ -27,7 +27,7 @@ import {
   ZERO_PADDING,
   seedOf,
 } from "./overlay-log-format.js";
-import { readFileHeader, readRecord, type RecoveredRecord, refuseDamage } from "./overlay-log-recovery.js";
+import { inspectTail, readFileHeader, readRecord, type RecoveredRecord } from "./overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "./state-directory.js";
 
 interface Batch {
@@ -106,13 +106,15 @@ export class OverlayLog {
       let position = HEADER_BYTES;
       let sequence = 0;
       for (;;) {
-        const record = await readRecord(file, position, seed, sequence);
-        if (record === null) break;
-        visit(record);
-        position = record.endPosition;
-        sequence++;
+        const found = await readRecord(file, position, seed, sequence);
+        if (found === null) break;
+        visit(found.record);
+        position = found.endPosition;
+        sequence = found.sequence + 1;
       }
-      await refuseDamage(file, position, seed);
+      sequence = await inspectTail(file, position, seed, sequence);
+      // What was read may be in the page cache only, and what it guards may be overwritten from now on.
+      if (options.sync) await file.sync();
       return new OverlayLog(name, file, { seed, end: position, sequence, broken, sync: options.sync });
     } catch (error) {
       await file.close();
