@@ -1,10 +1,9 @@
 /** What both nodes have in common: state directory, lock, disks, QMP server, signals, orderly end. */
 import type { Logger } from "pino";
-import { defaultQmpAddress } from "../config/schema.js";
-import type { DiskConfig } from "../config/fields.js";
+import { defaultQmpAddress, type NodeConfig } from "../config/schema.js";
 import { Deferred } from "../deferred.js";
 import { describeError } from "../errors.js";
-import { createLogger, type LogFormat, type LogLevel } from "../log.js";
+import { createLogger } from "../log.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
 import { type Address, formatAddress } from "../net/address.js";
 import { lockStateDirectory } from "../os/lock.js";
@@ -16,15 +15,6 @@ import type { ListenerStatus, NodeStatus } from "../status.js";
 import { readVersion } from "../version.js";
 import { openDisks } from "./disks.js";
 import { Lifecycle } from "./lifecycle.js";
-
-export interface CommonConfig {
-  readonly disks: readonly DiskConfig[];
-  readonly createSizeBytes: number | null;
-  readonly qmp: readonly Address[];
-  readonly stateDir: string;
-  readonly logLevel: LogLevel;
-  readonly logFormat: LogFormat | null;
-}
 
 /** What a node is built from. */
 export interface NodeParts {
@@ -52,7 +42,7 @@ export interface RunningNode {
  * @throws ReplError if it can't start: nothing is left behind then
  */
 export async function runNode(
-  config: CommonConfig,
+  config: NodeConfig,
   build: (parts: NodeParts) => Promise<RunningNode>,
 ): Promise<number> {
   const log = createLogger({ level: config.logLevel, format: config.logFormat });
@@ -85,7 +75,7 @@ export async function runNode(
 }
 
 async function startNode(
-  config: CommonConfig,
+  config: NodeConfig,
   build: (parts: NodeParts) => Promise<RunningNode>,
   log: Logger,
   lifecycle: Lifecycle,

@@ -103,6 +103,15 @@ export class ExtentMap {
     if (position < end) visit(position, end, ABSENT);
   }
 
+  /** The mapped ranges, in order. */
+  ranges(): [start: number, end: number][] {
+    const ranges: [number, number][] = [];
+    for (const leaf of this.#leaves) {
+      for (let slot = 0; slot < leaf.count; slot++) ranges.push([at(leaf.starts, slot), at(leaf.ends, slot)]);
+    }
+    return ranges;
+  }
+
   /** Whether no byte of [start, end) is missing. */
   covers(start: number, end: number): boolean {
     let covered = true;

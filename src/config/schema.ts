@@ -21,7 +21,8 @@ import type { DiskConfig } from "./fields.js";
 
 export type UndoErrorPolicy = "break-checkpoint" | "break-replication";
 
-interface NodeConfig {
+/** What both nodes are told. */
+export interface NodeConfig {
   /** At least one; names and paths are unique. */
   readonly disks: readonly DiskConfig[];
   /** Size of the disk files to create; null: they must exist. */

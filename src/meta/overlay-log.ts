@@ -38,6 +38,7 @@ interface Batch {
 
 export class OverlayLog {
   readonly name: string;
+  readonly #directory: StateDirectory;
   readonly #file: StateFile;
   readonly #seed: number;
   readonly #sync: boolean;
@@ -50,11 +51,13 @@ export class OverlayLog {
   #broken: boolean;
 
   private constructor(
+    directory: StateDirectory,
     name: string,
     file: StateFile,
     state: { seed: number; end: number; sequence: number; broken: boolean; sync: boolean },
   ) {
     this.name = name;
+    this.#directory = directory;
     this.#file = file;
     this.#seed = state.seed;
     this.#end = state.end;
@@ -80,7 +83,7 @@ export class OverlayLog {
       throw error;
     }
     const seed = seedOf(id, options.epoch);
-    return new OverlayLog(name, file, {
+    return new OverlayLog(directory, name, file, {
       seed,
       end: HEADER_BYTES,
       sequence: 0,
@@ -115,7 +118,13 @@ export class OverlayLog {
       sequence = await inspectTail(file, position, seed, sequence);
       // What was read may be in the page cache only, and what it guards may be overwritten from now on.
       if (options.sync) await file.sync();
-      return new OverlayLog(name, file, { seed, end: position, sequence, broken, sync: options.sync });
+      return new OverlayLog(directory, name, file, {
+        seed,
+        end: position,
+        sequence,
+        broken,
+        sync: options.sync,
+      });
     } catch (error) {
       await file.close();
       throw error;
@@ -158,8 +167,14 @@ export class OverlayLog {
    */
   async markBroken(): Promise<void> {
     if (this.#broken) return;
-    await this.#file.write(BROKEN_MARK_POSITION, [BROKEN_MARK]);
-    if (this.#sync) await this.#file.sync();
+    // Through a handle of its own: the one that failed to sync a record will never sync again.
+    const file = await this.#directory.open(this.name);
+    try {
+      await file.write(BROKEN_MARK_POSITION, [BROKEN_MARK]);
+      if (this.#sync) await file.sync();
+    } finally {
+      await file.close();
+    }
     this.#broken = true;
   }
 

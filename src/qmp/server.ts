@@ -10,9 +10,10 @@ import { NegotiationError } from "../errors.js";
 import type { Logger } from "../log.js";
 import { formatAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
+import { listen } from "../net/listen.js";
 import { qmpCommand } from "./command.js";
 import type { QmpCommand } from "./command.js";
-import { listen } from "./listen.js";
+
 import { QmpSession } from "./session.js";
 
 /** Managers, monitoring, a person or two; one more is closed at once. */
@@ -70,7 +71,7 @@ export class QmpServer {
     server.on("connection", (socket) => {
       this.#accept(socket);
     });
-    const bound = await listen(server, address);
+    const bound = await listen(server, address, "owner");
     server.on("error", (error) => {
       this.#log.error({ address: formatAddress(bound), error: error.message }, "QMP listener failed");
     });

@@ -1,23 +1,12 @@
 /** What is remembered of errors that were not reported to whoever caused them: the first one, and how many. */
-import { describeError, errnoOf, type Errno } from "../errors.js";
-
-export interface RecordedError {
-  readonly operation: string;
-  readonly errno: Errno;
-  readonly disk: string;
-  readonly offsetBytes: number;
-  readonly lengthBytes: number;
-  readonly count: number;
-  /** ISO 8601. */
-  readonly firstAt: string;
-  readonly message: string;
-}
+import { describeError, errnoOf } from "../errors.js";
+import type { SwallowedError } from "../status.js";
 
 export class ErrorRecord {
-  #first: RecordedError | null = null;
+  #first: SwallowedError | null = null;
   #count = 0;
 
-  get(): RecordedError | null {
+  get(): SwallowedError | null {
     return this.#first === null ? null : { ...this.#first, count: this.#count };
   }
 

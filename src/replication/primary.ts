@@ -22,7 +22,8 @@ import {
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { Address } from "../net/address.js";
 import { Checkpointer } from "./checkpointer.js";
-import { ErrorRecord, type RecordedError } from "./error-record.js";
+import type { SwallowedError } from "../status.js";
+import { ErrorRecord } from "./error-record.js";
 import { Link, type LinkEvents } from "./link.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
 import { PrimaryDisk } from "./primary-disk.js";
@@ -128,7 +129,7 @@ export class Primary {
     return this.#metadata.current;
   }
 
-  get error(): RecordedError | null {
+  get error(): SwallowedError | null {
     return this.#errors.get();
   }
 

@@ -21,7 +21,8 @@ import type { StateDirectory } from "../meta/state-directory.js";
 import { DiskGroup } from "./disk-group.js";
 import { type Epoch, EpochStore } from "./epoch.js";
 import { EpochChanger } from "./epoch-changer.js";
-import { ErrorRecord, type RecordedError } from "./error-record.js";
+import type { SwallowedError } from "../status.js";
+import { ErrorRecord } from "./error-record.js";
 import type { Commit } from "./commit.js";
 import { Failover, type FailoverOption, failoverOptions } from "./failover.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
@@ -157,7 +158,7 @@ export class Secondary {
     return this.#tracker;
   }
 
-  get error(): RecordedError | null {
+  get error(): SwallowedError | null {
     return this.#errors.get();
   }
 

@@ -67,17 +67,9 @@ export class ActiveOverlay implements BlockDevice {
     return this.#map.mappedBytes;
   }
 
-  holds(start: number, end: number): boolean {
-    return this.#map.intersects(start, end);
-  }
-
   /** All extents, in order of offset. */
   mapped(): [start: number, end: number][] {
-    const extents: [number, number][] = [];
-    this.#map.visit(0, this.info.sizeBytes, (start, end, target) => {
-      if (target !== ABSENT) extents.push([start, end]);
-    });
-    return extents;
+    return this.#map.ranges();
   }
 
   /** Takes back what recovery found in the log. */

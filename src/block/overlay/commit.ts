@@ -55,7 +55,7 @@ export class CommitDevice implements BlockDevice {
   async run(onProgress: CommitProgress): Promise<void> {
     let doneBytes = 0;
     try {
-      for (const [start, end] of this.#ownedExtents()) {
+      for (const [start, end] of this.#owned.ranges()) {
         for (let at = start; at < end; at += STEP_BYTES) {
           const stepEnd = Math.min(at + STEP_BYTES, end);
           if (this.#isInterrupted) throw new DeviceError("ESHUTDOWN", "the commit was interrupted");
@@ -109,14 +109,6 @@ export class CommitDevice implements BlockDevice {
 
   close(): Promise<void> {
     return this.#active.close();
-  }
-
-  #ownedExtents(): [start: number, end: number][] {
-    const extents: [number, number][] = [];
-    this.#owned.visit(0, this.info.sizeBytes, (start, end, target) => {
-      if (target === ZERO) extents.push([start, end]);
-    });
-    return extents;
   }
 
   async #commitStep(start: number, end: number): Promise<void> {

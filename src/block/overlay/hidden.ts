@@ -58,17 +58,9 @@ export class HiddenOverlay implements BlockDevice {
     return gaps;
   }
 
-  holds(start: number, end: number): boolean {
-    return this.#map.intersects(start, end);
-  }
-
   /** All extents, in order of offset. */
   mapped(): [start: number, end: number][] {
-    const extents: [number, number][] = [];
-    this.#map.visit(0, this.info.sizeBytes, (start, end, target) => {
-      if (target !== ABSENT) extents.push([start, end]);
-    });
-    return extents;
+    return this.#map.ranges();
   }
 
   /**

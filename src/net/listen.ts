@@ -1,25 +1,28 @@
-/** Listening sockets of the control plane: a unix socket of mode 0600 that replaces a stale one, or TCP. */
+/** Listening sockets: TCP, or a unix socket that replaces a stale one. */
 import { once } from "node:events";
 import { chmodSync } from "node:fs";
 import { lstat, unlink } from "node:fs/promises";
 import { connect } from "node:net";
 import type { Server } from "node:net";
 import { ReplError, describeError } from "../errors.js";
-import { formatAddress, socketOptions } from "../net/address.js";
-import type { Address } from "../net/address.js";
+import { formatAddress, socketOptions } from "./address.js";
+import type { Address } from "./address.js";
 
 /** Connections that the kernel keeps waiting for us. */
-const BACKLOG = 16;
+const BACKLOG = 128;
+
+/** Who may connect to a unix socket: its owner alone, or whoever the umask lets. */
+export type SocketAccess = "owner" | "umask";
 
 /**
  * Makes `server` listen; returns the address with the port that the kernel chose for port 0.
  * @throws ReplError "address-in-use", or "cannot-listen" with the reason
  */
-export async function listen(server: Server, address: Address): Promise<Address> {
+export async function listen(server: Server, address: Address, access: SocketAccess): Promise<Address> {
   if (address.kind === "unix") await removeStaleSocket(address.path);
   const listening = once(server, "listening");
   try {
-    bind(server, address);
+    bind(server, address, access);
     await listening;
   } catch (error) {
     throw listenError(address, error);
@@ -31,8 +34,8 @@ export async function listen(server: Server, address: Address): Promise<Address>
 }
 
 /** listen() binds before it returns, so the socket is private from its first instant on. */
-function bind(server: Server, address: Address): void {
-  if (address.kind === "tcp") {
+function bind(server: Server, address: Address, access: SocketAccess): void {
+  if (address.kind === "tcp" || access === "umask") {
     server.listen({ ...socketOptions(address), backlog: BACKLOG });
     return;
   }
