@@ -19,6 +19,7 @@ import {
   type PrimaryMetadata,
   readPrimaryMetadata,
 } from "../meta/metadata.js";
+import { formatSize } from "../config/units.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { Address } from "../net/address.js";
 import { Checkpointer } from "./checkpointer.js";
@@ -151,9 +152,9 @@ export class Primary {
     if (this.#link === null) return "no replica is attached";
     if (!this.#link.hasControl) return "a manager drives the checkpoints of this replica (no --replica-qmp)";
     if (this.#link.state !== "replicating") {
-      return `the replica is ${this.#link.state}: ${formatBytes(this.#missedBytes)} are not replicated`;
+      return `the replica is ${this.#link.state}: ${formatSize(this.#missedBytes)} are not replicated`;
     }
-    if (this.#missedBytes > 0) return `${formatBytes(this.#missedBytes)} are not replicated`;
+    if (this.#missedBytes > 0) return `${formatSize(this.#missedBytes)} are not replicated`;
     return null;
   }
 
@@ -331,8 +332,4 @@ export class Primary {
     // An error reply leaves the connection up: begin anew, for the resync is what sends the block again.
     this.#link?.giveUp(failure.error);
   }
-}
-
-function formatBytes(bytes: number): string {
-  return `${bytes} bytes`;
 }
