@@ -206,6 +206,20 @@ describe("overlay log", () => {
       expect((await recoverAll(directory)).log.isBroken).to.equal(true);
     });
 
+    it("can be set after a failed sync, though the failed handle never syncs again", async () => {
+      const log = await OverlayLog.create(directory, NAME, OPTIONS);
+      let isReopened = false;
+      directory.intercept = ({ kind }): Promise<void> | undefined => {
+        if (kind === "open") isReopened = true;
+        return kind === "sync" && !isReopened ? Promise.reject(new DeviceError("EIO", "lost")) : undefined;
+      };
+      expect(await outcome(log.append([markRecord("zero", 0, 4096)]))).to.equal("EIO");
+      await log.markBroken();
+      expect(log.isBroken).to.equal(true);
+      directory.crash();
+      expect((await recoverAll(directory)).log.isBroken).to.equal(true);
+    });
+
     it("does not say that it is set when it could not be made durable", async () => {
       const log = await OverlayLog.create(directory, NAME, OPTIONS);
       directory.intercept = ({ kind }): Promise<void> | undefined =>
