@@ -284,9 +284,11 @@ export class Link {
     });
     try {
       return await lost.promise;
+    } catch (error) {
+      await this.#disconnect(connections, asError(error));
+      throw error;
     } finally {
       stopWatching();
-      await this.#disconnect(connections);
       await synchronised;
     }
   }
@@ -355,9 +357,8 @@ export class Link {
     }
   }
 
-  async #disconnect({ control, replicas }: Connections): Promise<void> {
+  async #disconnect({ control, replicas }: Connections, reason: Error): Promise<void> {
     this.#connections = null;
-    const reason = new LinkError("link-lost", "the link to the replica is lost");
     for (const replica of replicas) replica.destroy(reason);
     for (const disk of this.#options.disks) disk.setReplica(null);
     await control?.close();

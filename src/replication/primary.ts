@@ -23,7 +23,7 @@ import { formatSize } from "../config/units.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { Address } from "../net/address.js";
 import { Checkpointer } from "./checkpointer.js";
-import type { SwallowedError } from "../status.js";
+import type { LinkState, SwallowedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
 import { Link, type LinkEvents } from "./link.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
@@ -73,6 +73,7 @@ export class Primary {
   #link: Link | null = null;
   #lastCheckpoint: { readonly epoch: number; readonly at: string } | null = null;
   #timer: NodeJS.Timeout | null = null;
+  #loggedLink: LinkState | null = null;
 
   private constructor(options: PrimaryOptions, metadata: PrimaryMetadata) {
     this.#options = options;
@@ -253,7 +254,7 @@ export class Primary {
               new LinkError("link-lost", "the link was lost before the checkpoint was durable"),
             );
           }
-          this.#log.info({ link: state }, "link");
+          this.#logLink(state);
           this.#options.events.stateChanged(state);
         },
         epochLearned: (epoch) => {
@@ -274,6 +275,14 @@ export class Primary {
       throw error;
     }
     this.#schedule();
+  }
+
+  /** An outage is news once, however often the link tries to mend it. */
+  #logLink(state: LinkState): void {
+    const isAttempt = state === "connecting" || state === "handshaking";
+    const isNews = !isAttempt && state !== this.#loggedLink;
+    this.#log[isNews ? "info" : "debug"]({ link: state }, "link");
+    if (isNews) this.#loggedLink = state;
   }
 
   async #stopLink(): Promise<void> {
