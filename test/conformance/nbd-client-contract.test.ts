@@ -1,0 +1,90 @@
+/** The contract of a block device, kept over the wire: our client with each server that we can get hold of. */
+import { truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+
+import { connectNbd } from "../../src/nbd/client/connect.js";
+import type { ContractSubject } from "../contract/device-contract.js";
+import { describeBlockDevice } from "../contract/device-contract.js";
+import { MemoryDevice } from "../tools/memory-device.js";
+import {
+  NbdPeer,
+  patiently,
+  startNbdkit,
+  startNbdkitOnTcp,
+  startQemuNbd,
+  startReferenceServer,
+} from "../tools/nbd-peers.js";
+import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { createImage } from "../tools/qemu-image.js";
+
+const SIZE_BYTES = 1024 * 1024;
+const ODD_SIZE_BYTES = SIZE_BYTES - 1234;
+/** QEMU counts in sectors. */
+const SECTOR_SIZE_BYTES = SIZE_BYTES - 1536;
+
+async function connected(peer: NbdPeer, exportName = "disk"): Promise<ContractSubject> {
+  const device = await patiently(() => connectNbd({ address: peer.address, exportName })).catch(
+    async (error: unknown) => {
+      await peer.stop();
+      throw error;
+    },
+  );
+  return {
+    device,
+    async close(): Promise<void> {
+      await device.close();
+      await peer.stop();
+    },
+  };
+}
+
+async function overQemuNbd(format: "raw" | "qcow2"): Promise<ContractSubject> {
+  const directory = await NbdPeer.makeDirectory();
+  const image = join(directory, "image");
+  await createImage(image, format, SECTOR_SIZE_BYTES);
+  return connected(await startQemuNbd(directory, image, format));
+}
+
+async function overReferenceServer(): Promise<ContractSubject> {
+  const directory = await NbdPeer.makeDirectory();
+  const image = join(directory, "image");
+  await writeFile(image, "");
+  await truncate(image, SIZE_BYTES);
+  return connected(await startReferenceServer(directory, image));
+}
+
+async function overOurs(): Promise<ContractSubject> {
+  const harness = await startNbdServer();
+  harness.add("disk", new MemoryDevice(ODD_SIZE_BYTES));
+  const device = await connectNbd({ address: harness.address, exportName: "disk" });
+  return {
+    device,
+    async close(): Promise<void> {
+      await device.close();
+      await harness.close();
+    },
+  };
+}
+
+const FEWER = { operations: 60 };
+const MEMORY = ["memory", `size=${ODD_SIZE_BYTES}`];
+
+describeBlockDevice("qemu-nbd with a raw file, through our client,", () => overQemuNbd("raw"), FEWER);
+describeBlockDevice("qemu-nbd with a qcow2 image, through our client,", () => overQemuNbd("qcow2"), FEWER);
+describeBlockDevice(
+  "nbdkit, through our client,",
+  async () => connected(await startNbdkit(...MEMORY)),
+  FEWER,
+);
+describeBlockDevice(
+  "nbdkit over TCP, through our client,",
+  async () => connected(await startNbdkitOnTcp(...MEMORY)),
+  FEWER,
+);
+describeBlockDevice(
+  "nbdkit without structured replies, through our client,",
+  async () => connected(await startNbdkit("--no-sr", ...MEMORY)),
+  FEWER,
+);
+describeBlockDevice("the NBD project's own server, through our client,", overReferenceServer, FEWER);
+describeBlockDevice("our own server, through our client,", overOurs, FEWER);

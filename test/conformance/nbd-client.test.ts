@@ -1,0 +1,353 @@
+/** Our client against the servers that people run: content to the last byte, refusals, failures, silence. */
+import { expect } from "chai";
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+
+import { Flag } from "../../src/block/device.js";
+import { DeviceError, LinkError, NegotiationError, ProtocolError, asError } from "../../src/errors.js";
+import { connectNbd, listExports } from "../../src/nbd/client/connect.js";
+import type { Address } from "../../src/net/address.js";
+import type { NbdDevice } from "../../src/nbd/client/device.js";
+import { NbdPeer, patiently, startNbdkit, startQemuNbd, startReferenceServer } from "../tools/nbd-peers.js";
+import { createImage, imageContent } from "../tools/qemu-image.js";
+import { Random, SEED } from "../tools/seed.js";
+
+const MEBIBYTE = 1024 * 1024;
+const GIBIBYTE = 1024 * MEBIBYTE;
+
+async function rejection(promise: Promise<unknown>): Promise<Error> {
+  const error = await promise.then(
+    () => null,
+    (reason: unknown) => asError(reason),
+  );
+  if (error === null) throw new Error("the request was to fail");
+  return error;
+}
+
+function addressOf(peer: NbdPeer | null): Address {
+  if (peer === null) throw new Error("no server was started");
+  return peer.address;
+}
+
+describe("NBD client with real servers", () => {
+  let peer: NbdPeer | null = null;
+  const devices: NbdDevice[] = [];
+
+  afterEach(async () => {
+    for (const device of devices.splice(0)) device.destroy(new Error("the test is over"));
+    await peer?.stop();
+    peer = null;
+  });
+
+  async function connect(
+    to: NbdPeer,
+    options: { exportName?: string; maxInFlight?: number } = {},
+  ): Promise<NbdDevice> {
+    peer = to;
+    const device = await connectNbd({ address: to.address, exportName: "disk", ...options });
+    devices.push(device);
+    return device;
+  }
+
+  for (const format of ["raw", "qcow2"] as const) {
+    it(`leaves in a ${format} image of qemu-nbd exactly what was written, at any depth`, async () => {
+      const directory = await NbdPeer.makeDirectory();
+      const image = join(directory, "image");
+      await createImage(image, format, 8 * MEBIBYTE);
+      const device = await connect(await startQemuNbd(directory, image, format), { maxInFlight: 16 });
+      expect(device.info).to.deep.include({ sizeBytes: 8 * MEBIBYTE, writable: true, extents: "native" });
+
+      const random = new Random(SEED);
+      const expected = Buffer.alloc(8 * MEBIBYTE);
+      // Disjoint ranges, so that the order of arrival doesn't matter.
+      const requests: Promise<void>[] = [];
+      for (let at = 0; at < expected.length;) {
+        const lengthBytes = Math.min(512 * (1 + random.below(500)), expected.length - at);
+        if (random.below(3) > 0) {
+          random.bytes(lengthBytes).copy(expected, at);
+          const flags = random.oneOf([Flag.None, Flag.Fua]);
+          requests.push(device.write(at, expected.subarray(at, at + lengthBytes), flags));
+        }
+        at += lengthBytes;
+      }
+      await Promise.all(requests);
+      const zeroed = 512 * random.below(4000);
+      await device.zero(zeroed, MEBIBYTE, random.oneOf([Flag.None, Flag.NoHole]));
+      expected.fill(0, zeroed, zeroed + MEBIBYTE);
+      await device.flush();
+
+      const back = Buffer.alloc(expected.length);
+      const pieces = Array.from({ length: 64 }, (_, i) => back.subarray(i * 131072, (i + 1) * 131072));
+      await Promise.all(pieces.map((piece, i) => device.read(i * 131072, piece)));
+      expect(back.equals(expected)).to.equal(true);
+
+      await device.close();
+      // Its lock would keep qemu-img away.
+      peer?.signal("SIGTERM");
+      await peer?.ended();
+      expect((await imageContent(image, format)).equals(expected)).to.equal(true);
+    });
+  }
+
+  describe("finds its way with", () => {
+    it("several exports and one that isn't there", async () => {
+      peer = await startNbdkit(
+        "eval",
+        "list_exports=echo NAMES; echo a; echo b",
+        "get_size=echo 1M",
+        'open=case "$3" in a|b) ;; *) exit 1;; esac',
+      );
+      expect(await listExports({ address: peer.address })).to.deep.equal(["a", "b"]);
+      const error = await rejection(connectNbd({ address: peer.address, exportName: "c" }));
+      expect(error).to.be.instanceOf(NegotiationError);
+      expect(error.message).to.include('"c"');
+    });
+
+    it("an unknown export of qemu-nbd", async () => {
+      const directory = await NbdPeer.makeDirectory();
+      const image = join(directory, "image");
+      await createImage(image, "raw", MEBIBYTE);
+      peer = await startQemuNbd(directory, image, "raw");
+      expect(await listExports({ address: peer.address })).to.deep.equal(["disk"]);
+      const error = await rejection(connectNbd({ address: peer.address, exportName: "nix" }));
+      expect(error).to.be.instanceOf(NegotiationError).with.property("code", "export-unknown");
+      expect(error.message).to.include("export 'nix' not present");
+    });
+
+    it("the NBD project's own server", async () => {
+      const directory = await NbdPeer.makeDirectory();
+      const image = join(directory, "image");
+      await writeFile(image, Buffer.alloc(MEBIBYTE, 7));
+      const { address } = (peer = await startReferenceServer(directory, image));
+      const device = await patiently(() => connectNbd({ address, exportName: "disk" }));
+      expect(device.info).to.deep.include({ sizeBytes: MEBIBYTE, fua: "native", extents: "none" });
+      const into = Buffer.alloc(MEBIBYTE);
+      await device.read(0, into);
+      expect(into.equals(Buffer.alloc(MEBIBYTE, 7))).to.equal(true);
+      await device.write(512, Buffer.alloc(1024, 9), Flag.Fua);
+      await device.close();
+      const expected = Buffer.alloc(MEBIBYTE, 7).fill(9, 512, 1536);
+      expect((await readFile(image)).equals(expected)).to.equal(true);
+    });
+
+    it("an unknown export of the NBD project's own server", async () => {
+      const directory = await NbdPeer.makeDirectory();
+      const image = join(directory, "image");
+      await writeFile(image, Buffer.alloc(MEBIBYTE));
+      const { address } = (peer = await startReferenceServer(directory, image));
+      const error = await rejection(patiently(() => connectNbd({ address, exportName: "nix" })));
+      expect(error).to.be.instanceOf(NegotiationError).with.property("code", "export-unknown");
+    });
+
+    it("the list of the NBD project's own server", async () => {
+      const directory = await NbdPeer.makeDirectory();
+      const image = join(directory, "image");
+      await writeFile(image, Buffer.alloc(MEBIBYTE));
+      const { address } = (peer = await startReferenceServer(directory, image));
+      expect(await patiently(() => listExports({ address }))).to.deep.equal(["disk"]);
+    });
+
+    it("a read-only export", async () => {
+      const device = await connect(await startNbdkit("-r", "memory", "size=1M"));
+      expect(device.info.writable).to.equal(false);
+      const error = await rejection(device.write(0, Buffer.alloc(512), Flag.None));
+      expect(error).to.be.instanceOf(DeviceError).with.property("errno", "EPERM");
+      await device.read(0, Buffer.alloc(512));
+    });
+
+    it("block sizes of its own", async () => {
+      const sizes = ["blocksize-minimum=4K", "blocksize-preferred=64K", "blocksize-maximum=1M"];
+      const policy = [
+        "--filter=blocksize-policy",
+        "memory",
+        "size=1M",
+        ...sizes,
+        "blocksize-error-policy=error",
+      ];
+      const device = await connect(await startNbdkit(...policy));
+      expect(device.info.blockSize).to.deep.equal({
+        minimumBytes: 4096,
+        preferredBytes: 65536,
+        maximumBytes: MEBIBYTE,
+      });
+      const error = await rejection(device.read(512, Buffer.alloc(512)));
+      expect(error).to.be.instanceOf(DeviceError).with.property("errno", "EINVAL");
+    });
+
+    it("no zeroes, no extents, no parallel connections", async () => {
+      const lacking = ["--filter=nozero", "--filter=noextents", "--filter=multi-conn", "memory", "size=1M"];
+      const device = await connect(await startNbdkit(...lacking, "zeromode=none", "multi-conn-mode=disable"));
+      expect(device.info.zero).to.equal("none");
+      expect(device.canFastZero).to.equal(false);
+      expect(device.canMultiConn).to.equal(false);
+    });
+
+    it("plain newstyle, which knows EXPORT_NAME only", async () => {
+      const device = await connect(await startNbdkit("--mask-handshake=0", "memory", "size=1M"));
+      expect(device.info).to.deep.include({ sizeBytes: MEBIBYTE, extents: "none" });
+      const content = Buffer.alloc(70_000, 0x5a);
+      await device.write(1234, content, Flag.Fua);
+      const into = Buffer.alloc(70_000);
+      await device.read(1234, into);
+      expect(into.equals(content)).to.equal(true);
+    });
+
+    it("the old style, by refusing it", async () => {
+      peer = await startNbdkit("-o", "memory", "size=1M");
+      const error = await rejection(connectNbd({ address: peer.address, exportName: "" }));
+      expect(error).to.be.instanceOf(ProtocolError).with.property("code", "oldstyle-server");
+    });
+
+    it("TLS required, by saying so", async () => {
+      const directory = await NbdPeer.makeDirectory();
+      const [keys, path] = [join(directory, "keys.psk"), join(directory, "sock")];
+      await writeFile(keys, `alice:${"0f".repeat(32)}\n`);
+      const tls = ["--tls=require", `--tls-psk=${keys}`];
+      peer = await NbdPeer.start(directory, { kind: "unix", path }, [
+        "nbdkit",
+        "-f",
+        "-U",
+        path,
+        ...tls,
+        "memory",
+        "1M",
+      ]);
+      const error = await rejection(connectNbd({ address: peer.address, exportName: "" }));
+      expect(error).to.be.instanceOf(NegotiationError).with.property("code", "tls-required");
+    });
+  });
+
+  it("tells holes, zeroes and data apart, and finds their borders", async () => {
+    const device = await connect(await startNbdkit("memory", "size=8M"));
+    await device.write(MEBIBYTE, Buffer.alloc(MEBIBYTE, 1), Flag.None);
+    await device.write(4 * MEBIBYTE, Buffer.alloc(65536, 2), Flag.None);
+    const hole = (lengthBytes: number): unknown => ({ lengthBytes, hole: true, zero: true });
+    const data = (lengthBytes: number): unknown => ({ lengthBytes, hole: false, zero: false });
+    expect(await device.extents(0, 8 * MEBIBYTE, 100)).to.deep.equal([
+      hole(MEBIBYTE),
+      data(MEBIBYTE),
+      hole(2 * MEBIBYTE),
+      data(65536),
+      hole(4 * MEBIBYTE - 65536),
+    ]);
+    expect(await device.extents(0, 8 * MEBIBYTE, 1)).to.deep.equal([hole(MEBIBYTE)]);
+    expect(await device.extents(MEBIBYTE + 512, MEBIBYTE, 100)).to.deep.equal([
+      data(MEBIBYTE - 512),
+      hole(512),
+    ]);
+  });
+
+  it("zeroes and trims more than 4 GiB without a gap or an overlap", async () => {
+    const directory = await NbdPeer.makeDirectory();
+    const [path, log] = [join(directory, "sock"), join(directory, "log")];
+    const record = (name: string): string => `${name}=echo ${name} $3 $4 >> ${log}`;
+    const plugin = [
+      "eval",
+      "get_size=echo 20G",
+      "pread=exit 1",
+      "pwrite=exit 1",
+      "can_zero=exit 0",
+      "can_trim=exit 0",
+    ];
+    const args = ["-f", "-U", path, ...plugin, "can_write=exit 0", record("zero"), record("trim")];
+    const device = await connect(await NbdPeer.start(directory, { kind: "unix", path }, ["nbdkit", ...args]));
+    await device.zero(GIBIBYTE / 2, 9 * GIBIBYTE + 4096, Flag.None);
+    await device.trim(0, 20 * GIBIBYTE, Flag.None);
+    const ends = { zero: GIBIBYTE / 2, trim: 0 };
+    for (const line of (await readFile(log, "utf8")).trim().split("\n")) {
+      // The script gets: zero COUNT OFFSET, as $3 and $4 behind the handle.
+      const [name, count, offset] = line.split(" ");
+      if (name !== "zero" && name !== "trim") throw new Error(line);
+      expect(Number(offset), line).to.equal(ends[name]);
+      ends[name] += Number(count);
+    }
+    expect(ends).to.deep.equal({ zero: GIBIBYTE / 2 + 9 * GIBIBYTE + 4096, trim: 20 * GIBIBYTE });
+  });
+
+  describe("when the server has trouble", () => {
+    it("maps its errors and goes on", async () => {
+      const rates = [
+        "error-pwrite=ENOSPC",
+        "error-pwrite-rate=100%",
+        "error-pread=EIO",
+        "error-pread-rate=100%",
+      ];
+      const device = await connect(await startNbdkit("--filter=error", "memory", "size=1M", ...rates));
+      const failures = await Promise.all([
+        rejection(device.write(0, Buffer.alloc(4096), Flag.None)),
+        rejection(device.read(0, Buffer.alloc(4096))),
+      ]);
+      expect(failures[0]).to.be.instanceOf(DeviceError).with.property("errno", "ENOSPC");
+      expect(failures[1]).to.be.instanceOf(DeviceError).with.property("errno", "EIO");
+      await device.flush();
+    });
+
+    it("settles each request rightly while one in four fails", async () => {
+      const device = await connect(
+        await startNbdkit(
+          "--filter=error",
+          "memory",
+          "size=4M",
+          "error-pwrite=ENOSPC",
+          "error-pwrite-rate=25%",
+        ),
+      );
+      const contents = Array.from({ length: 256 }, (_, i) => Buffer.alloc(16384, i));
+      const written = await Promise.allSettled(
+        contents.map((each, i) => device.write(i * 16384, each, Flag.None)),
+      );
+      const into = Buffer.alloc(16384);
+      for (const [i, result] of written.entries()) {
+        await device.read(i * 16384, into);
+        const expected = result.status === "fulfilled" ? contents[i] : Buffer.alloc(16384);
+        expect(expected !== undefined && into.equals(expected), `block ${i}: ${result.status}`).to.equal(
+          true,
+        );
+      }
+      expect(new Set(written.map(({ status }) => status))).to.deep.equal(new Set(["fulfilled", "rejected"]));
+    });
+
+    it("takes answers in the order in which they come", async () => {
+      const device = await connect(
+        await startNbdkit("--filter=delay", "memory", "size=1M", "delay-read=300ms"),
+      );
+      const order: string[] = [];
+      const read = device.read(0, Buffer.alloc(512)).then(() => order.push("read"));
+      const write = device.write(4096, Buffer.alloc(512), Flag.None).then(() => order.push("write"));
+      await Promise.all([read, write]);
+      expect(order).to.deep.equal(["write", "read"]);
+    });
+
+    it("rejects everything with LinkError when it is killed, and at once what comes later", async () => {
+      const device = await connect(await startNbdkit("--filter=delay", "memory", "size=1M", "delay-read=60"));
+      const pending = Array.from({ length: 200 }, () => rejection(device.read(0, Buffer.alloc(4096))));
+      // From here on they are in the socket.
+      await new Promise((resolve) => setImmediate(resolve));
+      peer?.signal("SIGKILL");
+      for (const error of await Promise.all(pending)) {
+        expect(error).to.be.instanceOf(LinkError).with.property("code", "link-lost");
+      }
+      expect(await device.ended).to.be.instanceOf(LinkError);
+      expect(await rejection(device.flush())).to.be.instanceOf(LinkError);
+      const again = await rejection(connectNbd({ address: addressOf(peer), exportName: "" }));
+      expect(again).to.be.instanceOf(LinkError).with.property("code", "connect-failed");
+    });
+
+    it("notices a server that has stopped answering, and can be torn away from it", async () => {
+      const device = await connect(await startNbdkit("memory", "size=1M"));
+      peer?.signal("SIGSTOP");
+      const pending = rejection(device.read(0, Buffer.alloc(4096)));
+      const issuedMs = performance.now();
+      expect(device.oldestPendingMs(issuedMs + 60_000)).to.be.at.least(60_000);
+      const silent = await rejection(
+        connectNbd({ address: addressOf(peer), exportName: "", connectTimeoutMs: 50 }),
+      );
+      expect(silent).to.be.instanceOf(LinkError).with.property("code", "connect-timeout");
+      const reason = new Error("silent for too long");
+      device.destroy(reason);
+      expect(await pending)
+        .to.be.instanceOf(LinkError)
+        .with.property("cause", reason);
+    });
+  });
+});
