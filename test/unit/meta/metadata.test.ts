@@ -1,0 +1,164 @@
+import { expect } from "chai";
+
+import { MetadataError } from "../../../src/errors.js";
+import {
+  checkDisks,
+  newPrimaryMetadata,
+  newSecondaryMetadata,
+  readPrimaryMetadata,
+  readSecondaryMetadata,
+  writeMetadata,
+} from "../../../src/meta/metadata.js";
+import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
+
+const METADATA_FILE = "metadata.json";
+const DISKS = [
+  { name: "disk0", sizeBytes: 4096 },
+  { name: "disk1", sizeBytes: 2 ** 50 },
+];
+
+/** Code and text of what was thrown. */
+async function refusal(request: () => unknown): Promise<string> {
+  try {
+    await request();
+  } catch (error) {
+    if (error instanceof MetadataError) return `${error.code}: ${error.message}`;
+    throw error;
+  }
+  return "none";
+}
+
+describe("metadata", () => {
+  let directory: MemoryStateDirectory;
+
+  beforeEach(() => {
+    directory = new MemoryStateDirectory();
+  });
+
+  function putJson(value: unknown): void {
+    directory.put(METADATA_FILE, Buffer.from(JSON.stringify(value)));
+  }
+
+  it("is null before the first start", async () => {
+    expect(await readSecondaryMetadata(directory)).to.equal(null);
+    expect(await readPrimaryMetadata(directory)).to.equal(null);
+  });
+
+  it("is read as it was written, for both roles", async () => {
+    const secondary = {
+      ...newSecondaryMetadata(DISKS),
+      stage: "failover-failed",
+      failoverTarget: "latest",
+      checkpointAt: "2024-05-06T07:08:09.123Z",
+      session: "a session",
+      gap: "writes were lost",
+      epoch: 2 ** 40,
+      cleanShutdown: false,
+    } as const;
+    await writeMetadata(directory, secondary);
+    expect(await readSecondaryMetadata(directory)).to.deep.equal(secondary);
+    const primary = newPrimaryMetadata(DISKS);
+    await writeMetadata(directory, primary);
+    expect(await readPrimaryMetadata(directory)).to.deep.equal(primary);
+  });
+
+  it("begins in stage none of epoch 0, with identifiers of its own", () => {
+    const [one, other] = [newSecondaryMetadata(DISKS), newSecondaryMetadata(DISKS)];
+    expect([one.stage, one.epoch, one.failoverTarget, one.checkpointAt]).to.deep.equal([
+      "none",
+      0,
+      null,
+      null,
+    ]);
+    expect(new Set([one.uuid, one.generation, other.uuid, other.generation]).size).to.equal(4);
+  });
+
+  it("refuses a file that is not JSON, wherever it was cut off", async () => {
+    await writeMetadata(directory, newSecondaryMetadata(DISKS));
+    const whole = directory.contents(METADATA_FILE);
+    for (let lengthBytes = 0; lengthBytes < whole.length - 2; lengthBytes++) {
+      directory.put(METADATA_FILE, whole.subarray(0, lengthBytes));
+      expect(await refusal(() => readSecondaryMetadata(directory)), `${lengthBytes} bytes`).to.equal(
+        "damaged: /state/metadata.json is not JSON: restore it, or remove the directory, which costs a full copy",
+      );
+    }
+  });
+
+  it("refuses JSON of something else", async () => {
+    for (const foreign of [null, 1, [], {}, { format: "other", version: 1, role: "secondary" }]) {
+      putJson(foreign);
+      expect(await refusal(() => readSecondaryMetadata(directory)), JSON.stringify(foreign)).to.equal(
+        "foreign: /state/metadata.json is not a metadata file of nbd-replication: restore it, or remove the directory, which costs a full copy",
+      );
+    }
+  });
+
+  it("refuses a version that it does not know, whatever else is in the file", async () => {
+    putJson({ ...newSecondaryMetadata(DISKS), version: 2, novelty: true });
+    expect(await refusal(() => readSecondaryMetadata(directory))).to.equal(
+      "version: /state/metadata.json has version 2; this program reads 1",
+    );
+  });
+
+  it("refuses the other role's file", async () => {
+    await writeMetadata(directory, newPrimaryMetadata(DISKS));
+    expect(await refusal(() => readSecondaryMetadata(directory))).to.equal(
+      "other-role: /state/metadata.json belongs to a primary, not to a secondary: give another --state-dir",
+    );
+    await writeMetadata(directory, newSecondaryMetadata(DISKS));
+    expect(await refusal(() => readPrimaryMetadata(directory))).to.equal(
+      "other-role: /state/metadata.json belongs to a secondary, not to a primary: give another --state-dir",
+    );
+  });
+
+  it("refuses each field that is missing, of another type or unknown, and names it", async () => {
+    const whole = newSecondaryMetadata(DISKS);
+    for (const field of Object.keys(whole)) {
+      if (["format", "version", "role"].includes(field)) continue;
+      for (const bad of [undefined, { an: "object" }]) {
+        putJson({ ...whole, [field]: bad });
+        const text = await refusal(() => readSecondaryMetadata(directory));
+        expect(text).to.match(new RegExp(`^damaged: /state/metadata.json is damaged: ${field}: `));
+      }
+    }
+    putJson({ ...whole, epoch: -1 });
+    expect(await refusal(() => readSecondaryMetadata(directory))).to.include("is damaged: epoch: ");
+    putJson({ ...whole, disks: [{ name: "disk0", sizeBytes: 0 }] });
+    expect(await refusal(() => readSecondaryMetadata(directory))).to.include(
+      "is damaged: disks.0.sizeBytes: ",
+    );
+    putJson({ ...whole, novelty: true });
+    expect(await refusal(() => readSecondaryMetadata(directory))).to.match(/^damaged: .*novelty/);
+  });
+
+  describe("checkDisks", () => {
+    const check = (given: readonly { name: string; sizeBytes: number }[]): Promise<string> =>
+      refusal(() => {
+        checkDisks(directory, DISKS, given);
+      });
+
+    it("takes the same disks", async () => {
+      expect(await check(DISKS)).to.equal("none");
+    });
+
+    it("refuses other disks, more or fewer of them, or another order", async () => {
+      const [first, second] = DISKS as [
+        { name: string; sizeBytes: number },
+        { name: string; sizeBytes: number },
+      ];
+      const third = { name: "disk2", sizeBytes: 4096 };
+      for (const given of [[first], [second, first], [first, third], [first, second, third], []]) {
+        const names = given.map(({ name }) => name).join(", ");
+        expect(await check(given)).to.equal(
+          `other-disks: /state/metadata.json belongs to the disks disk0, disk1, in this order, not to ${names}: give those, or another --state-dir`,
+        );
+      }
+    });
+
+    it("refuses a disk of another size, and names both", async () => {
+      expect(await check([{ name: "disk0", sizeBytes: 4097 }, ...DISKS.slice(1)])).to.equal(
+        "other-size: disk disk0 has 4097 bytes, but /state/metadata.json knows it with 4096: give the same disk, or another --state-dir",
+      );
+    });
+  });
+});
