@@ -87,14 +87,18 @@ export class HiddenOverlay implements BlockDevice {
     this.#map.set(record.offset, record.offset + record.lengthBytes, target);
   }
 
-  read(offset: number, into: Buffer): Promise<void> {
-    if (this.#log.isBroken) return Promise.reject(checkpointLost());
-    return readThrough(this.#layer, offset, into);
+  async read(offset: number, into: Buffer): Promise<void> {
+    this.#refuseIfBroken();
+    await readThrough(this.#layer, offset, into);
+    // Given up meanwhile, blocks may have been overwritten under the read without an image.
+    this.#refuseIfBroken();
   }
 
-  extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
-    if (this.#log.isBroken) return Promise.reject(checkpointLost());
-    return extentsThrough(this.#layer, offset, lengthBytes, maxExtents);
+  async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    this.#refuseIfBroken();
+    const extents = await extentsThrough(this.#layer, offset, lengthBytes, maxExtents);
+    this.#refuseIfBroken();
+    return extents;
   }
 
   write(): Promise<void> {
@@ -116,12 +120,14 @@ export class HiddenOverlay implements BlockDevice {
   close(): Promise<void> {
     return Promise.resolve();
   }
+
+  #refuseIfBroken(): void {
+    if (this.#log.isBroken) {
+      throw new DeviceError("EIO", "the last checkpoint is lost: its before-images could not be kept");
+    }
+  }
 }
 
 function refuseWrite(): Promise<never> {
   return Promise.reject(new DeviceError("EPERM", "the hidden overlay takes before-images only"));
-}
-
-function checkpointLost(): DeviceError {
-  return new DeviceError("EIO", "the last checkpoint is lost: its before-images could not be kept");
 }

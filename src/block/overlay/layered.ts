@@ -43,20 +43,39 @@ export async function readThrough(layer: Layer, offset: number, into: Buffer): P
   await settleAll(second);
 }
 
-/** Describes a range through a layer; starts over where the map changed under it, so it stops at the first gap's end. */
+/**
+ * Describes a range through a layer, up to the first gap's end. What the overlay gained while the device below was
+ * asked may have been overwritten there by then, so the answer stops short of it.
+ */
 export async function extentsThrough(
   layer: Layer,
   offset: number,
   lengthBytes: number,
   maxExtents: number,
 ): Promise<Extent[]> {
+  // Ends with the second round at the latest: where the first one has nothing to tell, the map begins with an extent.
   for (;;) {
-    const version = layer.map.version;
     const [extents, gap] = mappedPrefix(layer.map, offset, offset + lengthBytes, maxExtents);
     if (gap === null) return extents;
     const below = await layer.backing.extents(gap.start, gap.end - gap.start, maxExtents - extents.length);
-    if (layer.map.version === version) return [...extents, ...below];
+    let at = gap.start;
+    const end = firstMapped(layer.map, gap.start, gap.end);
+    for (const extent of below) {
+      if (at >= end) break;
+      extents.push(at + extent.lengthBytes <= end ? extent : { ...extent, lengthBytes: end - at });
+      at += extent.lengthBytes;
+    }
+    if (extents.length > 0) return extents;
   }
+}
+
+function firstMapped(map: ExtentMap, start: number, end: number): number {
+  if (!map.intersects(start, end)) return end;
+  let first = end;
+  map.visit(start, end, (pieceStart, _pieceEnd, target) => {
+    if (target !== ABSENT) first = Math.min(first, pieceStart);
+  });
+  return first;
 }
 
 /** The extents up to and without the first gap, and that gap unless `maxExtents` was reached before it. */
