@@ -4,25 +4,17 @@ import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { Flag } from "../../src/block/device.js";
-import { DeviceError, LinkError, NegotiationError, ProtocolError, asError } from "../../src/errors.js";
+import { DeviceError, LinkError, NegotiationError, ProtocolError } from "../../src/errors.js";
 import { connectNbd, listExports } from "../../src/nbd/client/connect.js";
 import type { Address } from "../../src/net/address.js";
 import type { NbdDevice } from "../../src/nbd/client/device.js";
 import { NbdPeer, patiently, startNbdkit, startQemuNbd, startReferenceServer } from "../tools/nbd-peers.js";
 import { createImage, imageContent } from "../tools/qemu-image.js";
+import { failureOf } from "../tools/outcome.js";
 import { Random, SEED } from "../tools/seed.js";
 
 const MEBIBYTE = 1024 * 1024;
 const GIBIBYTE = 1024 * MEBIBYTE;
-
-async function rejection(promise: Promise<unknown>): Promise<Error> {
-  const error = await promise.then(
-    () => null,
-    (reason: unknown) => asError(reason),
-  );
-  if (error === null) throw new Error("the request was to fail");
-  return error;
-}
 
 function addressOf(peer: NbdPeer | null): Address {
   if (peer === null) throw new Error("no server was started");
@@ -98,7 +90,7 @@ describe("NBD client with real servers", () => {
         'open=case "$3" in a|b) ;; *) exit 1;; esac',
       );
       expect(await listExports({ address: peer.address })).to.deep.equal(["a", "b"]);
-      const error = await rejection(connectNbd({ address: peer.address, exportName: "c" }));
+      const error = await failureOf(connectNbd({ address: peer.address, exportName: "c" }));
       expect(error).to.be.instanceOf(NegotiationError);
       expect(error.message).to.include('"c"');
     });
@@ -109,7 +101,7 @@ describe("NBD client with real servers", () => {
       await createImage(image, "raw", MEBIBYTE);
       peer = await startQemuNbd(directory, image, "raw");
       expect(await listExports({ address: peer.address })).to.deep.equal(["disk"]);
-      const error = await rejection(connectNbd({ address: peer.address, exportName: "nix" }));
+      const error = await failureOf(connectNbd({ address: peer.address, exportName: "nix" }));
       expect(error).to.be.instanceOf(NegotiationError).with.property("code", "export-unknown");
       expect(error.message).to.include("export 'nix' not present");
     });
@@ -135,7 +127,7 @@ describe("NBD client with real servers", () => {
       const image = join(directory, "image");
       await writeFile(image, Buffer.alloc(MEBIBYTE));
       const { address } = (peer = await startReferenceServer(directory, image));
-      const error = await rejection(patiently(() => connectNbd({ address, exportName: "nix" })));
+      const error = await failureOf(patiently(() => connectNbd({ address, exportName: "nix" })));
       expect(error).to.be.instanceOf(NegotiationError).with.property("code", "export-unknown");
     });
 
@@ -150,7 +142,7 @@ describe("NBD client with real servers", () => {
     it("a read-only export", async () => {
       const device = await connect(await startNbdkit("-r", "memory", "size=1M"));
       expect(device.info.writable).to.equal(false);
-      const error = await rejection(device.write(0, Buffer.alloc(512), Flag.None));
+      const error = await failureOf(device.write(0, Buffer.alloc(512), Flag.None));
       expect(error).to.be.instanceOf(DeviceError).with.property("errno", "EPERM");
       await device.read(0, Buffer.alloc(512));
     });
@@ -170,7 +162,7 @@ describe("NBD client with real servers", () => {
         preferredBytes: 65536,
         maximumBytes: MEBIBYTE,
       });
-      const error = await rejection(device.read(512, Buffer.alloc(512)));
+      const error = await failureOf(device.read(512, Buffer.alloc(512)));
       expect(error).to.be.instanceOf(DeviceError).with.property("errno", "EINVAL");
     });
 
@@ -194,7 +186,7 @@ describe("NBD client with real servers", () => {
 
     it("the old style, by refusing it", async () => {
       peer = await startNbdkit("-o", "memory", "size=1M");
-      const error = await rejection(connectNbd({ address: peer.address, exportName: "" }));
+      const error = await failureOf(connectNbd({ address: peer.address, exportName: "" }));
       expect(error).to.be.instanceOf(ProtocolError).with.property("code", "oldstyle-server");
     });
 
@@ -212,7 +204,7 @@ describe("NBD client with real servers", () => {
         "memory",
         "1M",
       ]);
-      const error = await rejection(connectNbd({ address: peer.address, exportName: "" }));
+      const error = await failureOf(connectNbd({ address: peer.address, exportName: "" }));
       expect(error).to.be.instanceOf(NegotiationError).with.property("code", "tls-required");
     });
   });
@@ -274,8 +266,8 @@ describe("NBD client with real servers", () => {
       ];
       const device = await connect(await startNbdkit("--filter=error", "memory", "size=1M", ...rates));
       const failures = await Promise.all([
-        rejection(device.write(0, Buffer.alloc(4096), Flag.None)),
-        rejection(device.read(0, Buffer.alloc(4096))),
+        failureOf(device.write(0, Buffer.alloc(4096), Flag.None)),
+        failureOf(device.read(0, Buffer.alloc(4096))),
       ]);
       expect(failures[0]).to.be.instanceOf(DeviceError).with.property("errno", "ENOSPC");
       expect(failures[1]).to.be.instanceOf(DeviceError).with.property("errno", "EIO");
@@ -320,7 +312,7 @@ describe("NBD client with real servers", () => {
 
     it("rejects everything with LinkError when it is killed, and at once what comes later", async () => {
       const device = await connect(await startNbdkit("--filter=delay", "memory", "size=1M", "delay-read=60"));
-      const pending = Array.from({ length: 200 }, () => rejection(device.read(0, Buffer.alloc(4096))));
+      const pending = Array.from({ length: 200 }, () => failureOf(device.read(0, Buffer.alloc(4096))));
       // From here on they are in the socket.
       await new Promise((resolve) => setImmediate(resolve));
       peer?.signal("SIGKILL");
@@ -328,18 +320,18 @@ describe("NBD client with real servers", () => {
         expect(error).to.be.instanceOf(LinkError).with.property("code", "link-lost");
       }
       expect(await device.ended).to.be.instanceOf(LinkError);
-      expect(await rejection(device.flush())).to.be.instanceOf(LinkError);
-      const again = await rejection(connectNbd({ address: addressOf(peer), exportName: "" }));
+      expect(await failureOf(device.flush())).to.be.instanceOf(LinkError);
+      const again = await failureOf(connectNbd({ address: addressOf(peer), exportName: "" }));
       expect(again).to.be.instanceOf(LinkError).with.property("code", "connect-failed");
     });
 
     it("notices a server that has stopped answering, and can be torn away from it", async () => {
       const device = await connect(await startNbdkit("memory", "size=1M"));
       peer?.signal("SIGSTOP");
-      const pending = rejection(device.read(0, Buffer.alloc(4096)));
+      const pending = failureOf(device.read(0, Buffer.alloc(4096)));
       const issuedMs = performance.now();
       expect(device.oldestPendingMs(issuedMs + 60_000)).to.be.at.least(60_000);
-      const silent = await rejection(
+      const silent = await failureOf(
         connectNbd({ address: addressOf(peer), exportName: "", connectTimeoutMs: 50 }),
       );
       expect(silent).to.be.instanceOf(LinkError).with.property("code", "connect-timeout");

@@ -1,4 +1,5 @@
 import { expect } from "chai";
+
 import fc from "fast-check";
 
 import { ProtocolError } from "../../../src/errors.js";

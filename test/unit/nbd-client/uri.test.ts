@@ -1,4 +1,5 @@
 import { expect } from "chai";
+
 import fc from "fast-check";
 
 import { ConfigError } from "../../../src/errors.js";

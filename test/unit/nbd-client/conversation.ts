@@ -1,0 +1,64 @@
+/** Replies without a socket: requests in flight, and a receiver to push bytes into. */
+import { ReplyReceiver } from "../../../src/nbd/client/reply-receiver.js";
+import type { ReplyFormat } from "../../../src/nbd/client/reply-receiver.js";
+import { Request } from "../../../src/nbd/client/request.js";
+import { Command } from "../../../src/nbd/wire/constants.js";
+
+export const SIMPLE: ReplyFormat = { structuredReplies: false, allocationContextId: null };
+export const STRUCTURED: ReplyFormat = { structuredReplies: true, allocationContextId: 7 };
+export const DONE = 1;
+
+/** A receiver and the requests it may answer. Cookies are 1, 2, ...; `answered` lists them in the order of the answers. */
+export class Conversation {
+  readonly requests: Request[] = [];
+  readonly answered: number[] = [];
+  readonly #receiver: ReplyReceiver;
+
+  constructor(format: ReplyFormat) {
+    this.#receiver = new ReplyReceiver(
+      {
+        find: (high, low) =>
+          high === 0 && !this.answered.includes(low) ? this.requests[low - 1] : undefined,
+        answered: (request) => {
+          this.answered.push(request.cookieLow);
+        },
+      },
+      format,
+    );
+  }
+
+  ask(
+    type: number,
+    offset: number,
+    lengthBytes: number,
+    more: { flags?: number; maxExtents?: number } = {},
+  ): Request {
+    const buffer = type === Command.Read ? Buffer.alloc(lengthBytes, 0xee) : null;
+    const request = new Request(type, more.flags ?? 0, offset, lengthBytes, buffer, more.maxExtents ?? 100);
+    this.requests.push(request);
+    request.cookieLow = this.requests.length;
+    return request;
+  }
+
+  push(...parts: readonly Buffer[]): void {
+    for (const part of parts) this.#receiver.push(part);
+  }
+}
+
+export function cookie(low: number): { cookieHigh: number; cookieLow: number } {
+  return { cookieHigh: 0, cookieLow: low };
+}
+
+/** Content that differs from byte to byte. */
+export function bytes(lengthBytes: number, seed: number): Buffer {
+  return Buffer.from(Array.from({ length: lengthBytes }, (_, i) => (i * 7 + seed) % 251));
+}
+
+/** Of an error chunk, right or wrong. */
+export function errorPayload(errorNumber: number, messageLength: number, rest: string): Buffer {
+  const payload = Buffer.alloc(6 + rest.length);
+  payload.writeUInt32BE(errorNumber, 0);
+  payload.writeUInt16BE(messageLength, 4);
+  payload.write(rest, 6);
+  return payload;
+}
