@@ -1,5 +1,4 @@
 /** Spreads background work over time: so many bytes a second, in small portions. */
-import { setTimeout as sleep } from "node:timers/promises";
 
 /** Work saved up while nothing was done; also how much may be done at once. */
 const BURST_SECONDS = 0.1;
@@ -8,6 +7,8 @@ export class RateLimit {
   #bytesPerSecond: number;
   /** When the bytes taken so far will have been paid for, by performance.now(). */
   #paidUntilMs = 0;
+  /** Ends one wait each, before its time. */
+  readonly #waits = new Set<() => void>();
 
   /** @param bytesPerSecond 0: no limit */
   constructor(bytesPerSecond: number) {
@@ -18,18 +19,39 @@ export class RateLimit {
     return this.#bytesPerSecond;
   }
 
+  /** Holds for those who wait, too. */
   set(bytesPerSecond: number): void {
     this.#bytesPerSecond = bytesPerSecond;
     this.#paidUntilMs = 0;
+    for (const endWait of this.#waits) endWait();
   }
 
-  /** Resolves when the bytes may be worked on. */
-  async take(bytes: number): Promise<void> {
-    if (this.#bytesPerSecond === 0) return;
-    const now = performance.now();
-    const from = Math.max(this.#paidUntilMs, now - BURST_SECONDS * 1000);
-    this.#paidUntilMs = from + (bytes / this.#bytesPerSecond) * 1000;
-    // Unreferenced: a wait here must not keep the process from ending.
-    if (this.#paidUntilMs > now) await sleep(this.#paidUntilMs - now, undefined, { ref: false });
+  /** Resolves when the bytes may be worked on, or when `stop` is aborted: nobody waits for work that is given up. */
+  async take(bytes: number, stop: AbortSignal): Promise<void> {
+    for (;;) {
+      if (this.#bytesPerSecond === 0 || stop.aborted) return;
+      const now = performance.now();
+      const from = Math.max(this.#paidUntilMs, now - BURST_SECONDS * 1000);
+      this.#paidUntilMs = from + (bytes / this.#bytesPerSecond) * 1000;
+      if (this.#paidUntilMs <= now || (await this.#wait(this.#paidUntilMs - now, stop))) return;
+    }
+  }
+
+  /** @returns whether it lasted to its end */
+  #wait(ms: number, stop: AbortSignal): Promise<boolean> {
+    return new Promise((resolve) => {
+      const end = (inFull: boolean): void => {
+        clearTimeout(timer);
+        this.#waits.delete(cutShort);
+        stop.removeEventListener("abort", cutShort);
+        resolve(inFull);
+      };
+      const cutShort = (): void => {
+        end(false);
+      };
+      const timer = setTimeout(end, ms, true);
+      this.#waits.add(cutShort);
+      stop.addEventListener("abort", cutShort);
+    });
   }
 }

@@ -5,6 +5,7 @@
  * never gets content that is older than what it has.
  */
 import type { BlockDevice } from "../block/device.js";
+import { LinkError } from "../errors.js";
 import { DIRTY_BLOCK_BYTES } from "../block/dirty-map.js";
 import { settleAll } from "../block/settle-all.js";
 import type { PrimaryDisk } from "./primary-disk.js";
@@ -31,6 +32,7 @@ export class Resync {
   readonly #replica: BlockDevice;
   readonly #rate: RateLimit;
   readonly #claims = new Serial();
+  readonly #stopping = new AbortController();
   #cursor = 0;
   #sentBytes = 0;
 
@@ -64,13 +66,20 @@ export class Resync {
     }
   }
 
+  /** Makes run() reject soon, whatever the rate limit says. */
+  stop(): void {
+    this.#stopping.abort();
+  }
+
   async #sendPieces(): Promise<void> {
+    const { signal } = this.#stopping;
     for (;;) {
       const piece = await this.#claims.run(() => this.#claim());
       if (piece === null) return;
       const { offset, lengthBytes } = piece;
       // Before the range is locked: guests must not wait for our rate limit.
-      if (!piece.isHole) await this.#rate.take(lengthBytes);
+      if (!piece.isHole) await this.#rate.take(lengthBytes, signal);
+      if (signal.aborted) throw new LinkError("stopped", "the resync was stopped");
       await this.disk.mirror.exclusively(offset, lengthBytes, () => this.#send(offset, offset + lengthBytes));
     }
   }
