@@ -16,7 +16,6 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
 import { settleAll } from "../block/settle-all.js";
-import { Deferred } from "../deferred.js";
 import {
   asError,
   LinkError,
@@ -25,31 +24,16 @@ import {
   StateError,
   UnreachableError,
 } from "../errors.js";
-import type { Address } from "../net/address.js";
-import { connectNbd } from "../nbd/client/connect.js";
-import type { NbdDevice } from "../nbd/client/device.js";
 import { QmpError } from "../qmp/errors.js";
 import type { LinkState } from "../status.js";
-import type { PrimaryDisk } from "./primary-disk.js";
 import type { RateLimit } from "./rate-limit.js";
-import { HANDSHAKE_VERSION, ReplicaControl } from "./replica-control.js";
+import { HANDSHAKE_VERSION } from "./replica-control.js";
+import { ReplicaConnections, type ReplicaConnectionsOptions } from "./replica-connections.js";
 import { Resync } from "./resync.js";
 
 const FIRST_BACKOFF_MS = 100;
 const LONGEST_BACKOFF_MS = 5000;
-/** How often the replica is asked to make durable what it acknowledged. */
-const FLUSH_INTERVAL_MS = 1000;
-const HEARTBEAT_INTERVAL_MS = 1000;
-/** A stalled replica is noticed at most this part of the time-out late. */
-const WATCH_PARTS = 10;
-
-export interface LinkOptions {
-  /** Where the replica's NBD server is. */
-  readonly address: Address;
-  /** Its control; null: a manager drives the checkpoints. */
-  readonly control: Address | null;
-  readonly disks: readonly PrimaryDisk[];
-  readonly timeoutMs: number;
+export interface LinkOptions extends ReplicaConnectionsOptions {
   readonly rate: RateLimit;
   /** Names the primary, whichever life it is in. */
   readonly primary: string;
@@ -72,14 +56,6 @@ export interface LinkEvents {
   durable(epoch: number): void;
 }
 
-/** The connections of one attempt. */
-interface Connections {
-  readonly control: ReplicaControl | null;
-  readonly replicas: readonly NbdDevice[];
-  /** Rejected with the reason by whoever finds the link lost. */
-  readonly lost: Deferred<never>;
-}
-
 export class Link {
   readonly #options: LinkOptions;
   readonly #stopping = new AbortController();
@@ -87,7 +63,7 @@ export class Link {
   #since = new Date();
   #lastError: Error | null = null;
   #reconnects = 0;
-  #connections: Connections | null = null;
+  #connections: ReplicaConnections | null = null;
   #resyncs: readonly Resync[] = [];
   #running: Promise<void> = Promise.resolve();
 
@@ -133,7 +109,7 @@ export class Link {
    */
   async start(): Promise<void> {
     for (const disk of this.#options.disks) disk.setReplicated(true);
-    let connections: Connections | null = null;
+    let connections: ReplicaConnections | null = null;
     try {
       connections = await this.#connect();
     } catch (error) {
@@ -157,35 +133,29 @@ export class Link {
     } catch (error) {
       // Nobody knows whether it took place: no write may reach the replica before the next handshake tells. Nor
       // will a secondary listen that takes this session for lost, until the next handshake.
-      const isSessionLost = error instanceof QmpError && error.code === "session-lost";
-      if (error instanceof LinkError || isSessionLost) this.giveUp(error);
+      if (error instanceof LinkError) this.giveUp(error);
+      if (error instanceof QmpError && error.code === "session-lost") {
+        this.giveUp(new LinkError("session-lost", error.message, { cause: error }));
+      }
       throw error;
     }
   }
 
   /** Drops the connections: everything on its way fails, and the link is built anew. */
   giveUp(reason: Error): void {
-    const connections = this.#connections;
-    if (connections === null) return;
-    for (const replica of connections.replicas) replica.destroy(reason);
-    connections.lost.reject(reason);
+    this.#connections?.giveUp(reason);
   }
 
   /** Flushes the replica, takes leave and stays away. */
   async stop(): Promise<void> {
     this.#stopping.abort();
-    const connections = this.#connections;
-    if (connections !== null) {
-      await Promise.allSettled(connections.replicas.map((replica) => replica.flush()));
-      await Promise.allSettled(connections.replicas.map((replica) => replica.close()));
-      connections.lost.reject(new LinkError("stopped", "the link was stopped"));
-    }
+    await this.#connections?.close();
     await this.#running;
     for (const disk of this.#options.disks) disk.setReplicated(false);
     this.#become("detached");
   }
 
-  async #keepUp(first: Connections | null): Promise<void> {
+  async #keepUp(first: ReplicaConnections | null): Promise<void> {
     let connections = first;
     let backoffMs = FIRST_BACKOFF_MS;
     while (!this.#isStopping()) {
@@ -213,87 +183,56 @@ export class Link {
     await Promise.allSettled([pause]);
   }
 
-  async #connect(): Promise<Connections> {
-    const { control: controlAddress, disks, timeoutMs, events } = this.#options;
+  async #connect(): Promise<ReplicaConnections> {
+    const { disks, primary, session, generation, epoch, events } = this.#options;
     this.#become("connecting");
-    let control: ReplicaControl | null = null;
-    const replicas: NbdDevice[] = [];
-    try {
-      let isKnown = false;
-      if (controlAddress !== null) {
-        control = await ReplicaControl.connect(controlAddress, timeoutMs, (epoch) => {
-          events.durable(epoch);
-        });
-        isKnown = await this.#handshake(control);
-      }
-      for (const disk of disks) replicas.push(await this.#connectDisk(disk));
-      // A replica that somebody else may have written to, or that never introduced itself, is known to hold nothing.
-      if (!isKnown) for (const disk of disks) disk.dirty.markAll();
-    } catch (error) {
-      await control?.close();
-      for (const replica of replicas) replica.destroy(asError(error));
-      throw error;
-    }
-    const connections = { control, replicas, lost: new Deferred<never>() };
+    const connections = await ReplicaConnections.open(this.#options, {
+      hello: () => {
+        this.#become("handshaking");
+        return {
+          version: HANDSHAKE_VERSION,
+          primary,
+          session,
+          generation,
+          epoch: epoch(),
+          disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
+        };
+      },
+      welcomed: (welcome) => {
+        events.epochLearned(welcome.epoch);
+      },
+      durable: (number) => {
+        events.durable(number);
+      },
+    });
     this.#connections = connections;
     for (const [index, disk] of disks.entries()) {
-      const replica = replicas[index];
+      // A replica that somebody else may have written to, or that was never introduced to, is known to hold nothing.
+      if (!connections.isKnown) disk.dirty.markAll();
+      const replica = connections.replicas[index];
       if (replica !== undefined) disk.setReplica(checked(replica));
     }
     return connections;
   }
 
-  async #handshake(control: ReplicaControl): Promise<boolean> {
-    const { disks, session, generation, epoch, events } = this.#options;
-    this.#become("handshaking");
-    const welcome = await control.handshake({
-      version: HANDSHAKE_VERSION,
-      primary: this.#options.primary,
-      session,
-      generation,
-      epoch: epoch(),
-      disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
-    });
-    events.epochLearned(welcome.epoch);
-    return welcome.known;
-  }
-
-  async #connectDisk(disk: PrimaryDisk): Promise<NbdDevice> {
-    const { address, timeoutMs } = this.#options;
-    const replica = await connectNbd({ address, exportName: disk.name, connectTimeoutMs: timeoutMs });
-    const { sizeBytes, writable } = replica.info;
-    const expected = disk.local.info.sizeBytes;
-    if (sizeBytes === expected && writable) return replica;
-    await replica.close();
-    const what = writable ? `has ${sizeBytes} bytes, the primary disk ${expected}` : "is read-only";
-    throw new NegotiationError("replica-unusable", `the replica of disk ${disk.name} ${what}`);
-  }
-
-  /** Resyncs, then watches until the link is lost, which it reports by throwing. */
-  async #serve(connections: Connections): Promise<never> {
-    const { lost, control, replicas } = connections;
-    for (const { ended } of control === null ? replicas : [...replicas, control]) {
-      void ended.then((reason) => {
-        lost.reject(reason ?? new LinkError("closed", "the link was closed"));
-      });
-    }
-    if (this.#isStopping()) lost.reject(new LinkError("stopped", "the link was stopped"));
-    const stopWatching = this.#watch(connections);
+  /** Resyncs, then stays until the link is lost, which it reports by throwing. */
+  async #serve(connections: ReplicaConnections): Promise<never> {
+    if (this.#isStopping()) connections.giveUp(new LinkError("stopped", "the link was stopped"));
     const synchronised = this.#synchronise(connections).catch((error: unknown) => {
-      lost.reject(asError(error));
+      connections.giveUp(asError(error));
     });
     try {
-      return await lost.promise;
-    } catch (error) {
-      await this.#disconnect(connections, asError(error));
-      throw error;
+      return await connections.lost;
     } finally {
-      stopWatching();
+      this.#connections = null;
+      for (const disk of this.#options.disks) disk.setReplica(null);
+      await connections.control?.close();
+      for (const resync of this.#resyncs) resync.stop();
       await synchronised;
     }
   }
 
-  async #synchronise({ replicas }: Connections): Promise<void> {
+  async #synchronise({ replicas }: ReplicaConnections): Promise<void> {
     const { disks, rate, events } = this.#options;
     this.#become("resyncing");
     this.#resyncs = disks.flatMap((disk, index) => {
@@ -318,50 +257,6 @@ export class Link {
       throw error;
     }
     events.jobEnded(resync, null);
-  }
-
-  /** Notices a replica that is silent, and has it make durable what it acknowledged. @returns how to stop that */
-  #watch({ control, replicas, lost }: Connections): () => void {
-    const { timeoutMs } = this.#options;
-    const timers = [
-      setInterval(() => {
-        const now = performance.now();
-        if (replicas.some((replica) => replica.oldestPendingMs(now) >= timeoutMs)) {
-          lost.reject(new LinkError("replica-timeout", `the replica has not answered for ${timeoutMs} ms`));
-        }
-      }, timeoutMs / WATCH_PARTS),
-      setInterval(() => {
-        this.#flushReplicas(replicas).catch(lost.reject);
-      }, FLUSH_INTERVAL_MS),
-      setInterval(() => {
-        control?.heartbeat().catch(lost.reject);
-      }, HEARTBEAT_INTERVAL_MS),
-    ];
-    return () => {
-      timers.forEach(clearInterval);
-    };
-  }
-
-  async #flushReplicas(replicas: readonly NbdDevice[]): Promise<void> {
-    for (const [index, { dirty }] of this.#options.disks.entries()) {
-      const replica = replicas[index];
-      if (replica === undefined || !dirty.hasVolatile || dirty.isFlushing) continue;
-      dirty.beginFlush();
-      let isDurable = false;
-      try {
-        await replica.flush();
-        isDurable = true;
-      } finally {
-        dirty.endFlush(isDurable);
-      }
-    }
-  }
-
-  async #disconnect({ control, replicas }: Connections, reason: Error): Promise<void> {
-    this.#connections = null;
-    for (const replica of replicas) replica.destroy(reason);
-    for (const disk of this.#options.disks) disk.setReplica(null);
-    await control?.close();
   }
 
   #lose(error: Error): void {

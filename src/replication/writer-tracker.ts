@@ -16,6 +16,8 @@ export type SessionId = string;
 export class WriterTracker {
   #gap: string | null;
   #session: SessionId | null = null;
+  /** Counts handshakes: a connection belongs to the one before it, whatever session it is of. */
+  #handshakes = 0;
   #hasDeparted = false;
   #isWatching = false;
   readonly #onChange: () => void;
@@ -58,6 +60,7 @@ export class WriterTracker {
   /** A primary introduced itself; whoever wrote before has been cut off. */
   introduce(session: SessionId): void {
     this.#session = session;
+    this.#handshakes++;
     if (this.#isWatching)
       this.#setGap(this.#gap ?? "the primary has reconnected and its resync is not finished");
   }
@@ -78,6 +81,7 @@ export class WriterTracker {
   /** To be told of each connection to the replication export. */
   observe(peer: string): ConnectionObserver {
     const session = this.#session;
+    const handshake = this.#handshakes;
     return {
       firstWrite: (): void => {
         const isIntroduced = session !== null && session === this.#session;
@@ -86,14 +90,14 @@ export class WriterTracker {
         }
       },
       closed: (summary): void => {
-        this.#closed(peer, session, summary);
+        // A connection that a handshake replaced has been accounted for by that handshake.
+        if (handshake === this.#handshakes) this.#closed(peer, session, summary);
       },
     };
   }
 
   #closed(peer: string, session: SessionId | null, summary: ConnectionSummary): void {
-    // A connection that a handshake replaced has been accounted for by that handshake.
-    if (session !== this.#session || (summary.writes === 0 && session === null)) return;
+    if (summary.writes === 0 && session === null) return;
     this.#session = null;
     if (!this.#isWatching) return;
     this.#hasDeparted = true;

@@ -117,7 +117,10 @@ export class ActiveOverlay implements BlockDevice {
   }
 
   #open(): Promise<{ readonly file: StateFile; readonly log: OverlayLog }> {
-    this.#opened ??= this.#storage.open();
+    this.#opened ??= this.#storage.open().catch((error: unknown) => {
+      this.#opened = null;
+      throw error;
+    });
     return this.#opened;
   }
 

@@ -1,0 +1,162 @@
+/**
+ * The connections to a replica, of one attempt: control and one for each disk. They live and are lost together.
+ *
+ * Invariant: `lost` is rejected once, with the first reason that anybody finds; from then on they are of no use.
+ */
+import { Deferred } from "../deferred.js";
+import { asError, LinkError, NegotiationError } from "../errors.js";
+import type { Address } from "../net/address.js";
+import { connectNbd } from "../nbd/client/connect.js";
+import type { NbdDevice } from "../nbd/client/device.js";
+import type { PrimaryDisk } from "./primary-disk.js";
+import { type Hello, ReplicaControl, type Welcome } from "./replica-control.js";
+
+/** How often the replica is asked to make durable what it acknowledged. */
+const FLUSH_INTERVAL_MS = 1000;
+const HEARTBEAT_INTERVAL_MS = 1000;
+/** A stalled replica is noticed at most this part of the time-out late. */
+const WATCH_PARTS = 10;
+
+export interface ReplicaConnectionsOptions {
+  /** Where the replica's NBD server is. */
+  readonly address: Address;
+  /** Its control; null: a manager drives the checkpoints. */
+  readonly control: Address | null;
+  readonly disks: readonly PrimaryDisk[];
+  /** For each answer; also how long a request may stay unanswered. */
+  readonly timeoutMs: number;
+}
+
+/** Told in the course of connecting, and later. */
+export interface ReplicaConnectionsEvents {
+  /** The control is connected: introduce this side. */
+  hello(): Hello;
+  welcomed(welcome: Welcome): void;
+  durable(epoch: number): void;
+}
+
+export class ReplicaConnections {
+  readonly control: ReplicaControl | null;
+  /** In the order of the disks. */
+  readonly replicas: readonly NbdDevice[];
+  /** Whether the replica knows this session: what the dirty maps say is missing is all that is missing. */
+  readonly isKnown: boolean;
+  readonly #options: ReplicaConnectionsOptions;
+  readonly #lost = new Deferred<never>();
+  readonly #timers: NodeJS.Timeout[];
+
+  private constructor(
+    options: ReplicaConnectionsOptions,
+    control: ReplicaControl | null,
+    replicas: readonly NbdDevice[],
+    isKnown: boolean,
+  ) {
+    this.#options = options;
+    this.control = control;
+    this.replicas = replicas;
+    this.isKnown = isKnown;
+    for (const { ended } of control === null ? replicas : [...replicas, control]) {
+      void ended.then((reason) => {
+        this.giveUp(reason ?? new LinkError("closed", "the link was closed"));
+      });
+    }
+    this.#timers = this.#watch();
+  }
+
+  /** Connects and shakes hands. @throws LinkError, UnreachableError, NegotiationError, ProtocolError or QmpError */
+  static async open(
+    options: ReplicaConnectionsOptions,
+    events: ReplicaConnectionsEvents,
+  ): Promise<ReplicaConnections> {
+    let control: ReplicaControl | null = null;
+    const replicas: NbdDevice[] = [];
+    try {
+      let isKnown = false;
+      if (options.control !== null) {
+        control = await ReplicaControl.connect(options.control, options.timeoutMs, (epoch) => {
+          events.durable(epoch);
+        });
+        // Before the disks: it cuts off older connections, whose late writes would overwrite newer ones.
+        const welcome = await control.handshake(events.hello());
+        events.welcomed(welcome);
+        isKnown = welcome.known;
+      }
+      for (const disk of options.disks) replicas.push(await connectDisk(disk, options));
+      return new ReplicaConnections(options, control, replicas, isKnown);
+    } catch (error) {
+      await control?.close();
+      for (const replica of replicas) replica.destroy(asError(error));
+      throw error;
+    }
+  }
+
+  /** Never resolves; rejects with the reason when the connections are lost. */
+  get lost(): Promise<never> {
+    return this.#lost.promise;
+  }
+
+  /** Drops the connections: everything on its way fails. */
+  giveUp(reason: Error): void {
+    this.#lost.reject(reason);
+    this.#timers.forEach(clearInterval);
+    for (const replica of this.replicas) replica.destroy(reason);
+  }
+
+  /** Has the replica make everything durable and takes leave. Bounded by the time-out. */
+  async close(): Promise<void> {
+    await Promise.allSettled(this.replicas.map((replica) => replica.flush()));
+    await Promise.allSettled(this.replicas.map((replica) => replica.close()));
+    await this.control?.close();
+    this.giveUp(new LinkError("closed", "the link was closed"));
+  }
+
+  /** Notices a replica that is silent, and has it make durable what it acknowledged. */
+  #watch(): NodeJS.Timeout[] {
+    const { timeoutMs } = this.#options;
+    const giveUp = (error: unknown): void => {
+      this.giveUp(asError(error));
+    };
+    return [
+      setInterval(() => {
+        const now = performance.now();
+        if (this.replicas.some((replica) => replica.oldestPendingMs(now) >= timeoutMs)) {
+          giveUp(new LinkError("replica-timeout", `the replica has not answered for ${timeoutMs} ms`));
+        }
+      }, timeoutMs / WATCH_PARTS),
+      setInterval(() => {
+        this.#flush().catch(giveUp);
+      }, FLUSH_INTERVAL_MS),
+      setInterval(() => {
+        this.control?.heartbeat().catch(giveUp);
+      }, HEARTBEAT_INTERVAL_MS),
+    ];
+  }
+
+  async #flush(): Promise<void> {
+    for (const [index, { dirty }] of this.#options.disks.entries()) {
+      const replica = this.replicas[index];
+      if (replica === undefined || !dirty.hasVolatile || dirty.isFlushing) continue;
+      dirty.beginFlush();
+      let isDurable = false;
+      try {
+        await replica.flush();
+        isDurable = true;
+      } finally {
+        dirty.endFlush(isDurable);
+      }
+    }
+  }
+}
+
+async function connectDisk(
+  disk: PrimaryDisk,
+  { address, timeoutMs }: ReplicaConnectionsOptions,
+): Promise<NbdDevice> {
+  const replica = await connectNbd({ address, exportName: disk.name, connectTimeoutMs: timeoutMs });
+  const { sizeBytes, writable } = replica.info;
+  const expected = disk.local.info.sizeBytes;
+  if (sizeBytes === expected && writable) return replica;
+  await replica.close();
+  const what = writable ? `has ${sizeBytes} bytes, the primary disk ${expected}` : "is read-only";
+  throw new NegotiationError("replica-unusable", `the replica of disk ${disk.name} ${what}`);
+}
