@@ -107,10 +107,15 @@ export class DiskGroup {
     return old;
   }
 
-  /** The views go on through a commit. */
-  showCommit(commit: Commit): Promise<void> {
+  /**
+   * The views go on through a commit.
+   * @param makeCommit called at the instant: what a client was writing until then is in the overlays only then
+   */
+  showCommit(makeCommit: () => Commit): Promise<Commit> {
     return this.#atOneInstant(() => {
+      const commit = makeCommit();
       for (const [index, disk] of this.disks.entries()) disk.setView(commit.devices[index] ?? null);
+      return commit;
     });
   }
 

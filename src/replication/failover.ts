@@ -5,7 +5,8 @@
  * in between, the overlays are complete, so that a restart can begin the merge anew.
  */
 import { randomUUID } from "node:crypto";
-import { asError } from "../errors.js";
+import type { Logger } from "pino";
+import { asError, describeError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import { Commit } from "./commit.js";
 import type { DiskGroup } from "./disk-group.js";
@@ -61,6 +62,7 @@ export interface FailoverParts {
   readonly serial: Serial;
   /** The disks are whole: enter stage done. Or the merge failed: enter failover-failed. */
   readonly onEnd: (failure: Error | null) => void;
+  readonly log: Logger;
 }
 
 export class Failover {
@@ -107,12 +109,12 @@ export class Failover {
   }
 
   /** The views go on through overlays whose merge is still to come. */
-  async show(overlays: Epoch): Promise<Commit> {
+  show(overlays: Epoch): Promise<Commit> {
     const { group } = this.#parts;
-    const commit = this.#commit ?? new Commit(group.devices, overlays);
-    this.#commit = commit;
-    await group.showCommit(commit);
-    return commit;
+    return group.showCommit(() => {
+      this.#commit ??= new Commit(group.devices, overlays);
+      return this.#commit;
+    });
   }
 
   /** Never rejects: a failure is a stage. */
@@ -127,7 +129,7 @@ export class Failover {
     if (this.#isInterrupted) return;
     if (failure === null) {
       try {
-        await serial.run(() => this.#succeed(overlays));
+        await serial.run(() => (this.#isInterrupted ? Promise.resolve() : this.#succeed(overlays)));
       } catch (error) {
         failure = asError(error);
       }
@@ -136,7 +138,7 @@ export class Failover {
   }
 
   async #succeed(overlays: Epoch): Promise<void> {
-    const { group, epochs, metadata, onEnd } = this.#parts;
+    const { group, epochs, metadata, onEnd, log } = this.#parts;
     await group.showDisks(async () => {
       await group.flush();
       await metadata.save({ stage: "done" });
@@ -144,7 +146,10 @@ export class Failover {
     this.#commit = null;
     group.release();
     onEnd(null);
-    await epochs.remove(overlays);
+    // The failover is done and on record, whatever becomes of the files: a start removes what is left of them.
+    await epochs.remove(overlays).catch((error: unknown) => {
+      log.warn({ error: describeError(error) }, "overlay files could not be removed");
+    });
   }
 
   async #fail(error: Error): Promise<void> {

@@ -114,6 +114,7 @@ export class Secondary {
       onEnd: (failure) => {
         this.#failoverEnded(failure);
       },
+      log: options.log,
     });
   }
 
