@@ -1,6 +1,7 @@
 /** Reading an overlay log back after a restart: where it ends, and whether what is missing matters. */
 import { crc32 } from "node:zlib";
 import {
+  BROKEN_MARK_POSITION,
   damaged,
   decodeFileHeader,
   decodeRecordHeader,
@@ -35,6 +36,18 @@ export async function readFileHeader(
   const header = Buffer.alloc(HEADER_BYTES);
   await file.read(0, header);
   return decodeFileHeader(header, file.path, epoch);
+}
+
+/**
+ * Whether the making of the log was cut off by a crash. Nothing was ever appended then, since that waits for the
+ * header to be durable; the header's sector is there as a whole or not at all.
+ */
+export async function isUnborn(file: StateFile): Promise<boolean> {
+  if (file.sizeBytes < HEADER_BYTES) return true;
+  if (file.sizeBytes > HEADER_BYTES) return false;
+  const sector = Buffer.alloc(BROKEN_MARK_POSITION);
+  await file.read(0, sector);
+  return sector.every((byte) => byte === 0);
 }
 
 /**

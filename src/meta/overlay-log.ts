@@ -27,7 +27,13 @@ import {
   ZERO_PADDING,
   seedOf,
 } from "./overlay-log-format.js";
-import { inspectTail, readFileHeader, readRecord, type RecoveredRecord } from "./overlay-log-recovery.js";
+import {
+  inspectTail,
+  isUnborn,
+  readFileHeader,
+  readRecord,
+  type RecoveredRecord,
+} from "./overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "./state-directory.js";
 
 interface Batch {
@@ -128,6 +134,16 @@ export class OverlayLog {
     } catch (error) {
       await file.close();
       throw error;
+    }
+  }
+
+  /** Whether a crash cut off create(): such a log counts for nothing. @throws MetadataError "missing" */
+  static async isUnborn(directory: StateDirectory, name: string): Promise<boolean> {
+    const file = await directory.open(name);
+    try {
+      return await isUnborn(file);
+    } finally {
+      await file.close();
     }
   }
 

@@ -71,7 +71,7 @@ export class EpochStore {
     });
     const activeRecords: RecoveredRecord[] = [];
     const files = await directory.list();
-    const activeLog = files.includes(activeName(number))
+    const activeLog = (await this.#wasMade(activeName(number), files))
       ? await OverlayLog.recover(directory, activeName(number), { epoch: number, sync }, (record) => {
           activeRecords.push(record);
         })
@@ -84,7 +84,8 @@ export class EpochStore {
     for (const record of records) overlaysOf(epoch, record, log.name).hidden.restore(record);
     for (const record of activeRecords) overlaysOf(epoch, record, activeName(number)).active.restore(record);
     for (const later of epochsOf(files)) {
-      if (later > number && files.includes(hiddenName(later))) await this.#mergeLater(epoch, later);
+      if (later > number && (await this.#wasMade(hiddenName(later), files)))
+        await this.#mergeLater(epoch, later);
     }
     await this.removeAllBut(number);
     return epoch;
@@ -102,6 +103,11 @@ export class EpochStore {
   /** Whether there are overlay files, of whatever epoch; returns one's name. */
   async anyFile(): Promise<string | null> {
     return (await this.#options.directory.list()).find((file) => FILE_PATTERN.test(file)) ?? null;
+  }
+
+  /** The log in force was durable before the metadata named it; any other may have been cut off in its making. */
+  async #wasMade(name: string, files: readonly string[]): Promise<boolean> {
+    return files.includes(name) && !(await OverlayLog.isUnborn(this.#options.directory, name));
   }
 
   #assemble(number: number, log: OverlayLog, files: ActiveFiles): Epoch {
@@ -172,7 +178,12 @@ class ActiveFiles {
   async open(diskIndex: number): Promise<{ readonly file: StateFile; readonly log: OverlayLog }> {
     const { directory, sync } = this.#options;
     await this.#inForce;
-    this.#log ??= OverlayLog.create(directory, activeName(this.#epoch), { epoch: this.#epoch, sync });
+    this.#log ??= OverlayLog.create(directory, activeName(this.#epoch), { epoch: this.#epoch, sync }).catch(
+      (error: unknown) => {
+        this.#log = null;
+        throw error;
+      },
+    );
     const log = await this.#log;
     const name = `active-${this.#epoch}-${diskIndex}.data`;
     const exists = this.#recovered && (await directory.list()).includes(name);

@@ -1,0 +1,175 @@
+import { expect } from "chai";
+
+import { type BlockDevice, Flag } from "../../../src/block/device.js";
+import { ActiveOverlay } from "../../../src/block/overlay/active.js";
+import { Deferred } from "../../../src/deferred.js";
+import { DeviceError } from "../../../src/errors.js";
+import { OverlayLog } from "../../../src/meta/overlay-log.js";
+import type { RecoveredRecord } from "../../../src/meta/overlay-log-recovery.js";
+import { MemoryDevice } from "../../tools/memory-device.js";
+import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
+import { isSettled, outcome, turns } from "../../tools/outcome.js";
+
+const BLOCK_BYTES = 4096;
+const SIZE_BYTES = 16 * BLOCK_BYTES;
+const OPTIONS = { epoch: 1, sync: true };
+
+function filled(blocks: number, value: number): Buffer {
+  return Buffer.alloc(blocks * BLOCK_BYTES, value);
+}
+
+function make(directory: MemoryStateDirectory, backing: BlockDevice): ActiveOverlay {
+  return new ActiveOverlay(
+    backing,
+    {
+      open: async () => ({
+        file: await directory.create("data"),
+        log: await OverlayLog.create(directory, "log", OPTIONS),
+      }),
+    },
+    0,
+  );
+}
+
+/** The overlay as it is after a power loss now. */
+async function afterCrash(directory: MemoryStateDirectory, backing: BlockDevice): Promise<ActiveOverlay> {
+  directory.crash();
+  const records: RecoveredRecord[] = [];
+  const log = await OverlayLog.recover(directory, "log", OPTIONS, (record) => records.push(record));
+  const overlay = new ActiveOverlay(
+    backing,
+    { open: async () => ({ file: await directory.open("data"), log }) },
+    0,
+  );
+  for (const record of records) overlay.restore(record);
+  return overlay;
+}
+
+async function contents(device: BlockDevice): Promise<Buffer> {
+  const content = Buffer.alloc(SIZE_BYTES);
+  await device.read(0, content);
+  return content;
+}
+
+describe("active overlay", () => {
+  let directory: MemoryStateDirectory;
+  let backing: MemoryDevice;
+  let overlay: ActiveOverlay;
+
+  beforeEach(() => {
+    directory = new MemoryStateDirectory();
+    backing = new MemoryDevice(SIZE_BYTES);
+    backing.fill(0, filled(16, 7));
+    overlay = make(directory, backing);
+  });
+
+  it("opens no file before the first write", async () => {
+    await overlay.flush();
+    expect(await contents(overlay)).to.deep.equal(filled(16, 7));
+    await overlay.close();
+    expect(directory.log).to.deep.equal([]);
+  });
+
+  it("never changes what lies under it", async () => {
+    await overlay.write(0, filled(2, 1), Flag.Fua);
+    await overlay.zero(4 * BLOCK_BYTES, BLOCK_BYTES, Flag.None);
+    await overlay.trim(8 * BLOCK_BYTES, BLOCK_BYTES, Flag.None);
+    expect(backing.contents()).to.deep.equal(filled(16, 7));
+    expect(overlay.mapped()).to.deep.equal([
+      [0, 2 * BLOCK_BYTES],
+      [4 * BLOCK_BYTES, 5 * BLOCK_BYTES],
+      [8 * BLOCK_BYTES, 9 * BLOCK_BYTES],
+    ]);
+  });
+
+  it("has after a power loss what was flushed, and of the rest nothing", async () => {
+    await overlay.write(0, filled(2, 1), Flag.None);
+    await overlay.zero(2 * BLOCK_BYTES, BLOCK_BYTES, Flag.None);
+    await overlay.flush();
+    await overlay.write(3 * BLOCK_BYTES, filled(1, 2), Flag.Fua);
+    await overlay.write(4 * BLOCK_BYTES, filled(1, 3), Flag.None);
+    await overlay.zero(5 * BLOCK_BYTES, BLOCK_BYTES, Flag.None);
+    expect(await contents(await afterCrash(directory, backing))).to.deep.equal(
+      Buffer.concat([filled(2, 1), filled(1, 0), filled(1, 2), filled(12, 7)]),
+    );
+  });
+
+  it("has after a power loss what a block was last, however often it was written and zeroed", async () => {
+    await overlay.write(0, filled(3, 1), Flag.Fua);
+    await overlay.zero(0, 3 * BLOCK_BYTES, Flag.Fua);
+    await overlay.write(BLOCK_BYTES, filled(1, 2), Flag.Fua);
+    const recovered = await afterCrash(directory, backing);
+    expect((await contents(recovered)).subarray(0, 4 * BLOCK_BYTES)).to.deep.equal(
+      Buffer.concat([filled(1, 0), filled(1, 2), filled(1, 0), filled(1, 7)]),
+    );
+    await recovered.write(0, filled(1, 4), Flag.Fua);
+    const again = await afterCrash(directory, backing);
+    expect((await contents(again)).subarray(0, 2 * BLOCK_BYTES)).to.deep.equal(
+      Buffer.concat([filled(1, 4), filled(1, 2)]),
+    );
+  });
+
+  it("makes content durable before the log names it", async () => {
+    await overlay.write(0, filled(1, 1), Flag.None);
+    const held = new Deferred<void>();
+    directory.intercept = ({ kind, name }): Promise<void> | undefined =>
+      kind === "sync" && name === "data" ? held.promise : undefined;
+    const writes = directory.count("write", "log");
+    const flush = overlay.flush();
+    await turns();
+    expect(directory.count("write", "log")).to.equal(writes);
+    expect(await isSettled(flush)).to.equal(false);
+    held.resolve();
+    await flush;
+    expect(directory.count("write", "log")).to.equal(writes + 1);
+  });
+
+  it("logs a block once, however often it is written", async () => {
+    await overlay.write(0, filled(4, 1), Flag.Fua);
+    const bytes = directory.contents("log").length;
+    for (let count = 0; count < 10; count++) await overlay.write(BLOCK_BYTES, filled(2, count), Flag.Fua);
+    expect(directory.contents("log").length).to.equal(bytes);
+  });
+
+  it("flushes by itself before it has too many extents that are not in the log", async () => {
+    const large = new MemoryDevice(10_000 * BLOCK_BYTES);
+    const many = make(directory, large);
+    for (let block = 0; block < 4095; block++)
+      await many.zero(2 * block * BLOCK_BYTES, BLOCK_BYTES, Flag.None);
+    expect(directory.count("sync", "data")).to.equal(0);
+    await many.zero(9000 * BLOCK_BYTES, BLOCK_BYTES, Flag.None);
+    expect(directory.count("sync", "data")).to.equal(1);
+  });
+
+  it("fails every flush after one has failed", async () => {
+    await overlay.write(0, filled(1, 1), Flag.None);
+    directory.intercept = ({ kind }): Promise<void> | undefined =>
+      kind === "sync" ? Promise.reject(new DeviceError("EIO", "lost")) : undefined;
+    expect(await outcome(overlay.flush())).to.equal("EIO");
+    directory.intercept = (): undefined => undefined;
+    expect(await outcome(overlay.flush())).to.equal("EIO");
+    expect(await outcome(overlay.write(BLOCK_BYTES, filled(1, 1), Flag.Fua))).to.equal("EIO");
+    await overlay.close();
+  });
+
+  it("does not show a write that failed", async () => {
+    await overlay.write(0, filled(1, 1), Flag.None);
+    directory.intercept = ({ kind }): Promise<void> | undefined =>
+      kind === "write" ? Promise.reject(new DeviceError("ENOSPC", "full")) : undefined;
+    expect(await outcome(overlay.write(BLOCK_BYTES, filled(1, 2), Flag.None))).to.equal("ENOSPC");
+    expect((await contents(overlay)).subarray(0, 2 * BLOCK_BYTES)).to.deep.equal(
+      Buffer.concat([filled(1, 1), filled(1, 7)]),
+    );
+  });
+
+  it("tries again to make its files after that has failed, and can be closed in between", async () => {
+    directory.intercept = ({ kind }): Promise<void> | undefined =>
+      kind === "create" ? Promise.reject(new DeviceError("ENOSPC", "full")) : undefined;
+    expect(await outcome(overlay.write(0, filled(1, 1), Flag.None))).to.equal("ENOSPC");
+    expect(await outcome(overlay.flush())).to.equal("done");
+    expect(await outcome(overlay.close())).to.equal("done");
+    directory.intercept = (): undefined => undefined;
+    expect(await outcome(overlay.write(0, filled(1, 1), Flag.None))).to.equal("done");
+    expect((await contents(overlay)).subarray(0, BLOCK_BYTES)).to.deep.equal(filled(1, 1));
+  });
+});

@@ -1,0 +1,200 @@
+/** An epoch's overlays and their files, through crashes at inconvenient moments. */
+import { expect } from "chai";
+
+import type { BlockDevice } from "../../../src/block/device.js";
+import { Flag } from "../../../src/block/device.js";
+import { DeviceError } from "../../../src/errors.js";
+import { type Epoch, EpochStore } from "../../../src/replication/epoch.js";
+import { MemoryDevice } from "../../tools/memory-device.js";
+import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
+import { failureOf, isSettled, outcome } from "../../tools/outcome.js";
+import { Deferred } from "../../../src/deferred.js";
+
+const BLOCK_BYTES = 4096;
+const SIZE_BYTES = 8 * BLOCK_BYTES;
+
+function filled(value: number): Buffer {
+  return Buffer.alloc(BLOCK_BYTES, value);
+}
+
+function overlaysOf(epoch: Epoch, index: number): Epoch["overlays"][number] {
+  const overlays = epoch.overlays[index];
+  if (overlays === undefined) throw new Error(`no disk ${index}`);
+  return overlays;
+}
+
+/** The first byte of each block: the tests write whole blocks of one value. */
+async function firstBytes(device: BlockDevice): Promise<number[]> {
+  const content = Buffer.alloc(SIZE_BYTES);
+  await device.read(0, content);
+  return Array.from({ length: SIZE_BYTES / BLOCK_BYTES }, (_, block) => content[block * BLOCK_BYTES] ?? -1);
+}
+
+/** Keeps the image of a block of disk 0 and then overwrites it, as copy-before-write does. */
+async function overwrite(epoch: Epoch, disk: MemoryDevice, block: number, value: number): Promise<void> {
+  const offset = block * BLOCK_BYTES;
+  const data = disk.contents(offset, BLOCK_BYTES);
+  const { hidden } = overlaysOf(epoch, 0);
+  for (const [start] of hidden.missing(offset, offset + BLOCK_BYTES)) {
+    await hidden.keep([{ offset: start, lengthBytes: BLOCK_BYTES, data }]);
+  }
+  disk.fill(offset, filled(value));
+}
+
+describe("epoch store", () => {
+  let directory: MemoryStateDirectory;
+  let disks: [MemoryDevice, MemoryDevice];
+  let store: EpochStore;
+
+  beforeEach(() => {
+    directory = new MemoryStateDirectory();
+    disks = [new MemoryDevice(SIZE_BYTES), new MemoryDevice(SIZE_BYTES)];
+    for (const disk of disks) disk.fill(0, Buffer.alloc(SIZE_BYTES, 7));
+    store = new EpochStore({ directory, disks, sync: true });
+  });
+
+  const create = (number: number): Promise<Epoch> => store.create(number, Promise.resolve());
+
+  it("brings back images and view writes of every disk after a power loss", async () => {
+    const epoch = await create(1);
+    await overwrite(epoch, disks[0], 0, 1);
+    await overlaysOf(epoch, 1).hidden.keep([{ offset: BLOCK_BYTES, lengthBytes: BLOCK_BYTES, data: null }]);
+    await overlaysOf(epoch, 0).active.write(3 * BLOCK_BYTES, filled(2), Flag.Fua);
+    await overlaysOf(epoch, 1).active.zero(4 * BLOCK_BYTES, BLOCK_BYTES, Flag.Fua);
+    directory.crash();
+    const recovered = await store.recover(1);
+    expect(await firstBytes(overlaysOf(recovered, 0).active)).to.deep.equal([7, 7, 7, 2, 7, 7, 7, 7]);
+    expect(await firstBytes(overlaysOf(recovered, 1).active)).to.deep.equal([7, 0, 7, 7, 0, 7, 7, 7]);
+    await overwrite(recovered, disks[0], 5, 3);
+    await overlaysOf(recovered, 0).active.write(6 * BLOCK_BYTES, filled(4), Flag.Fua);
+    await recovered.close();
+    directory.crash();
+    const again = await store.recover(1);
+    expect(await firstBytes(overlaysOf(again, 0).active)).to.deep.equal([7, 7, 7, 2, 7, 7, 4, 7]);
+  });
+
+  it("goes back over a checkpoint that was announced and never became durable", async () => {
+    const epoch = await create(1);
+    await overwrite(epoch, disks[0], 0, 1);
+    await overwrite(epoch, disks[0], 1, 1);
+    const second = await create(2);
+    await overwrite(second, disks[0], 1, 2);
+    await overwrite(second, disks[0], 2, 2);
+    const third = await create(3);
+    await overwrite(third, disks[0], 2, 3);
+    await overwrite(third, disks[0], 3, 3);
+    directory.crash();
+    const recovered = await store.recover(1);
+    expect(await firstBytes(overlaysOf(recovered, 0).hidden)).to.deep.equal([7, 7, 7, 7, 7, 7, 7, 7]);
+    expect(await directory.list()).to.deep.equal(["hidden-1.log"]);
+    await recovered.close();
+    directory.crash();
+    const again = await store.recover(1);
+    expect(await firstBytes(overlaysOf(again, 0).hidden)).to.deep.equal([7, 7, 7, 7, 7, 7, 7, 7]);
+  });
+
+  it("has no checkpoint when an image of the later epoch was lost", async () => {
+    await create(1);
+    const second = await create(2);
+    await second.breakCheckpoint();
+    directory.crash();
+    expect((await store.recover(1)).isBroken).to.equal(true);
+    expect((await store.recover(1)).isBroken, "after another restart").to.equal(true);
+  });
+
+  it("removes what belongs to other epochs, and nothing else", async () => {
+    await create(1);
+    const second = await create(2);
+    await overlaysOf(second, 0).active.write(0, filled(1), Flag.Fua);
+    await create(12);
+    await directory.replaceText("metadata.json", "{}");
+    expect(await store.anyFile()).to.equal("hidden-1.log");
+    await store.removeAllBut(2);
+    expect((await directory.list()).sort()).to.deep.equal([
+      "active-2-0.data",
+      "active-2.log",
+      "hidden-2.log",
+      "metadata.json",
+    ]);
+    await store.removeAllBut(null);
+    expect(await directory.list()).to.deep.equal(["metadata.json"]);
+    expect(await store.anyFile()).to.equal(null);
+  });
+
+  for (const lengthBytes of [0, 100, 4096]) {
+    it(`comes back although a crash cut off the making of a later log, at ${lengthBytes} bytes`, async () => {
+      const epoch = await create(1);
+      await overwrite(epoch, disks[0], 0, 1);
+      directory.put("hidden-2.log", Buffer.alloc(lengthBytes));
+      const recovered = await store.recover(1);
+      expect(await firstBytes(overlaysOf(recovered, 0).hidden)).to.deep.equal([7, 7, 7, 7, 7, 7, 7, 7]);
+      expect(recovered.isBroken).to.equal(false);
+    });
+
+    it(`comes back although a crash cut off the making of the active log, at ${lengthBytes} bytes`, async () => {
+      await create(1);
+      directory.put("active-1.log", Buffer.alloc(lengthBytes));
+      directory.put("active-1-0.data", Buffer.alloc(SIZE_BYTES, 9));
+      const recovered = await store.recover(1);
+      const { active } = overlaysOf(recovered, 0);
+      expect(await firstBytes(active)).to.deep.equal([7, 7, 7, 7, 7, 7, 7, 7]);
+      await active.write(0, filled(3), Flag.Fua);
+      await recovered.close();
+      directory.crash();
+      const again = await store.recover(1);
+      expect(await firstBytes(overlaysOf(again, 0).active)).to.deep.equal([3, 7, 7, 7, 7, 7, 7, 7]);
+    });
+  }
+
+  it("refuses a later log with records behind a header that went bad", async () => {
+    await create(1);
+    const second = await create(2);
+    await overwrite(second, disks[0], 0, 1);
+    const bytes = directory.contents("hidden-2.log");
+    directory.put("hidden-2.log", bytes.fill(0, 0, 4096));
+    expect(await outcome(store.recover(1))).to.equal("foreign");
+  });
+
+  it("refuses to come back without the log in force, or with a bad one", async () => {
+    expect(await outcome(store.recover(1))).to.equal("missing");
+    directory.put("hidden-1.log", Buffer.alloc(0));
+    expect(await outcome(store.recover(1))).to.equal("damaged");
+  });
+
+  it("refuses a log that names what the disks don't have", async () => {
+    const epoch = await create(1);
+    await overlaysOf(epoch, 1).hidden.keep([
+      { offset: 7 * BLOCK_BYTES, lengthBytes: BLOCK_BYTES, data: null },
+    ]);
+    const smaller = [disks[0], new MemoryDevice(SIZE_BYTES - 1)];
+    const other = new EpochStore({ directory, disks: smaller, sync: true });
+    expect((await failureOf(other.recover(1))).message).to.equal(
+      "hidden-1.log names bytes 28672 to 32768 of disk 1, which has fewer",
+    );
+    const fewer = new EpochStore({ directory, disks: [disks[0]], sync: true });
+    expect(await outcome(fewer.recover(1))).to.equal("damaged");
+  });
+
+  it("lets no write to the view be acknowledged before the epoch is in force", async () => {
+    const inForce = new Deferred<void>();
+    const epoch = await store.create(1, inForce.promise);
+    const write = overlaysOf(epoch, 0).active.write(0, filled(1), Flag.None);
+    expect(await isSettled(write)).to.equal(false);
+    inForce.resolve();
+    await write;
+  });
+
+  it("can be closed after a write to the view has failed for want of space", async () => {
+    const epoch = await create(1);
+    directory.intercept = ({ kind }): Promise<void> | undefined =>
+      kind === "create" ? Promise.reject(new DeviceError("ENOSPC", "full")) : undefined;
+    const { active } = overlaysOf(epoch, 0);
+    expect(await outcome(active.write(0, filled(1), Flag.None))).to.equal("ENOSPC");
+    directory.intercept = (): undefined => undefined;
+    expect(await outcome(active.write(0, filled(1), Flag.None))).to.equal("done");
+    directory.intercept = ({ kind }): Promise<void> | undefined =>
+      kind === "create" ? Promise.reject(new DeviceError("ENOSPC", "full")) : undefined;
+    expect(await outcome(overlaysOf(epoch, 1).active.write(0, filled(1), Flag.None))).to.equal("ENOSPC");
+    expect(await outcome(epoch.close())).to.equal("done");
+  });
+});
