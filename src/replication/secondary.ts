@@ -223,10 +223,7 @@ export class Secondary {
   /** @param failover null: stop without failover, keeping everything received */
   stop(failover: FailoverTarget | null): Promise<void> {
     return this.#serial.run(() => {
-      if (failover === "checkpoint" && this.overlays?.isBroken === true && !isPromoted(this.stage)) {
-        const refusal = "the last checkpoint is lost: fail over to the latest content instead (--to latest)";
-        throw new StateError("checkpoint-lost", `failover refused: ${refusal}`);
-      }
+      if (!isPromoted(this.stage)) this.#refuseLostCheckpoint(failover);
       return this.#apply({ type: "stop", failover }, null);
     });
   }
@@ -324,7 +321,7 @@ export class Secondary {
       case "drop-overlays":
         return this.#dropOverlays();
       case "fence":
-        return this.#fence();
+        return this.#fence(next.target);
       case "commit":
         return this.#beginFailover(next.target ?? "checkpoint");
     }
@@ -342,12 +339,20 @@ export class Secondary {
     this.#errors.clear();
   }
 
-  async #fence(): Promise<void> {
+  async #fence(target: FailoverTarget | null): Promise<void> {
     this.#isFenced = true;
     this.#group.fence();
     await this.#options.events.disconnectWriters();
     await this.#group.drain();
     await this.#epochs.settled();
+    // The last writes may have cost the checkpoint. Before anything is on record, the other target is still open.
+    this.#refuseLostCheckpoint(target);
+  }
+
+  #refuseLostCheckpoint(target: FailoverTarget | null): void {
+    if (target !== "checkpoint" || this.overlays?.isBroken !== true) return;
+    const refusal = "the last checkpoint is lost: fail over to the latest content instead (--to latest)";
+    throw new StateError("checkpoint-lost", `failover refused: ${refusal}`);
   }
 
   #beginFailover(target: FailoverTarget): Promise<void> {
