@@ -1,0 +1,238 @@
+/** A secondary that ends, cleanly or not, and begins again: the same stage, epoch, view and disk. */
+import { expect } from "chai";
+
+import { Flag } from "../../../src/block/device.js";
+import { outcome, turns } from "../../tools/outcome.js";
+import type { SecondaryNode } from "../../tools/secondary-node.js";
+import {
+  content,
+  expectContent,
+  expectFailure,
+  expectMedium,
+  type Fixture,
+  openSecondary,
+  PAGE,
+  put,
+  SIZE_BYTES,
+} from "./secondary-fixture.js";
+
+const ENDS = [
+  { how: "a clean restart", again: (node: SecondaryNode) => node.restart() },
+  { how: "a crash", again: (node: SecondaryNode) => node.crashAndReopen() },
+] as const;
+
+for (const { how, again } of ENDS) {
+  describe(`secondary: ${how}`, () => {
+    let node: SecondaryNode;
+    let media: Fixture["media"];
+
+    beforeEach(async () => {
+      ({ node, media } = await openSecondary({ disks: 2 }));
+    });
+
+    afterEach(() => node.dispose());
+
+    it("in stage none keeps what was received, and the view still fails", async () => {
+      await put(node.replication(), 3, PAGE, 0x22);
+      await node.replication().flush();
+      await again(node);
+      expect(node.secondary.stage).to.equal("none");
+      expectMedium(media[0], content(0, [3, PAGE, 0x22]));
+      expect(await outcome(node.view().read(0, Buffer.alloc(1)))).to.equal("EIO");
+      await node.start();
+      await expectContent(node.view(), content(0, [3, PAGE, 0x22]));
+    });
+
+    it("in stage running keeps epoch, checkpoint, what was received, and what the view flushed", async () => {
+      await node.start();
+      await put(node.replication(0), 0, PAGE, 0x21);
+      await node.checkpoint();
+      const { epoch } = node.secondary;
+      await put(node.replication(0), 0, 2 * PAGE, 0x22);
+      await node.replication(1).zero(SIZE_BYTES - 100, 100, Flag.None);
+      await put(node.view(0), PAGE + 5, PAGE, 0x33);
+      await node.view(1).zero(10, 2 * PAGE, Flag.None);
+      await node.replication(0).flush();
+      await node.view(0).flush();
+      await node.view(1).flush();
+      const views = [
+        content(0, [0, PAGE, 0x21], [PAGE + 5, PAGE, 0x33]),
+        content(1, [10, 2 * PAGE, 0]),
+      ] as const;
+
+      for (let round = 0; round < 3; round++) {
+        await again(node);
+        expect(node.secondary.stage).to.equal("running");
+        expect(node.secondary.epoch).to.equal(epoch);
+        await expectContent(node.view(0), views[0]);
+        await expectContent(node.view(1), views[1]);
+        expectMedium(media[0], content(0, [0, 2 * PAGE, 0x22]));
+        expectMedium(media[1], content(1, [SIZE_BYTES - 100, 100, 0]));
+      }
+      // Blocks whose before-image is kept are not copied again, others are.
+      await put(node.replication(0), 0, 4 * PAGE, 0x23);
+      await expectContent(node.view(0), views[0]);
+      await node.failover("checkpoint");
+      expectMedium(media[0], views[0]);
+      expectMedium(media[1], views[1]);
+    });
+
+    it("in stage running does not bring back view writes that a checkpoint has dropped", async () => {
+      await node.start();
+      await put(node.view(), 0, PAGE, 0x33);
+      await node.view().flush();
+      await node.checkpoint();
+      await again(node);
+      await expectContent(node.view(), content(0));
+      await put(node.view(), PAGE, PAGE, 0x34);
+      await expectContent(node.view(), content(0, [PAGE, PAGE, 0x34]));
+    });
+
+    for (const to of ["checkpoint", "latest"] as const) {
+      it(`in the middle of a failover to the ${to} finishes it`, async () => {
+        await node.start();
+        await put(node.replication(0), 0, 4 * PAGE, 0x22);
+        await put(node.replication(1), 0, 4 * PAGE, 0x23);
+        await put(node.replication(1), 10 * PAGE, PAGE, 0x23);
+        await put(node.view(0), 20 * PAGE, PAGE, 0x33);
+        const held = node.disk(1).hold({ operation: to === "latest" ? "flush" : "write" });
+        await node.secondary.stop(to);
+        await held.arrived(1);
+        // A block that the commit has passed, and one that it has not.
+        await put(node.view(0), PAGE, 10, 0x34, Flag.Fua);
+        await put(node.view(1), 10 * PAGE, 10, 0x35, Flag.Fua);
+        const ended = again(node);
+        await turns();
+        held.release();
+        await ended;
+        await node.secondary.commitEnded();
+
+        expect(node.secondary.stage).to.equal("done");
+        const expected =
+          to === "checkpoint"
+            ? [content(0, [20 * PAGE, PAGE, 0x33], [PAGE, 10, 0x34]), content(1, [10 * PAGE, 10, 0x35])]
+            : [
+                content(0, [0, 4 * PAGE, 0x22], [PAGE, 10, 0x34]),
+                content(1, [0, 4 * PAGE, 0x23], [10 * PAGE, PAGE, 0x23], [10 * PAGE, 10, 0x35]),
+              ];
+        for (const [index, each] of expected.entries()) {
+          await expectContent(node.view(index), each, `view ${index}`);
+          expectMedium(media[index], each, `disk ${index}`);
+        }
+        expect(await outcome(put(node.replication(), 0, 1, 0x25))).to.equal("ESHUTDOWN");
+      });
+    }
+
+    it("in stage failover-failed keeps the content and can be tried again", async () => {
+      await node.start();
+      await put(node.replication(0), 0, 4 * PAGE, 0x22);
+      node.disk(0).fail({ operation: "write" });
+      await node.failover("checkpoint");
+      node.disk(0).clear();
+      await put(node.view(0), PAGE, 10, 0x34, Flag.Fua);
+      await put(node.view(0), 30 * PAGE, 10, 0x35, Flag.Fua);
+      const expected = content(0, [PAGE, 10, 0x34], [30 * PAGE, 10, 0x35]);
+      await again(node);
+      expect(node.secondary.stage).to.equal("failover-failed");
+      await expectContent(node.view(0), expected);
+      expect(await outcome(put(node.replication(), 0, 1, 0x25))).to.equal("ESHUTDOWN");
+      await node.failover("checkpoint");
+      expect(node.secondary.stage).to.equal("done");
+      await expectContent(node.view(0), expected);
+      expectMedium(media[0], expected);
+    });
+
+    it("in stage done serves the disk and takes no replication write", async () => {
+      await node.start();
+      await put(node.replication(), 0, 4 * PAGE, 0x22);
+      await node.failover("checkpoint");
+      await put(node.view(), 5, 10, 0x33);
+      await node.view().flush();
+      await again(node);
+      expect(node.secondary.stage).to.equal("done");
+      await expectContent(node.view(), content(0, [5, 10, 0x33]));
+      expect(await outcome(put(node.replication(), 0, 1, 0x25))).to.equal("ESHUTDOWN");
+      expect(node.secondary.exportRefusal()).to.match(/promoted/);
+      await node.failover("latest");
+      await expectContent(node.view(), content(0, [5, 10, 0x33]));
+    });
+  });
+}
+
+describe("secondary: durability of a checkpoint lags behind it", () => {
+  let node: SecondaryNode;
+  let media: Fixture["media"];
+
+  beforeEach(async () => {
+    ({ node, media } = await openSecondary({ disks: 2 }));
+    await node.start();
+    await put(node.replication(0), 0, PAGE, 0x21);
+    await put(node.replication(1), 0, PAGE, 0x21);
+    await node.checkpoint();
+    await put(node.replication(0), PAGE, PAGE, 0x22);
+    await put(node.view(1), 9 * PAGE, PAGE, 0x31, Flag.Fua);
+  });
+
+  afterEach(() => node.dispose());
+
+  const older = [content(0, [0, PAGE, 0x21]), content(1, [0, PAGE, 0x21], [9 * PAGE, PAGE, 0x31])] as const;
+
+  it("a crash in between goes back to the older checkpoint exactly, and nothing of the later one leaks", async () => {
+    const held = node.disk(1).hold({ operation: "flush" });
+    const epoch = await node.secondary.checkpoint({ session: null, epoch: null });
+    await held.arrived(1);
+    expect(node.durableEpochs).to.not.include(epoch);
+    await expectContent(node.view(0), content(0, [0, PAGE, 0x21], [PAGE, PAGE, 0x22]));
+    // Both in the new epoch: a block changed before in the old one, and one that was not.
+    await put(node.replication(0), PAGE, PAGE, 0x23, Flag.Fua);
+    await put(node.replication(0), 2 * PAGE, PAGE, 0x24, Flag.Fua);
+    await put(node.replication(1), 0, PAGE, 0x25, Flag.Fua);
+    const viewed = put(node.view(0), 4 * PAGE, PAGE, 0x32);
+    await turns();
+
+    await node.crashAndReopen();
+    void viewed;
+    expect(node.secondary.epoch).to.equal(epoch - 1);
+    expect(node.durableEpochs).to.not.include(epoch);
+    for (const index of [0, 1] as const) await expectContent(node.view(index), older[index], `view ${index}`);
+    await put(node.replication(0), 3 * PAGE, PAGE, 0x26, Flag.Fua);
+    await node.crashAndReopen();
+    for (const index of [0, 1] as const)
+      await expectContent(node.view(index), older[index], `view ${index} again`);
+    await node.failover("checkpoint");
+    for (const index of [0, 1] as const) expectMedium(media[index], older[index]);
+  });
+
+  it("a crash behind the announcement keeps the new checkpoint", async () => {
+    const epoch = await node.checkpoint();
+    expect(node.durableEpochs).to.include(epoch);
+    await node.crashAndReopen();
+    expect(node.secondary.epoch).to.equal(epoch);
+    await expectContent(node.view(0), content(0, [0, PAGE, 0x21], [PAGE, PAGE, 0x22]));
+    await expectContent(node.view(1), content(1, [0, PAGE, 0x21]));
+  });
+
+  it("the next checkpoint and a failover wait until it is durable", async () => {
+    const held = node.disk(1).hold({ operation: "flush" });
+    await node.secondary.checkpoint({ session: null, epoch: null });
+    await put(node.replication(0), 2 * PAGE, PAGE, 0x24);
+    const next = node.checkpoint();
+    const failover = next.then(() => node.failover("checkpoint"));
+    await held.arrived(1);
+    await turns();
+    held.release();
+    await failover;
+    expectMedium(media[0], content(0, [0, PAGE, 0x21], [PAGE, PAGE, 0x22], [2 * PAGE, PAGE, 0x24]));
+  });
+
+  it("when the disk can't make it durable, refuses checkpoints and says so; a crash goes back to the older one", async () => {
+    node.disk(1).fail({ operation: "flush" });
+    await node.secondary.checkpoint({ session: null, epoch: null });
+    await expectFailure(node.secondary.checkpointDurable(), /injected EIO/);
+    await expectFailure(node.checkpoint(), /could not be made durable/);
+    expect(node.secondary.brokenPromise()).to.match(/could not be made durable/);
+    await put(node.replication(0), PAGE, PAGE, 0x23, Flag.Fua);
+    await node.crashAndReopen();
+    for (const index of [0, 1] as const) await expectContent(node.view(index), older[index], `view ${index}`);
+  });
+});

@@ -1,0 +1,240 @@
+/** When a secondary refuses a checkpoint because its disks may have a hole (design, promise 10), and when it takes one again. */
+import { expect } from "chai";
+
+import { Flag } from "../../../src/block/device.js";
+import type { NbdDevice } from "../../../src/nbd/client/device.js";
+import { isSettled, outcome, turns } from "../../tools/outcome.js";
+import { InProcessPair } from "../../tools/in-process-pair.js";
+import {
+  content,
+  expectContent,
+  expectFailure,
+  expectMedium,
+  introduce,
+  PAGE,
+  put,
+  sessionCheckpoint,
+  SIZE_BYTES,
+} from "./secondary-fixture.js";
+
+describe("secondary: trust in its writers", () => {
+  let pair: InProcessPair;
+  let clients: NbdDevice[];
+
+  beforeEach(async () => {
+    clients = [];
+    pair = await InProcessPair.open({ sizes: [SIZE_BYTES, SIZE_BYTES] });
+    for (const [index, medium] of pair.secondaryMedia.entries()) medium.fill(0, content(index));
+  });
+
+  afterEach(async () => {
+    for (const client of clients) client.destroy(new Error("the test is over"));
+    await pair.dispose();
+  });
+
+  async function writer(index = 0): Promise<NbdDevice> {
+    const client = await pair.connectWriter(index);
+    clients.push(client);
+    return client;
+  }
+
+  /** Resolves when the server has noticed that its clients are gone. */
+  async function departed(): Promise<void> {
+    while (pair.node.connections.peers.length > 0) await turns();
+  }
+
+  /** Goes away in the middle of a request. */
+  async function loseUnanswered(client: NbdDevice, index = 0): Promise<void> {
+    const held = pair.node.disk(index).hold({ operation: "write" });
+    const lost = outcome(put(client, 0, PAGE, 0x21, Flag.Fua));
+    await held.arrived(1);
+    client.destroy(new Error("lost"));
+    held.release();
+    await lost;
+    await departed();
+  }
+
+  async function expectRefused(reason: RegExp): Promise<void> {
+    const before = pair.node.secondary.epoch;
+    await expectFailure(pair.node.checkpoint(), reason);
+    expect(pair.node.secondary.epoch).to.equal(before);
+  }
+
+  /** What makes it whole again: the whole disk, sent once more by a primary that introduced itself. */
+  async function resync(session: string): Promise<void> {
+    await introduce(pair.node, session);
+    await expectFailure(
+      pair.node.checkpoint(),
+      /resync is not finished|requests unanswered|refused|resync|cleanly/,
+    );
+    const client = await writer();
+    await put(client, 0, SIZE_BYTES, 0x29);
+    await sessionCheckpoint(pair.node, session);
+    await expectContent(pair.view(), Buffer.alloc(SIZE_BYTES, 0x29));
+    await client.close();
+    await departed();
+  }
+
+  it("takes checkpoints while its only writer goes and nothing is unanswered", async () => {
+    await pair.node.start();
+    const client = await writer();
+    await put(client, 0, PAGE, 0x22);
+    await client.close();
+    await departed();
+    await pair.node.checkpoint();
+    await expectContent(pair.view(), content(0, [0, PAGE, 0x22]));
+  });
+
+  it("refuses after a writer went away with requests unanswered, until a resync", async () => {
+    await pair.node.start();
+    await loseUnanswered(await writer());
+    await expectRefused(/went away with 1 requests unanswered/);
+    // As a QEMU primary does: it comes back and goes on.
+    const again = await writer();
+    await put(again, 2 * PAGE, PAGE, 0x23);
+    await expectRefused(/went away with 1 requests unanswered/);
+    await again.close();
+    await departed();
+    await resync("s");
+    await pair.node.checkpoint();
+  });
+
+  it("counts the requests of each connection of a primary, whichever ends first", async () => {
+    await pair.node.start();
+    await introduce(pair.node, "s");
+    const first = await writer(0);
+    const second = await writer(1);
+    await put(first, 0, PAGE, 0x22);
+    await put(second, 0, PAGE, 0x22);
+    await sessionCheckpoint(pair.node, "s");
+    await first.close();
+    await loseUnanswered(second, 1);
+    await expectRefused(/went away with 1 requests unanswered/);
+    await expectFailure(sessionCheckpoint(pair.node, "s"), /connections were lost since its handshake/);
+  });
+
+  it("refuses after a writer came back without a resync", async () => {
+    await pair.node.start();
+    const client = await writer();
+    await put(client, 0, PAGE, 0x22);
+    await client.close();
+    await departed();
+    const again = await writer();
+    await put(again, PAGE, PAGE, 0x22);
+    await expectRefused(/came back without a resync/);
+    await expectFailure(introduce(pair.node, "s"), /another primary replicates to this node/);
+    await again.close();
+    await departed();
+    await resync("s");
+  });
+
+  it("refuses after a write failed here, and after one was refused", async () => {
+    await pair.node.start();
+    const client = await writer();
+    pair.node.disk().fail({ operation: "write", count: 1 });
+    expect(await outcome(put(client, 0, PAGE, 0x22, Flag.Fua))).to.equal("EIO");
+    await expectRefused(/write failed on the secondary/);
+    await client.close();
+    await departed();
+    await resync("s");
+  });
+
+  it("refuses after an acknowledged write was lost, until the primary has sent it again", async () => {
+    await pair.node.start();
+    const client = await writer();
+    pair.node.disk().fail({ operation: "write", count: 1 });
+    await put(client, 0, PAGE, 0x22);
+    expect(await outcome(client.flush())).to.equal("EIO");
+    await expectRefused(/an acknowledged write at 0 was lost/);
+    await client.close();
+    await departed();
+    await resync("s");
+  });
+
+  it("refuses after an unclean restart, with the same epoch, view and disk", async () => {
+    await pair.node.start();
+    const client = await writer();
+    await put(client, 0, PAGE, 0x22);
+    await client.flush();
+    const { epoch } = pair.node.secondary;
+    await pair.crashSecondary();
+    expect(pair.node.secondary.epoch).to.equal(epoch);
+    await expectContent(pair.view(), content(0));
+    expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x22]));
+    await expectRefused(/not shut down cleanly/);
+    await resync("s");
+  });
+
+  it("remembers why it refuses over a clean restart", async () => {
+    await pair.node.start();
+    await loseUnanswered(await writer());
+    await pair.restartSecondary();
+    await expectRefused(/went away with 1 requests unanswered/);
+    await pair.restartSecondary();
+    await expectRefused(/went away with 1 requests unanswered/);
+  });
+
+  it("accepts again after a stop and a start, which give up the old checkpoint", async () => {
+    await pair.node.start();
+    await loseUnanswered(await writer());
+    await expectRefused(/unanswered/);
+    await pair.node.secondary.stop(null);
+    await pair.node.start();
+    await put(await writer(), PAGE, PAGE, 0x24);
+    await pair.node.checkpoint();
+    expect(pair.node.secondary.checkpointRefusal()).to.equal(null);
+  });
+
+  it("takes the word of the session that introduced itself last, and of no other", async () => {
+    await introduce(pair.node, "old");
+    await introduce(pair.node, "new");
+    await expectFailure(sessionCheckpoint(pair.node, "old"), /connections were lost since its handshake/);
+    await expectFailure(sessionCheckpoint(pair.node, "other"), /connections were lost since its handshake/);
+    expect(pair.node.secondary.stage).to.equal("none");
+    await sessionCheckpoint(pair.node, "new");
+    expect(pair.node.secondary.stage).to.equal("running");
+  });
+
+  it("knows at the handshake whether the session wrote last, also after a crash", async () => {
+    expect(await introduce(pair.node, "s")).to.equal(false);
+    await put(await writer(), 0, PAGE, 0x22);
+    expect(await introduce(pair.node, "s")).to.equal(true);
+    await pair.crashSecondary();
+    expect(await introduce(pair.node, "s")).to.equal(true);
+    await departed();
+    await pair.crashSecondary();
+    // Somebody who doesn't introduce himself writes: what the session remembers is void.
+    await put(await writer(), 0, PAGE, 0x23);
+    await departedAfterClose();
+    expect(await introduce(pair.node, "s")).to.equal(false);
+  });
+
+  async function departedAfterClose(): Promise<void> {
+    for (const client of clients) client.destroy(new Error("over"));
+    await departed();
+  }
+
+  it("a handshake cuts old connections off: no late write of theirs lands behind it", async () => {
+    await pair.node.start();
+    await introduce(pair.node, "s");
+    const old = await writer();
+    const held = pair.node.disk().hold({ operation: "write" });
+    const late = outcome(put(old, 0, PAGE, 0x21, Flag.Fua));
+    const later = outcome(put(old, PAGE, PAGE, 0x21));
+    await held.arrived(2);
+    const introduced = introduce(pair.node, "s");
+    expect(await isSettled(introduced), "the handshake waits for what is under way").to.equal(false);
+    const tooLate = outcome(put(old, 2 * PAGE, PAGE, 0x21));
+    await turns();
+    held.release();
+    await introduced;
+
+    const client = await writer();
+    await put(client, 0, 3 * PAGE, 0x22);
+    await client.flush();
+    await Promise.all([late, later]);
+    expect(await tooLate).to.not.equal("done");
+    expect(await outcome(put(old, 0, PAGE, 0x21))).to.not.equal("done");
+    expectMedium(pair.secondaryMedia[0], content(0, [0, 3 * PAGE, 0x22]));
+  });
+});

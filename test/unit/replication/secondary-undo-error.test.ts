@@ -1,0 +1,161 @@
+/** What a secondary does when a before-image can't be kept (design, promise 5), policy by policy. */
+import { expect } from "chai";
+
+import { Flag } from "../../../src/block/device.js";
+import { outcome, turns } from "../../tools/outcome.js";
+import type { SecondaryNode } from "../../tools/secondary-node.js";
+import {
+  content,
+  expectContent,
+  expectFailure,
+  expectMedium,
+  type Fixture,
+  introduce,
+  openSecondary,
+  PAGE,
+  put,
+  sessionCheckpoint,
+} from "./secondary-fixture.js";
+
+const HIDDEN_LOG = /^hidden-\d+\.log$/;
+
+describe("secondary: a before-image can't be kept, policy break-checkpoint", () => {
+  let node: SecondaryNode;
+  let media: Fixture["media"];
+
+  beforeEach(async () => {
+    ({ node, media } = await openSecondary());
+    await node.start();
+    await put(node.replication(), 0, PAGE, 0x22);
+    await put(node.view(), 50 * PAGE, PAGE, 0x33);
+  });
+
+  afterEach(() => node.dispose());
+
+  /** The next before-image is lost, on a file system that is full for new records. */
+  async function loseImage(): Promise<void> {
+    node.state.fail({ operation: "write", name: HIDDEN_LOG, count: 1 }, "ENOSPC");
+    await put(node.replication(), PAGE, PAGE, 0x23, Flag.Fua);
+  }
+
+  it("goes on receiving, and says loudly that there is no rollback", async () => {
+    await loseImage();
+    await put(node.replication(), 2 * PAGE, PAGE, 0x24);
+    await node.replication().flush();
+    expectMedium(media[0], content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23], [2 * PAGE, PAGE, 0x24]));
+    expect(node.secondary.brokenPromise()).to.match(/last checkpoint is lost/);
+    expect(node.secondary.error).to.include({ operation: "copy-before-write", errno: "ENOSPC", count: 1 });
+    expect(() => {
+      node.secondary.getError();
+    }).to.throw("I/O error occurred");
+  });
+
+  it("the view fails instead of showing what came after the checkpoint", async () => {
+    await loseImage();
+    for (const offset of [0, PAGE, 2 * PAGE]) {
+      expect(await outcome(node.view().read(offset, Buffer.alloc(PAGE)))).to.equal("EIO");
+    }
+    // What the view's client wrote itself is whole.
+    const own = Buffer.alloc(PAGE);
+    await node.view().read(50 * PAGE, own);
+    expect(own.equals(Buffer.alloc(PAGE, 0x33))).to.equal(true);
+  });
+
+  it("a read of the view that was under way fails too, or shows the checkpoint", async () => {
+    const held = node.disk().hold({ operation: "read", count: 1 });
+    const into = Buffer.alloc(PAGE);
+    const read = outcome(node.view().read(PAGE, into));
+    await held.arrived(1);
+    await loseImage();
+    held.release();
+    if ((await read) === "done") expect(into.equals(Buffer.alloc(PAGE, 0x11))).to.equal(true);
+  });
+
+  it("refuses the failover to the checkpoint, and does the one to the latest", async () => {
+    await loseImage();
+    const [toCheckpoint, toLatest] = node.secondary.failoverOptions();
+    expect(toCheckpoint?.refusal).to.match(/last checkpoint is lost/);
+    expect(toLatest?.refusal).to.equal(null);
+    await expectFailure(node.secondary.stop("checkpoint"), /checkpoint is lost.*--to latest/);
+    await node.failover("latest");
+    await expectContent(node.view(), content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23]));
+  });
+
+  it("does the failover to the latest also when the image is lost while one to the checkpoint begins", async () => {
+    const held = node.state.hold({ operation: "write", name: HIDDEN_LOG, count: 1 });
+    await put(node.replication(), PAGE, PAGE, 0x23);
+    await held.arrived;
+    await put(node.replication(), 2 * PAGE, PAGE, 0x24);
+    node.state.fail({ operation: "write", name: HIDDEN_LOG, count: 1 }, "ENOSPC");
+    const failover = outcome(node.failover("checkpoint"));
+    await turns();
+    held.release();
+    await failover;
+    expect(node.secondary.stage).to.not.equal("done");
+    await node.failover("latest");
+    expect(node.secondary.stage).to.equal("done");
+    const expected = content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23], [2 * PAGE, PAGE, 0x24]);
+    await expectContent(node.view(), expected);
+    expectMedium(media[0], expected);
+  });
+
+  it("the next checkpoint of the primary mends it", async () => {
+    await introduce(node, "s");
+    await loseImage();
+    await sessionCheckpoint(node, "s");
+    expect(node.secondary.brokenPromise()).to.equal(null);
+    expect(node.secondary.error).to.equal(null);
+    node.secondary.getError();
+    await put(node.replication(), 3 * PAGE, PAGE, 0x25);
+    await expectContent(node.view(), content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23]));
+  });
+
+  it("remembers the loss over a crash", async () => {
+    await loseImage();
+    await node.crashAndReopen();
+    expect(node.secondary.brokenPromise()).to.match(/last checkpoint is lost/);
+    expect(await outcome(node.view().read(PAGE, Buffer.alloc(PAGE)))).to.equal("EIO");
+    await expectFailure(node.secondary.stop("checkpoint"), /checkpoint is lost/);
+    await node.failover("latest");
+    await expectContent(node.view(), content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23]));
+  });
+});
+
+describe("secondary: a before-image can't be kept, policy break-replication", () => {
+  let node: SecondaryNode;
+  let media: Fixture["media"];
+
+  beforeEach(async () => {
+    ({ node, media } = await openSecondary({ onUndoError: "break-replication" }));
+    await node.start();
+    await put(node.replication(), 0, PAGE, 0x22);
+    await node.replication().flush();
+    node.state.fail({ operation: "write", name: HIDDEN_LOG, count: 1 }, "ENOSPC");
+  });
+
+  afterEach(() => node.dispose());
+
+  it("refuses the write and leaves disk and view alone", async () => {
+    expect(await outcome(put(node.replication(), PAGE, PAGE, 0x23, Flag.Fua))).to.equal("ENOSPC");
+    expect(await outcome(node.replication().zero(2 * PAGE, PAGE, Flag.None))).to.equal("ENOSPC");
+    expectMedium(media[0], content(0, [0, PAGE, 0x22]));
+    await expectContent(node.view(), content(0));
+    expect(node.secondary.error).to.include({ operation: "write", errno: "ENOSPC" });
+  });
+
+  it("a write acknowledged before it failed stops every later acknowledgement, the flush's first", async () => {
+    await put(node.replication(), PAGE, PAGE, 0x23);
+    expect(await outcome(node.replication().flush())).to.equal("ENOSPC");
+    expect(await outcome(put(node.replication(), 0, 1, 0x24))).to.equal("ENOSPC");
+    expectMedium(media[0], content(0, [0, PAGE, 0x22]));
+  });
+
+  it("refuses checkpoints, and the failover to the checkpoint still works", async () => {
+    await put(node.replication(), PAGE, PAGE, 0x23);
+    await turns();
+    await expectFailure(node.checkpoint(), /checkpoint refused: .*was lost/);
+    await node.failover("checkpoint");
+    await expectContent(node.view(), content(0));
+    expectMedium(media[0], content(0));
+  });
+});
