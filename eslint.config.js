@@ -40,7 +40,7 @@ export default tseslint.config(
     },
   },
   {
-    files: ["**/*.js", "**/*.cjs", "bin/*"],
+    files: ["**/*.{js,cjs,mjs}", "bin/*"],
     ...tseslint.configs.disableTypeChecked,
     languageOptions: {
       globals: { process: "readonly", module: "writable" },
