@@ -91,13 +91,15 @@ export class WriterTracker {
       },
       closed: (summary): void => {
         // A connection that a handshake replaced has been accounted for by that handshake.
-        if (handshake === this.#handshakes) this.#closed(peer, session, summary);
+        if (handshake === this.#handshakes) this.#closed(peer, summary);
       },
     };
   }
 
-  #closed(peer: string, session: SessionId | null, summary: ConnectionSummary): void {
-    if (summary.writes === 0 && session === null) return;
+  #closed(peer: string, summary: ConnectionSummary): void {
+    // Who wrote nothing leaves nothing behind. A primary that lost such a connection with writes on their way to it
+    // has no answers to them, and asks for no checkpoint before it has come back.
+    if (summary.writes === 0) return;
     this.#session = null;
     if (!this.#isWatching) return;
     this.#hasDeparted = true;

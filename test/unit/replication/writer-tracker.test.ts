@@ -1,0 +1,195 @@
+import { expect } from "chai";
+
+import type { ConnectionObserver, ConnectionSummary } from "../../../src/nbd/server/exports.js";
+import { WriterTracker } from "../../../src/replication/writer-tracker.js";
+
+const PEER = "192.0.2.1:1000";
+const RECONNECTED = "the primary has reconnected and its resync is not finished";
+
+function summary(change: Partial<ConnectionSummary> = {}): ConnectionSummary {
+  return { peer: PEER, clean: true, unansweredWrites: 0, writes: 5, failedWrites: 0, ...change };
+}
+
+describe("WriterTracker", () => {
+  let tracker: WriterTracker;
+  let changes: number;
+
+  beforeEach(() => {
+    changes = 0;
+    tracker = new WriterTracker(null, () => changes++);
+  });
+
+  /** A connection that has written. */
+  function connect(): ConnectionObserver {
+    const observer = tracker.observe(PEER);
+    observer.firstWrite?.();
+    return observer;
+  }
+
+  it("tells of each change, so that it can be recorded", () => {
+    tracker.begin();
+    const before = changes;
+    tracker.writeFailed("lost");
+    expect(changes).to.equal(before + 1);
+  });
+
+  describe("before replication is started", () => {
+    it("sees no gap, whatever a writer does", () => {
+      connect().closed?.(summary({ unansweredWrites: 3, clean: false }));
+      connect();
+      tracker.writeFailed("lost");
+      tracker.introduce("one");
+      expect(tracker.gap).to.equal(null);
+    });
+
+    it("keeps what is known from before a restart, until replication is started anew", () => {
+      tracker = new WriterTracker("from before", () => undefined);
+      tracker.resume();
+      expect(tracker.gap).to.equal("from before");
+      connect();
+      tracker.introduce("one");
+      expect(tracker.gap, "the first reason stays").to.equal("from before");
+      tracker.begin();
+      expect(tracker.gap).to.equal(null);
+    });
+
+    it("takes the word of a session that finishes the first copy", () => {
+      tracker.introduce("one");
+      expect([tracker.session, tracker.resynced("one"), tracker.gap]).to.deep.equal(["one", true, null]);
+    });
+
+    it("does not take the word of one whose connection was lost meanwhile", () => {
+      tracker.introduce("one");
+      connect().closed?.(summary({ clean: false, unansweredWrites: 1 }));
+      expect(tracker.resynced("one")).to.equal(false);
+    });
+  });
+
+  describe("while a writer that never introduced itself replicates", () => {
+    beforeEach(() => {
+      tracker.begin();
+    });
+
+    it("sees no gap while it writes, nor when it goes with all answered", () => {
+      connect().closed?.(summary());
+      expect(tracker.gap).to.equal(null);
+    });
+
+    it("sees a gap when it goes with requests unanswered", () => {
+      connect().closed?.(summary({ unansweredWrites: 3, failedWrites: 1 }));
+      expect(tracker.gap).to.equal(`writer ${PEER} went away with 3 requests unanswered`);
+    });
+
+    it("sees a gap when it goes after writes of its were refused", () => {
+      connect().closed?.(summary({ failedWrites: 2 }));
+      expect(tracker.gap).to.equal(`2 writes of ${PEER} were refused`);
+    });
+
+    it("sees a gap when one comes back, as soon as it writes", () => {
+      connect().closed?.(summary());
+      const observer = tracker.observe(PEER);
+      expect(tracker.gap).to.equal(null);
+      observer.firstWrite?.();
+      expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
+    });
+
+    it("sees no gap in a second connection beside the first", () => {
+      const [first, second] = [connect(), connect()];
+      first.closed?.(summary());
+      expect(tracker.gap).to.equal(null);
+      second.closed?.(summary({ unansweredWrites: 1 }));
+      expect(tracker.gap).to.equal(`writer ${PEER} went away with 1 requests unanswered`);
+    });
+
+    it("does not mind readers that come and go, however they go", () => {
+      const reader = tracker.observe(PEER);
+      reader.closed?.(summary({ writes: 0, clean: false }));
+      connect();
+      expect(tracker.gap).to.equal(null);
+    });
+
+    it("sees a gap when a write fails here, and keeps the first reason", () => {
+      tracker.writeFailed("the first");
+      tracker.writeFailed("the second");
+      connect().closed?.(summary({ unansweredWrites: 3 }));
+      expect(tracker.gap).to.equal("the first");
+    });
+
+    it("takes nobody's word for a gap but that of a session", () => {
+      tracker.writeFailed("lost");
+      expect(tracker.resynced("stranger")).to.equal(false);
+      expect(tracker.gap).to.equal("lost");
+    });
+
+    it("sees a gap after a restart in the middle of an epoch, as soon as one writes", () => {
+      tracker = new WriterTracker(null, () => undefined);
+      tracker.resume();
+      expect(tracker.gap).to.equal(null);
+      connect();
+      expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
+    });
+  });
+
+  describe("while a session replicates", () => {
+    let connection: ConnectionObserver;
+
+    beforeEach(() => {
+      tracker.introduce("one");
+      tracker.begin();
+      connection = connect();
+    });
+
+    it("sees a gap from its handshake on, until it says that the resync is done", () => {
+      tracker.introduce("one");
+      connect();
+      expect(tracker.gap).to.equal(RECONNECTED);
+      expect([tracker.resynced("one"), tracker.gap]).to.deep.equal([true, null]);
+    });
+
+    it("takes no word of a session once a connection of its was lost, even with all answered", () => {
+      connection.closed?.(summary());
+      expect([tracker.session, tracker.resynced("one"), tracker.gap]).to.deep.equal([null, false, null]);
+    });
+
+    it("sees a gap when one of its connections goes with requests unanswered, and mends it after a handshake", () => {
+      connection.closed?.(summary({ unansweredWrites: 1 }));
+      expect(tracker.gap).to.equal(`writer ${PEER} went away with 1 requests unanswered`);
+      tracker.introduce("one");
+      connect();
+      expect(tracker.gap).to.equal(`writer ${PEER} went away with 1 requests unanswered`);
+      expect([tracker.resynced("one"), tracker.gap]).to.deep.equal([true, null]);
+    });
+
+    it("does not hold connections that a handshake replaced against the session that made it", () => {
+      tracker.introduce("one");
+      connection.closed?.(summary({ unansweredWrites: 4 }));
+      expect([tracker.session, tracker.gap]).to.deep.equal(["one", RECONNECTED]);
+      expect(tracker.resynced("one")).to.equal(true);
+    });
+
+    it("takes no word of a session that another one has replaced", () => {
+      tracker.introduce("other");
+      expect([tracker.resynced("one"), tracker.gap]).to.deep.equal([false, RECONNECTED]);
+      expect([tracker.resynced("other"), tracker.gap]).to.deep.equal([true, null]);
+    });
+
+    it("sees a gap when a replaced connection writes again after its session has gone", () => {
+      connection.closed?.(summary());
+      connect();
+      expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
+    });
+
+    it("lets no reader, scanner or monitor cost the session its word", () => {
+      tracker.observe("monitor").closed?.(summary({ peer: "monitor", writes: 0, clean: false }));
+      expect([tracker.session, tracker.resynced("one")]).to.deep.equal(["one", true]);
+    });
+
+    it("forgets session and gap when replication ends", () => {
+      tracker.writeFailed("lost");
+      tracker.end();
+      expect([tracker.session, tracker.gap]).to.deep.equal([null, null]);
+      connection.closed?.(summary({ unansweredWrites: 1 }));
+      expect(tracker.gap).to.equal(null);
+    });
+  });
+});
