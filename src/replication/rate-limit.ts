@@ -2,6 +2,8 @@
 
 /** Work saved up while nothing was done; also how much may be done at once. */
 const BURST_SECONDS = 0.1;
+/** What setTimeout() can do; beyond it, it would not wait at all. */
+const LONGEST_WAIT_MS = 2 ** 31 - 1;
 
 export class RateLimit {
   #bytesPerSecond: number;
@@ -49,7 +51,7 @@ export class RateLimit {
       const cutShort = (): void => {
         end(false);
       };
-      const timer = setTimeout(end, ms, true);
+      const timer = setTimeout(end, Math.min(ms, LONGEST_WAIT_MS), true);
       this.#waits.add(cutShort);
       stop.addEventListener("abort", cutShort);
     });
