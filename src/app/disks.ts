@@ -28,19 +28,20 @@ export async function openDisks(
 
 async function openDisk(path: string, createSizeBytes: number | null, log: Logger): Promise<BlockDevice> {
   if (path.startsWith("nbd")) {
-    const { address, exportName, tls } = parseNbdUri(path);
-    if (tls)
-      throw new ConfigError(
-        "bad-disk",
-        `--disk: "${path}" asks for TLS, which is not supported: use nbd+unix://`,
-      );
-    const device = await connectNbd({ address, exportName });
-    if (device.info.writable) return device;
+    const device = await connectNbd(parseNbdUri(path));
+    const { sizeBytes, writable } = device.info;
+    const isOfSize = createSizeBytes === null || createSizeBytes === sizeBytes;
+    if (writable && isOfSize) return device;
     await device.close();
-    throw new ConfigError(
-      "disk-forbidden",
-      `--disk: "${path}" is read-only: its server must export it writable`,
-    );
+    throw isOfSize
+      ? new ConfigError(
+          "disk-forbidden",
+          `--disk: "${path}" is read-only: its server must export it writable`,
+        )
+      : new ConfigError(
+          "disk-size",
+          `--disk: "${path}" has ${sizeBytes} bytes, not the ${createSizeBytes} of --size: leave --size out to use it`,
+        );
   }
   return openFileDevice(path, {
     writable: true,

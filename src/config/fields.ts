@@ -79,7 +79,11 @@ function parseDisk(text: string): DiskConfig {
   if (path === "")
     throw new ConfigError("bad-disk", `"${text}" lacks the path, as in ${name}=/srv/${name}.img`);
   if (!/^nbds?(?:\+\w+)?:/.test(path)) return { name, path: resolve(path) };
-  parseNbdUri(path);
+  if (parseNbdUri(path).tls)
+    throw new ConfigError(
+      "bad-disk",
+      `"${path}" asks for TLS, which is not supported: use nbd:// or nbd+unix://`,
+    );
   return { name, path };
 }
 
@@ -88,6 +92,12 @@ function parseReplica(text: string): string {
   const uri = parseNbdUri(text);
   if (uri.tls)
     throw new ConfigError("bad-replica", `"${text}" asks for TLS, which is not supported: use nbd://`);
+  if (uri.exportName !== "") {
+    throw new ConfigError(
+      "bad-replica",
+      `"${text}": leave out "${uri.exportName}": each disk is asked for by its own name`,
+    );
+  }
   return text;
 }
 
