@@ -4,7 +4,7 @@ import { expect } from "chai";
 import { expectPattern, writePattern } from "../tools/clients.js";
 import { type Pair, startPair } from "../tools/pair.js";
 import { run, succeed } from "../tools/process.js";
-import { waitFor } from "../tools/wait-for.js";
+import { serveOn } from "../tools/socket-server.js";
 import { useWorkspace } from "../tools/workspace.js";
 
 describe("disks under qemu-storage-daemon", () => {
@@ -15,17 +15,13 @@ describe("disks under qemu-storage-daemon", () => {
 
   const startDaemon = async (role: string): Promise<void> => {
     await succeed("qemu-img", ["create", "-q", "-f", "qcow2", image(role), "32M"]);
-    await workspace.start("qemu-storage-daemon", [
+    const socket = workspace.path(`${role}-qsd.sock`);
+    await serveOn(workspace, socket, "qemu-storage-daemon", [
       ...["--blockdev", `driver=file,node-name=file,filename=${image(role)},discard=unmap`],
       ...["--blockdev", "driver=qcow2,node-name=disk,file=file,discard=unmap"],
-      ...["--nbd-server", `addr.type=unix,addr.path=${workspace.path(`${role}-qsd.sock`)}`],
+      ...["--nbd-server", `addr.type=unix,addr.path=${socket}`],
       ...["--export", "type=nbd,id=export,node-name=disk,name=image,writable=on"],
     ]);
-    await waitFor(
-      `${role}'s qemu-storage-daemon`,
-      async () => (await run("nbdinfo", ["--size", uri(role)])).code,
-      (code) => code === 0,
-    );
   };
 
   const startOnImages = async (): Promise<Pair> => {
