@@ -62,14 +62,20 @@ export class Resync {
     // Blocks missed behind the cursor while we went on are picked up by another round.
     while (this.disk.dirty.missedBytes > 0) {
       this.#cursor = 0;
-      await settleAll(Array.from({ length: PIECES_IN_FLIGHT }, () => this.#sendPieces()));
+      await settleAll(Array.from({ length: PIECES_IN_FLIGHT }, () => this.#sendPieces().catch(this.#giveUp)));
     }
   }
 
   /** Makes run() reject soon, whatever the rate limit says. */
   stop(): void {
-    this.#stopping.abort();
+    this.#stopping.abort(new LinkError("stopped", "the resync was stopped"));
   }
+
+  /** One piece that can't be sent ends the copy: the others would go on to the end of the disk first. */
+  readonly #giveUp = (error: unknown): never => {
+    this.#stopping.abort(error);
+    throw error;
+  };
 
   async #sendPieces(): Promise<void> {
     const { signal } = this.#stopping;
@@ -79,7 +85,7 @@ export class Resync {
       const { offset, lengthBytes } = piece;
       // Before the range is locked: guests must not wait for our rate limit.
       if (!piece.isHole) await this.#rate.take(lengthBytes, signal);
-      if (signal.aborted) throw new LinkError("stopped", "the resync was stopped");
+      signal.throwIfAborted();
       await this.disk.mirror.exclusively(offset, lengthBytes, () => this.#send(offset, offset + lengthBytes));
     }
   }

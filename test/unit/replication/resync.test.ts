@@ -1,0 +1,220 @@
+import { expect } from "chai";
+
+import { checked } from "../../../src/block/checked.js";
+import { Flag } from "../../../src/block/device.js";
+import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-map.js";
+import { Gate } from "../../../src/block/gate.js";
+import { MemoryBudget } from "../../../src/block/memory-budget.js";
+import type { AckMode } from "../../../src/block/mirror.js";
+import { PrimaryDisk } from "../../../src/replication/primary-disk.js";
+import { RateLimit } from "../../../src/replication/rate-limit.js";
+import { Resync } from "../../../src/replication/resync.js";
+import { FailingDevice, type Request } from "../../tools/failing-device.js";
+import { MemoryDevice, type MemoryDeviceOptions } from "../../tools/memory-device.js";
+import { failureOf, isSettled, outcome, turns } from "../../tools/outcome.js";
+import { Random, SEED } from "../../tools/seed.js";
+
+interface SubjectOptions extends MemoryDeviceOptions {
+  readonly blocks?: number;
+  readonly ackMode?: AckMode;
+  readonly bytesPerSecond?: number;
+}
+
+/** A primary's disk with a replica that is known to hold nothing yet. */
+class Subject {
+  readonly localMemory: MemoryDevice;
+  readonly replicaMemory: MemoryDevice;
+  readonly local: FailingDevice;
+  readonly replica: FailingDevice;
+  readonly disk: PrimaryDisk;
+  readonly resync: Resync;
+
+  constructor(options: SubjectOptions = {}) {
+    const sizeBytes = (options.blocks ?? 64) * BLOCK - 1000;
+    this.localMemory = new MemoryDevice(sizeBytes, options);
+    this.replicaMemory = new MemoryDevice(sizeBytes, options);
+    this.local = new FailingDevice(checked(this.localMemory));
+    this.replica = new FailingDevice(checked(this.replicaMemory));
+    this.disk = new PrimaryDisk(
+      { name: "disk0", path: "disk0.img", device: this.local },
+      {
+        ackMode: options.ackMode ?? "memsync",
+        gate: new Gate(),
+        memory: new MemoryBudget(1024 * 1024),
+        onForwardFailure: () => undefined,
+      },
+    );
+    this.disk.setReplicated(true);
+    this.disk.setReplica(this.replica);
+    this.disk.dirty.markAll();
+    this.resync = this.another(options.bytesPerSecond ?? 0);
+  }
+
+  another(bytesPerSecond = 0): Resync {
+    return new Resync(this.disk, this.replica, new RateLimit(bytesPerSecond));
+  }
+
+  get isSame(): boolean {
+    return this.localMemory.contents().equals(this.replicaMemory.contents());
+  }
+
+  /** What reached the replica. */
+  sent(operation: Request["operation"]): Request[] {
+    return this.replica.log.filter((request) => request.operation === operation);
+  }
+}
+
+function filled(lengthBytes: number, value: number): Buffer {
+  return Buffer.alloc(lengthBytes, value);
+}
+
+describe("Resync", () => {
+  it("makes the replica the same, and sends no holes", async () => {
+    const subject = new Subject();
+    subject.localMemory.fill(3 * BLOCK + 5, filled(2 * BLOCK, 1));
+    subject.localMemory.fill(40 * BLOCK, filled(5000, 2));
+    subject.localMemory.fill(subject.localMemory.info.sizeBytes - 1, filled(1, 3));
+    await subject.resync.run();
+    expect(subject.isSame).to.equal(true);
+    expect(subject.disk.dirty.missedBytes).to.equal(0);
+    expect(subject.resync.sentBytes).to.be.lessThan(5 * BLOCK);
+    expect(subject.replicaMemory.allocatedBytes).to.equal(subject.localMemory.allocatedBytes);
+    expect(subject.sent("zero"), "holes of both").to.deep.equal([]);
+  });
+
+  it("makes zeroes of what the replica holds where the disk has holes", async () => {
+    const subject = new Subject();
+    subject.replicaMemory.fill(0, filled(subject.replicaMemory.info.sizeBytes, 9));
+    subject.localMemory.fill(10 * BLOCK + 4096, filled(4096, 1));
+    await subject.resync.run();
+    expect(subject.isSame).to.equal(true);
+    expect(subject.replicaMemory.allocatedBytes).to.equal(4096);
+  });
+
+  it("copies between devices that can't tell their allocation", async () => {
+    const subject = new Subject({ blocks: 10, extents: "none", zero: "none", trim: "none" });
+    subject.localMemory.fill(100, filled(BLOCK, 1));
+    subject.replicaMemory.fill(0, filled(5 * BLOCK, 9));
+    await subject.resync.run();
+    expect(subject.isSame).to.equal(true);
+  });
+
+  it("sends only what is missed, and says how far it is", async () => {
+    const subject = new Subject();
+    subject.localMemory.fill(0, filled(subject.localMemory.info.sizeBytes, 1));
+    await subject.resync.run();
+    subject.replica.log.length = 0;
+    subject.disk.dirty.missed(7 * BLOCK + 1, 1);
+    subject.disk.dirty.missed(20 * BLOCK, 6 * BLOCK);
+    const held = subject.replica.hold({ operation: "write", offset: 20 * BLOCK, lengthBytes: 6 * BLOCK });
+    const again = subject.another();
+    const run = again.run();
+    await held.arrived(2);
+    await turns();
+    expect([again.totalBytes, again.doneBytes]).to.deep.equal([7 * BLOCK, BLOCK]);
+    held.release();
+    await run;
+    expect(again.doneBytes).to.equal(7 * BLOCK);
+    expect(
+      subject.sent("write").map(({ offset, lengthBytes }) => [offset / BLOCK, lengthBytes / BLOCK]),
+    ).to.deep.equal([
+      [7, 1],
+      [20, 4],
+      [24, 2],
+    ]);
+  });
+
+  for (const ackMode of ["async", "memsync", "sync"] as const) {
+    it(`ends with both sides the same while guests write, zero and trim: ${ackMode}`, async () => {
+      const subject = new Subject({ ackMode });
+      const random = new Random(SEED);
+      const { sizeBytes } = subject.localMemory.info;
+      for (let at = 0; at + BLOCK < sizeBytes; at += BLOCK) {
+        if (random.below(3) > 0) subject.localMemory.fill(at, random.bytes(BLOCK >> random.below(6)));
+        if (random.below(3) > 0) subject.replicaMemory.fill(at, random.bytes(4096));
+      }
+      subject.local.reorder({}, random);
+      subject.replica.reorder({}, random);
+      const { guestExport } = subject.disk;
+      const guest = async (): Promise<void> => {
+        for (let count = 0; count < 60; count++) {
+          const offset = random.below(sizeBytes - 3 * BLOCK);
+          const lengthBytes = 1 + random.below(2 * BLOCK);
+          const kind = random.below(4);
+          if (kind <= 1) await guestExport.write(offset, Buffer.alloc(lengthBytes, 1 + count), Flag.None);
+          else if (kind === 2) await guestExport.zero(offset, lengthBytes, Flag.None);
+          else await guestExport.trim(offset, lengthBytes, Flag.None);
+        }
+      };
+      await Promise.all([subject.resync.run(), guest(), guest(), guest()]);
+      await subject.disk.mirror.drain();
+      expect(subject.disk.dirty.missedBytes).to.equal(0);
+      expect(subject.isSame).to.equal(true);
+    });
+  }
+
+  it("lets no guest's write into the piece that it sends, and hinders no other", async () => {
+    const subject = new Subject();
+    subject.localMemory.fill(0, filled(64 * 1024, 1));
+    const held = subject.replica.hold({ operation: "write", count: 1 });
+    const run = subject.resync.run();
+    await held.arrived(1);
+    const inside = subject.disk.guestExport.write(0, filled(10, 2), Flag.None);
+    await subject.disk.guestExport.write(40 * BLOCK, filled(10, 3), Flag.None);
+    expect(await isSettled(inside)).to.equal(false);
+    held.release();
+    await Promise.all([run, inside]);
+    expect(subject.isSame).to.equal(true);
+    expect(subject.localMemory.contents(0, 10)).to.deep.equal(filled(10, 2));
+  });
+
+  it("lets guests write where it waits for its rate", async () => {
+    const subject = new Subject({ bytesPerSecond: 1 });
+    subject.localMemory.fill(0, filled(20 * BLOCK, 1));
+    const run = failureOf(subject.resync.run());
+    await turns();
+    expect(subject.sent("write")).to.deep.equal([]);
+    await subject.disk.guestExport.write(0, filled(10, 2), Flag.None);
+    expect(await isSettled(run)).to.equal(false);
+    subject.resync.stop();
+    expect(await run).to.have.property("code", "stopped");
+  });
+
+  it("picks up what was missed behind it while it went on", async () => {
+    const subject = new Subject();
+    subject.localMemory.fill(0, filled(60 * BLOCK, 1));
+    const held = subject.replica.hold({ operation: "write", offset: 50 * BLOCK, lengthBytes: 1 });
+    const run = subject.resync.run();
+    await held.arrived(1);
+    await turns();
+    subject.replica.fail({ operation: "write", offset: 0, lengthBytes: 10, count: 1 });
+    await subject.disk.guestExport.write(0, filled(10, 7), Flag.None);
+    expect(subject.disk.dirty.nextMissed(0, BLOCK)?.offset).to.equal(0);
+    held.release();
+    await run;
+    expect([subject.isSame, subject.disk.dirty.missedBytes]).to.deep.equal([true, 0]);
+  });
+
+  for (const [what, side, operation] of [
+    ["the disk can't be read", "local", "read"],
+    ["the replica refuses it", "replica", "write"],
+  ] as const) {
+    it(`stops soon when ${what}, keeps what it has done, and can be begun anew`, async () => {
+      const subject = new Subject({ blocks: 400 });
+      subject.localMemory.fill(0, filled(399 * BLOCK, 1));
+      const rule = subject[side].fail({ operation, offset: 40 * BLOCK, lengthBytes: 1 }, "EIO");
+      expect(await outcome(subject.resync.run())).to.equal("EIO");
+      const sent = subject.sent("write").length;
+      // Pieces of four blocks, eight of them under way.
+      expect(sent).to.be.at.most(10 + 8 + 8);
+      const done = subject.resync.doneBytes;
+      expect(done).to.be.at.least(8 * 4 * BLOCK);
+      expect(subject.disk.dirty.nextMissed(0, BLOCK)?.offset).to.be.at.most(40 * BLOCK);
+      rule.remove();
+      const again = subject.another();
+      expect(again.totalBytes).to.equal(400 * BLOCK - 1000 - done);
+      await again.run();
+      expect(subject.isSame).to.equal(true);
+    });
+  }
+});
