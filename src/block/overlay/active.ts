@@ -103,8 +103,10 @@ export class ActiveOverlay implements BlockDevice {
     return this.zero(offset, lengthBytes, flags & Flag.Fua);
   }
 
+  /** What recovery took back counts too: a node that crashed may have left it in the page cache only. */
   flush(): Promise<void> {
-    return this.#opened === null ? Promise.resolve() : this.#group.flush();
+    const isUntouched = this.#opened === null && this.#map.extentCount === 0;
+    return isUntouched ? Promise.resolve() : this.#group.flush();
   }
 
   extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {

@@ -3,7 +3,9 @@ import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
 import { outcome, turns } from "../../tools/outcome.js";
-import type { SecondaryNode } from "../../tools/secondary-node.js";
+import { MemoryDevice } from "../../tools/memory-device.js";
+import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
+import { SecondaryNode } from "../../tools/secondary-node.js";
 import {
   content,
   expectContent,
@@ -234,5 +236,29 @@ describe("secondary: durability of a checkpoint lags behind it", () => {
     await put(node.replication(0), PAGE, PAGE, 0x23, Flag.Fua);
     await node.crashAndReopen();
     for (const index of [0, 1] as const) await expectContent(node.view(index), older[index], `view ${index}`);
+  });
+});
+
+describe("secondary: a power loss after a crash of the process", () => {
+  it("keeps view writes that the process left behind once they have been flushed", async () => {
+    const state = new MemoryStateDirectory();
+    const node = await SecondaryNode.open({ media: [new MemoryDevice(SIZE_BYTES)], state });
+    try {
+      await node.start();
+      await put(node.view(), 0, PAGE, 0x31, Flag.Fua);
+      await put(node.view(), 0, PAGE, 0x32);
+      await node.crashAndReopen();
+      await node.view().flush();
+      const flushed = Buffer.alloc(PAGE);
+      await node.view().read(0, flushed);
+      await node.crash();
+      state.crash();
+      await node.reopen();
+      const kept = Buffer.alloc(PAGE);
+      await node.view().read(0, kept);
+      expect(kept.equals(flushed)).to.equal(true);
+    } finally {
+      await node.dispose();
+    }
   });
 });
