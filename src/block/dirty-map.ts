@@ -7,7 +7,7 @@
  * Invariants: a block leaves `missed` only when its whole newest content was acknowledged by the replica; it leaves
  * `volatile` only through a flush of the replica that began after that acknowledgement.
  *
- * The map is in memory: after a restart of the primary everything counts as missed (markAll()).
+ * The map is in memory: after a restart of the primary everything counts as missed (describe()).
  */
 import { Bitmap } from "./bitmap.js";
 
@@ -20,6 +20,7 @@ export class DirtyMap {
   #volatile: Bitmap;
   #flushing: Bitmap;
   #isFlushing = false;
+  #tenure: string | null = null;
 
   constructor(sizeBytes: number) {
     this.sizeBytes = sizeBytes;
@@ -46,6 +47,15 @@ export class DirtyMap {
   /** The replica may not have this content. */
   missed(offset: number, lengthBytes: number): void {
     this.#missed.set(blockOf(offset), blockAfter(offset + lengthBytes));
+  }
+
+  /**
+   * Whose lack this map tells from now on. Another replica, or one that was written by somebody else, lacks everything.
+   * @param tenure the replica's word for the time since which nobody but this primary wrote to it; null: it has none
+   */
+  describe(tenure: string | null): void {
+    if (tenure === null || tenure !== this.#tenure) this.markAll();
+    this.#tenure = tenure;
   }
 
   /** Nothing is known of the replica. */

@@ -29,6 +29,8 @@ const secondarySchema = z.strictObject({
   checkpointAt: z.string().nullable(),
   /** The session of the primary that wrote last, if it introduced itself. */
   session: z.string().nullable(),
+  /** Names the time since which only that session wrote; a primary's dirty map counts only together with it. */
+  tenure: z.uuid().nullable(),
   /** Why the disks may lack writes. */
   gap: z.string().nullable(),
 });
@@ -47,6 +49,7 @@ export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryM
     failoverTarget: null,
     checkpointAt: null,
     session: null,
+    tenure: null,
     gap: null,
   };
 }

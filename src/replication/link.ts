@@ -33,6 +33,9 @@ import { Resync } from "./resync.js";
 
 const FIRST_BACKOFF_MS = 100;
 const LONGEST_BACKOFF_MS = 5000;
+/** Refusals by a secondary that a new handshake mends: it takes the session for lost, or somebody else began an epoch. */
+const OUT_OF_STEP: ReadonlySet<string> = new Set(["session-lost", "old-epoch"]);
+
 export interface LinkOptions extends ReplicaConnectionsOptions {
   readonly rate: RateLimit;
   /** Names the primary, whichever life it is in. */
@@ -134,8 +137,8 @@ export class Link {
       // Nobody knows whether it took place: no write may reach the replica before the next handshake tells. Nor
       // will a secondary listen that takes this session for lost, until the next handshake.
       if (error instanceof LinkError) this.giveUp(error);
-      if (error instanceof QmpError && error.code === "session-lost") {
-        this.giveUp(new LinkError("session-lost", error.message, { cause: error }));
+      if (error instanceof QmpError && OUT_OF_STEP.has(error.code)) {
+        this.giveUp(new LinkError(error.code, error.message, { cause: error }));
       }
       throw error;
     }
@@ -199,6 +202,8 @@ export class Link {
         };
       },
       welcomed: (welcome) => {
+        // At once: whatever becomes of this attempt, the replica will not tell it again.
+        for (const { dirty } of disks) dirty.describe(welcome.tenure);
         events.epochLearned(welcome.epoch);
       },
       durable: (number) => {
@@ -207,8 +212,8 @@ export class Link {
     });
     this.#connections = connections;
     for (const [index, disk] of disks.entries()) {
-      // A replica that somebody else may have written to, or that was never introduced to, is known to hold nothing.
-      if (!connections.isKnown) disk.dirty.markAll();
+      // A replica without a handshake may have been written by anybody.
+      if (connections.control === null) disk.dirty.describe(null);
       const replica = connections.replicas[index];
       if (replica !== undefined) disk.setReplica(checked(replica));
     }

@@ -39,8 +39,6 @@ export class ReplicaConnections {
   readonly control: ReplicaControl | null;
   /** In the order of the disks. */
   readonly replicas: readonly NbdDevice[];
-  /** Whether the replica knows this session: what the dirty maps say is missing is all that is missing. */
-  readonly isKnown: boolean;
   readonly #options: ReplicaConnectionsOptions;
   readonly #lost = new Deferred<never>();
   readonly #timers: NodeJS.Timeout[];
@@ -49,12 +47,10 @@ export class ReplicaConnections {
     options: ReplicaConnectionsOptions,
     control: ReplicaControl | null,
     replicas: readonly NbdDevice[],
-    isKnown: boolean,
   ) {
     this.#options = options;
     this.control = control;
     this.replicas = replicas;
-    this.isKnown = isKnown;
     for (const { ended } of control === null ? replicas : [...replicas, control]) {
       void ended.then((reason) => {
         this.giveUp(reason ?? new LinkError("closed", "the link was closed"));
@@ -71,18 +67,15 @@ export class ReplicaConnections {
     let control: ReplicaControl | null = null;
     const replicas: NbdDevice[] = [];
     try {
-      let isKnown = false;
       if (options.control !== null) {
         control = await ReplicaControl.connect(options.control, options.timeoutMs, (epoch) => {
           events.durable(epoch);
         });
         // Before the disks: it cuts off older connections, whose late writes would overwrite newer ones.
-        const welcome = await control.handshake(events.hello());
-        events.welcomed(welcome);
-        isKnown = welcome.known;
+        events.welcomed(await control.handshake(events.hello()));
       }
       for (const disk of options.disks) replicas.push(await connectDisk(disk, options));
-      return new ReplicaConnections(options, control, replicas, isKnown);
+      return new ReplicaConnections(options, control, replicas);
     } catch (error) {
       await control?.close();
       for (const replica of replicas) replica.destroy(asError(error));
@@ -104,7 +97,8 @@ export class ReplicaConnections {
 
   /** Has the replica make everything durable and takes leave. Bounded by the time-out. */
   async close(): Promise<void> {
-    await Promise.allSettled(this.replicas.map((replica) => replica.flush()));
+    // What is durable there need not be sent again when the same replica comes back.
+    await Promise.allSettled([this.#flush()]);
     await Promise.allSettled(this.replicas.map((replica) => replica.close()));
     await this.control?.close();
     this.giveUp(new LinkError("closed", "the link was closed"));

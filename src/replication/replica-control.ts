@@ -23,8 +23,11 @@ export const helloSchema = z.strictObject({
 });
 
 const welcomeSchema = z.object({
-  /** Whether this session wrote last: what it knows to be missing is all that is missing. */
-  known: z.boolean(),
+  /**
+   * Names the time since which only this session wrote. If the session has heard this name before, then what it knows
+   * to be missing is all that is missing; whether an earlier answer has arrived only the session can know.
+   */
+  tenure: z.string(),
   epoch: z.int().nonnegative(),
   stage: z.string(),
 });

@@ -8,6 +8,7 @@
  *   epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
  * - From failover on, no replication write reaches a disk: the export is closed before the view becomes the disk.
  */
+import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
 import { describeError, MetadataError, StateError } from "../errors.js";
 import {
@@ -275,14 +276,15 @@ export class Secondary {
       await this.#group.drain();
       this.#group.forgetFailures();
       const isKnown = this.metadata.session === session;
-      if (!isKnown) await this.#metadata.save({ session });
+      // Its answer may be lost: the next one must not pass for what this one would have told.
+      if (!isKnown) await this.#metadata.save({ session, tenure: randomUUID() });
       return isKnown;
     });
   }
 
   /** A writer that did not introduce itself is there: what a primary remembers of this replica is void. */
   foreignWriter(): void {
-    if (this.metadata.session !== null) this.#saveSoon({ session: null });
+    if (this.metadata.session !== null) this.#saveSoon({ session: null, tenure: null });
   }
 
   /** Finishes what was acknowledged, makes it durable and records a clean state. The exports are closed already. */

@@ -43,7 +43,8 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
       run: async (hello) => {
         refuseMismatch(secondary, hello);
         const known = await secondary.introduce(hello.primary, hello.session);
-        return { known, epoch: secondary.epoch, stage: secondary.stage, version: HANDSHAKE_VERSION };
+        const { tenure } = secondary.metadata;
+        return { known, tenure, epoch: secondary.epoch, stage: secondary.stage, version: HANDSHAKE_VERSION };
       },
     }),
     qmpCommand({
