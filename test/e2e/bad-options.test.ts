@@ -60,17 +60,23 @@ const MISTAKES: readonly (readonly [NodeRole, options: string, message: string])
   ["secondary", "--disk a=DIR/x.img --size 1M --log-level loud", "is not one of error"],
 ];
 
+/** Programs run at a time. */
+const AT_ONCE = 4;
+
 describe("mistakes on the command line", () => {
   const workspace = useWorkspace();
 
   it(`each of ${MISTAKES.length} costs exit code 2, one line that names it, and not one file`, async () => {
     await writeFile(workspace.path("bad.yaml"), "disk: [a=/a\nsize: {\n");
     const before = await snapshot(workspace.directory);
-    for (const [role, options, message] of MISTAKES) {
+    const expectMistake = async ([role, options, message]: (typeof MISTAKES)[number]): Promise<void> => {
       const given = options.replaceAll("DIR", workspace.directory).split(" ");
       const outcome = await runNode(role, [...given, "--state-dir", workspace.path("state")]);
       expectRefusal(outcome, Exit.Usage, message);
       expect(await snapshot(workspace.directory), options).to.deep.equal(before);
+    };
+    for (let at = 0; at < MISTAKES.length; at += AT_ONCE) {
+      await Promise.all(MISTAKES.slice(at, at + AT_ONCE).map(expectMistake));
     }
   });
 });

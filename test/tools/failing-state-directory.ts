@@ -9,6 +9,8 @@
 import { Deferred } from "../../src/deferred.js";
 import { DeviceError, type Errno } from "../../src/errors.js";
 import type { StateDirectory, StateFile } from "../../src/meta/state-directory.js";
+import { turns } from "./outcome.js";
+import type { Random } from "./seed.js";
 
 export type StateOperation = "create" | "open" | "replace" | "remove" | "read" | "write" | "sync" | "close";
 
@@ -38,6 +40,7 @@ export class FailingStateDirectory implements StateDirectory {
   readonly path: string;
   readonly #next: StateDirectory;
   #rules: Rule[] = [];
+  #delay: () => Promise<void> = () => Promise.resolve();
 
   constructor(next: StateDirectory) {
     this.path = next.path;
@@ -71,6 +74,11 @@ export class FailingStateDirectory implements StateDirectory {
         released.resolve();
       },
     };
+  }
+
+  /** Each call that no rule takes waits for a random number of turns of the event loop, and so overtakes others. */
+  reorder(random: Random, turnsMaximum = 2): void {
+    this.#delay = () => turns(random.below(turnsMaximum + 1));
   }
 
   /** Removes all rules; what they hold stays held. */
@@ -113,7 +121,10 @@ export class FailingStateDirectory implements StateDirectory {
         (match.name?.test(name) ?? true) &&
         taken < (match.count ?? Infinity),
     );
-    if (rule === undefined) return;
+    if (rule === undefined) {
+      await this.#delay();
+      return;
+    }
     rule.taken++;
     await rule.decide();
   }

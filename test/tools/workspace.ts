@@ -18,6 +18,7 @@ export class Workspace {
   #directory = "";
   #processes: TestProcess[] = [];
   #closers: (() => Promise<unknown>)[] = [];
+  #notes: string[] = [];
 
   get directory(): string {
     return this.#directory;
@@ -38,6 +39,11 @@ export class Workspace {
     this.#closers.push(close);
   }
 
+  /** To be shown with the processes' output if the test fails. */
+  note(line: string): void {
+    this.#notes.push(line);
+  }
+
   async open(): Promise<void> {
     this.#directory = await mkdtemp(join(tmpdir(), "repl-"));
   }
@@ -46,18 +52,18 @@ export class Workspace {
     for (const close of this.#closers.reverse()) await close();
     await Promise.all(this.#processes.filter(({ isRunning }) => isRunning).map((each) => each.terminate()));
     this.#closers = [];
+    this.#notes = [];
     this.#processes = [];
     await rm(this.#directory, { recursive: true });
   }
 
   /** What all processes have said. */
   report(): string {
-    return this.#processes
-      .map(({ name, pid, stdout, stderr }) => {
-        const said = stdout.slice(0, SHOWN_OUTPUT_CHARACTERS) + stderr.slice(-SHOWN_LOG_CHARACTERS);
-        return `--- ${pid}: ${name}\n${said.trim()}`;
-      })
-      .join("\n");
+    const outputs = this.#processes.map(({ name, pid, stdout, stderr }) => {
+      const said = stdout.slice(0, SHOWN_OUTPUT_CHARACTERS) + stderr.slice(-SHOWN_LOG_CHARACTERS);
+      return `--- ${pid}: ${name}\n${said.trim()}`;
+    });
+    return [...outputs, ...this.#notes].join("\n");
   }
 }
 

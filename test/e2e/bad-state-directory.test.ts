@@ -1,0 +1,280 @@
+/** State directories that are in use, of another node, or damaged: refused, and kept as they are for repair. */
+import { expect } from "chai";
+import {
+  appendFile,
+  copyFile,
+  cp,
+  mkdir,
+  open,
+  readFile,
+  rm,
+  stat,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
+import { join } from "node:path";
+
+import { expectPattern, writePattern } from "../tools/clients.js";
+import { NodeProcess, runNode } from "../tools/node-process.js";
+import { type Pair, startPair } from "../tools/pair.js";
+import type { Outcome } from "../tools/process.js";
+import { Exit, expectRefusal } from "../tools/refusal.js";
+import { expectUnharmed, snapshot } from "../tools/snapshot.js";
+import { useWorkspace } from "../tools/workspace.js";
+
+describe("state directory that can't be used", () => {
+  const workspace = useWorkspace();
+
+  const start = (
+    role: "primary" | "secondary",
+    stateDirectory: string,
+    disks: readonly string[] = [`disk0=${workspace.path(`${role}-disk0.img`)}`],
+  ): Promise<Outcome> =>
+    runNode(role, [
+      ...disks.flatMap((disk) => ["--disk", disk]),
+      ...["--listen", `unix:${workspace.path("listen.sock")}`, "--state-dir", stateDirectory],
+    ]);
+
+  /** A stopped pair, its secondary in an epoch with something to undo and something of its own. */
+  const stopPair = async (): Promise<Pair> => {
+    const pair = await startPair(workspace, { sizeBytes: 4 * 1024 * 1024 });
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    await writePattern(pair.primaryUri(), 0x22, "512k", "1M");
+    await writePattern(pair.viewUri(), 0xaa, "0", "64k");
+    await pair.primary.succeed("stop");
+    await pair.secondary.succeed("stop");
+    await Promise.all([pair.primary.process.ended(), pair.secondary.process.ended()]);
+    return pair;
+  };
+
+  const expectRefused = async (
+    role: "primary" | "secondary",
+    message: string | RegExp,
+    ...rest: [stateDirectory?: string, disks?: readonly string[]]
+  ): Promise<void> => {
+    const [stateDirectory = workspace.path(role), disks] = rest;
+    const before = await snapshot(workspace.directory);
+    expectRefusal(await start(role, stateDirectory, disks), Exit.Failed, message);
+    expectUnharmed(before, await snapshot(workspace.directory));
+  };
+
+  /** With the state as it was, the secondary is as it was. */
+  const expectIntact = async (pair: Pair): Promise<void> => {
+    await pair.startSecondary();
+    await expectPattern(pair.viewUri(), [0xaa, "0", "64k"], [0x11, "64k", "960k"], [0, "1M", "3M"]);
+  };
+
+  it("in use: the second node is refused, the first goes on", async () => {
+    const pair = await startPair(workspace);
+    for (const node of [pair.primary, pair.secondary]) {
+      const { pid } = node.process;
+      const before = await snapshot(node.stateDirectory);
+      const other = `other=${workspace.path("other.img")}`;
+      await writeFile(workspace.path("other.img"), Buffer.alloc(4096));
+      const second = await start(node.role, node.stateDirectory, [other]);
+      const message = `state directory ${node.stateDirectory} is in use by process ${pid}: stop that first`;
+      expectRefusal(second, Exit.WrongState, message);
+      expect(await snapshot(node.stateDirectory)).to.deep.equal(before);
+    }
+    await writePattern(pair.primaryUri(), 0x11, "0", "64k");
+    await pair.checkpoint();
+    await expectPattern(pair.viewUri(), [0x11, "0", "64k"]);
+  });
+
+  it("of the other role", async () => {
+    const pair = await stopPair();
+    await expectRefused(
+      "primary",
+      "metadata.json belongs to a secondary, not to a primary: give another --state-dir",
+      workspace.path("secondary"),
+    );
+    await expectRefused(
+      "secondary",
+      "metadata.json belongs to a primary, not to a secondary: give another --state-dir",
+      workspace.path("primary"),
+    );
+    await expectIntact(pair);
+  });
+
+  it("of other disks: other names, another number, another size", async () => {
+    const pair = await stopPair();
+    const [mine, other] = [pair.secondaryFile(), workspace.path("other.img")];
+    await copyFile(mine, other);
+    const state = workspace.path("secondary");
+    await expectRefused("secondary", "belongs to the disks disk0, in this order, not to data", state, [
+      `data=${mine}`,
+    ]);
+    await expectRefused("secondary", "not to disk0, disk1", state, [`disk0=${mine}`, `disk1=${other}`]);
+    await truncate(other, 8 * 1024 * 1024);
+    await expectRefused("secondary", /disk disk0 has 8388608 bytes, but .* knows it with 4194304/, state, [
+      `disk0=${other}`,
+    ]);
+    await expectIntact(pair);
+  });
+
+  it("no directory, or one that can't be made", async () => {
+    await writeFile(workspace.path("primary-disk0.img"), Buffer.alloc(4096, 0x11));
+    await writeFile(workspace.path("file"), "of value");
+    await expectRefused(
+      "primary",
+      `state directory ${workspace.path("file")} can't be used`,
+      workspace.path("file"),
+    );
+    await expectRefused("primary", "can't be used", workspace.path("file/below"));
+    await expectRefused("primary", "can't be used", "/dev/null/below");
+  });
+
+  const damages: readonly (readonly [
+    what: string,
+    damage: (text: string) => string,
+    message: string | RegExp,
+  ])[] = [
+    [
+      "empty",
+      () => "",
+      "metadata.json is not JSON: restore it, or remove the directory, which costs a full copy",
+    ],
+    ["cut off", (text) => text.slice(0, text.length / 2), "metadata.json is not JSON"],
+    ["binary", () => "\0\xff\xfe".repeat(99), "metadata.json is not JSON"],
+    [
+      "of another program",
+      () => '{"name": "package", "version": 1}',
+      "is not a metadata file of nbd-replication",
+    ],
+    [
+      "of a newer version",
+      (text) => text.replace('"version": 1', '"version": 2'),
+      "metadata.json has version 2; this program reads 1",
+    ],
+    ["lacking a member", (text) => text.replace(/"epoch": \d+,/, ""), /metadata.json is damaged: epoch: /],
+    [
+      "wrong in a member",
+      (text) => text.replace(/"stage": "\w+"/, '"stage": "paused"'),
+      /metadata.json is damaged: stage: /,
+    ],
+    [
+      "of an epoch without a log",
+      (text) => text.replace(/"epoch": \d+/, '"epoch": 77'),
+      /hidden-77\.log is missing/,
+    ],
+  ];
+  it(`metadata.json that is ${damages.map(([what]) => what).join(", ")}`, async () => {
+    const pair = await stopPair();
+    for (const role of ["primary", "secondary"] as const) {
+      const path = join(workspace.path(role), "metadata.json");
+      const good = await readFile(path, "utf8");
+      for (const [what, damage, message] of damages) {
+        const bad = damage(good);
+        // A primary's has neither stage nor log.
+        if (bad === good || (role === "primary" && what.includes("without a log"))) continue;
+        await writeFile(path, bad, "latin1");
+        await expectRefused(role, message);
+      }
+      await writeFile(path, good);
+    }
+    await expectIntact(pair);
+  });
+
+  it("metadata.json that is gone, beside a log", async () => {
+    const pair = await stopPair();
+    const path = workspace.path("secondary/metadata.json");
+    const good = await readFile(path);
+    await rm(path);
+    await expectRefused("secondary", /metadata\.json is missing although (hidden|active)-\d+/);
+    await writeFile(path, good);
+    await expectIntact(pair);
+  });
+
+  /** The log of before-images of a stopped secondary. */
+  const hiddenLog = async (): Promise<string> => {
+    const { epoch } = JSON.parse(await readFile(workspace.path("secondary/metadata.json"), "utf8")) as {
+      epoch: number;
+    };
+    return workspace.path(`secondary/hidden-${epoch}.log`);
+  };
+
+  const flipByte = async (path: string, position: number): Promise<void> => {
+    const file = await open(path, "r+");
+    try {
+      const byte = Buffer.alloc(1);
+      await file.read(byte, 0, 1, position);
+      byte.writeUInt8(byte.readUInt8(0) ^ 0x10);
+      await file.write(byte, 0, 1, position);
+    } finally {
+      await file.close();
+    }
+  };
+
+  it("a log of before-images with damage in the middle, a bad header, or no header", async () => {
+    const pair = await stopPair();
+    const path = await hiddenLog();
+    const good = await readFile(path);
+    const damages: readonly (readonly [message: string, damage: () => Promise<void>])[] = [
+      ["its header fails its checksum", () => flipByte(path, 20)],
+      ["is not an overlay log of nbd-replication", () => flipByte(path, 0)],
+      ["shorter than its header", () => truncate(path, 100)],
+      ["is missing", () => rm(path)],
+    ];
+    for (const [message, damage] of damages) {
+      await damage();
+      await expectRefused("secondary", message);
+      await writeFile(path, good);
+    }
+    await expectIntact(pair);
+  });
+
+  it("a log of before-images whose first record is bad, while later ones are whole", async () => {
+    const pair = await startPair(workspace, { sizeBytes: 4 * 1024 * 1024 });
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    // One after the other: each batch of the log is durable before the next.
+    for (const offset of ["0", "64k", "128k"]) await writePattern(pair.primaryUri(), 0x22, offset, "64k");
+    await pair.primary.succeed("stop");
+    await pair.secondary.succeed("stop");
+    const path = await hiddenLog();
+    const headerBytes = 4096;
+    for (const position of [headerBytes + 30, headerBytes + 64 + 1000]) {
+      await flipByte(path, position);
+      await expectRefused(
+        "secondary",
+        /hidden-\d+\.log is damaged: bytes from 4096 on are bad although later/,
+      );
+      await flipByte(path, position);
+    }
+    await pair.startSecondary();
+    await expectPattern(pair.viewUri(), [0x11, "0", "1M"], [0, "1M", "3M"]);
+  });
+
+  it("a torn tail of the log of before-images is harmless: what it guards was never overwritten", async () => {
+    const pair = await stopPair();
+    const path = await hiddenLog();
+    const { size } = await stat(path);
+    await appendFile(path, Buffer.alloc(5000, 0x5a));
+    await expectIntact(pair);
+    await pair.secondary.succeed("stop");
+    expect((await stat(path)).size).to.be.at.least(size);
+  });
+
+  it("removed of a stopped secondary: costs a full copy, and nothing else", async () => {
+    const pair = await stopPair();
+    await cp(workspace.path("secondary"), workspace.path("kept"), { recursive: true });
+    await rm(workspace.path("secondary"), { recursive: true });
+    await pair.startSecondary();
+    expect((await pair.secondary.status()).stage).to.equal("none");
+    await pair.startPrimary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0x11, "0", "512k"], [0x22, "512k", "1M"], [0, "1536k", "1M"]);
+  });
+
+  it("empty and there already: is taken", async () => {
+    await mkdir(workspace.path("state"));
+    const node = await NodeProcess.start(
+      workspace,
+      "secondary",
+      ["--disk", `disk0=${workspace.path("new.img")}`, "--size", "1M", "--listen", "none"],
+      workspace.path("state"),
+    );
+    expect((await node.status()).stateDirectory).to.equal(workspace.path("state"));
+  });
+});

@@ -1,0 +1,203 @@
+/** Verbs that come at the wrong moment, or to nobody: refused with the reason, and nothing has changed. */
+import { expect } from "chai";
+import { once } from "node:events";
+import { createServer } from "node:net";
+
+import { expectPattern, writePattern } from "../tools/clients.js";
+import { NodeProcess, runNode } from "../tools/node-process.js";
+import { type Pair, startPair } from "../tools/pair.js";
+import { Exit, expectRefusal } from "../tools/refusal.js";
+import { useWorkspace } from "../tools/workspace.js";
+
+describe("verb at the wrong moment", () => {
+  const workspace = useWorkspace();
+
+  const startPrimary = (...options: string[]): Promise<NodeProcess> =>
+    NodeProcess.start(workspace, "primary", [
+      ...["--disk", `disk0=${workspace.path("disk0.img")}`, "--size", "4M"],
+      ...["--listen", `unix:${workspace.path("guest.sock")}`],
+      ...options,
+    ]);
+
+  const startSecondary = (): Promise<NodeProcess> =>
+    NodeProcess.start(workspace, "secondary", [
+      ...["--disk", `disk0=${workspace.path("disk0.img")}`, "--size", "4M"],
+      ...["--listen", "127.0.0.1:0", "--qmp", "tcp:127.0.0.1:0"],
+    ]);
+
+  it("checkpoint, detach: without a replica", async () => {
+    const primary = await startPrimary();
+    expectRefusal(
+      await primary.verb("checkpoint"),
+      Exit.WrongState,
+      "checkpoint refused: no replica is attached",
+    );
+    expectRefusal(await primary.verb("detach"), Exit.WrongState, "no replica is attached");
+    expect((await primary.status()).stage).to.equal("none");
+  });
+
+  it("attach: to a second replica, to nonsense, to what can't be used", async () => {
+    const pair = await startPair(workspace);
+    const replica = ["--replica", `nbd://${pair.addresses.replication}`];
+    const attach = (...options: string[]): ReturnType<NodeProcess["verb"]> =>
+      pair.primary.verb("attach", ...options);
+    expectRefusal(await attach(...replica), Exit.WrongState, "is attached already");
+    expectRefusal(await attach("--replica", "somewhere"), Exit.Usage, '--replica: "somewhere"');
+    await pair.primary.succeed("detach");
+    expectRefusal(
+      await attach(...replica, "--replica-qmp", "nowhere"),
+      Exit.Usage,
+      '--replica-qmp: "nowhere" is not an address',
+    );
+    await pair.primary.succeed("attach", ...replica, "--replica-qmp", `tcp:${pair.addresses.qmp}`);
+    await pair.synchronised();
+  });
+
+  it("detach, write, attach: only what changed is sent, and the checkpoint has it", async () => {
+    const pair = await startPair(workspace);
+    await writePattern(pair.primaryUri(), 0x11, "0", "16M");
+    await pair.checkpoint();
+    await pair.primary.succeed("detach");
+    await writePattern(pair.primaryUri(), 0x22, "4M", "1M");
+    await expectPattern(pair.viewUri(), [0x11, "0", "16M"]);
+    const addresses = ["--replica", `nbd://${pair.addresses.replication}`];
+    await pair.primary.succeed("attach", ...addresses, "--replica-qmp", `tcp:${pair.addresses.qmp}`);
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0x11, "0", "4M"], [0x22, "4M", "1M"], [0x11, "5M", "11M"]);
+  });
+
+  it("failover: without --yes, to a wrong target, with nothing to fail over to", async () => {
+    const secondary = await startSecondary();
+    expectRefusal(
+      await secondary.verb("failover"),
+      Exit.Usage,
+      "without a terminal to ask on, it needs --yes",
+    );
+    expectRefusal(
+      await secondary.verb("failover", "--yes", "--to", "yesterday"),
+      Exit.Usage,
+      '--to: "yesterday" is not one of checkpoint, latest',
+    );
+    const nothing = "Block replication is not running";
+    for (const options of [["--yes"], ["--yes", "--to", "latest"], ["--dry-run"]]) {
+      expectRefusal(await secondary.verb("failover", ...options), Exit.WrongState, nothing);
+    }
+    expect(await secondary.status()).to.deep.include({ stage: "none", error: null });
+  });
+
+  it("failover: a second time, by whatever name", async () => {
+    const pair = await startPair(workspace);
+    await writePattern(pair.primaryUri(), 0x11, "0", "64k");
+    await pair.checkpoint();
+    await writePattern(pair.primaryUri(), 0x22, "0", "64k");
+    await pair.failOver();
+    const { generation } = await pair.secondary.status();
+    for (const options of [["--yes"], ["--yes", "--to", "latest"], ["--dry-run"]]) {
+      expectRefusal(
+        await pair.secondary.verb("failover", ...options),
+        Exit.WrongState,
+        "failover is done already",
+      );
+    }
+    expect(await pair.secondary.status()).to.deep.include({ stage: "done", generation });
+    await expectPattern(pair.viewUri(), [0x11, "0", "64k"]);
+  });
+
+  it("checkpoint: after the failover, at either node", async () => {
+    const pair = await startPair(workspace);
+    await pair.failOver();
+    expectRefusal(
+      await pair.primary.verb("checkpoint"),
+      Exit.WrongState,
+      "checkpoint refused: the replica is",
+    );
+  });
+
+  it("any: while no node runs there", async () => {
+    const verbs = {
+      primary: [["checkpoint"], ["status"], ["detach"], ["attach", "--replica", "nbd://s"], ["stop"]],
+      secondary: [["failover", "--yes"], ["failover", "--dry-run"], ["status", "--json"], ["stop"]],
+    } as const;
+    for (const role of ["primary", "secondary"] as const) {
+      await Promise.all(
+        verbs[role].map(async (verb) => {
+          const outcome = await runNode(role, [...verb, "--state-dir", workspace.path("nowhere")]);
+          expectRefusal(outcome, Exit.Unreachable, `can't reach a QMP server at unix:`);
+        }),
+      );
+    }
+  });
+
+  it("any: of a node that was killed, or of something that is no node", async () => {
+    const primary = await startPrimary();
+    await primary.process.kill();
+    expectRefusal(await primary.verb("status"), Exit.Unreachable, "ECONNREFUSED");
+
+    const silent = createServer();
+    silent.listen({ path: workspace.path("silent.sock") });
+    await once(silent, "listening");
+    workspace.onEnd(() => new Promise((resolve) => silent.close(resolve)));
+    const address = `unix:${workspace.path("silent.sock")}`;
+    expectRefusal(
+      await runNode("primary", ["status", "--qmp", address]),
+      Exit.Unreachable,
+      "no answer within",
+    );
+
+    const chatty = createServer((socket) => socket.end("hello\n"));
+    chatty.listen({ path: workspace.path("chatty.sock") });
+    await once(chatty, "listening");
+    workspace.onEnd(() => new Promise((resolve) => chatty.close(resolve)));
+    const other = `unix:${workspace.path("chatty.sock")}`;
+    expectRefusal(
+      await runNode("primary", ["stop", "--qmp", other]),
+      Exit.Unreachable,
+      "can't reach a QMP server",
+    );
+  });
+
+  it("a node killed and restarted on its stale sockets starts as ever", async () => {
+    const primary = await startPrimary();
+    await writePattern(`nbd+unix:///disk0?socket=${workspace.path("guest.sock")}`, 0x11, "0", "64k");
+    await primary.process.kill();
+    await startPrimary();
+    await expectPattern(`nbd+unix:///disk0?socket=${workspace.path("guest.sock")}`, [0x11, "0", "64k"]);
+  });
+
+  describe("of a manager", () => {
+    const expectInStep = async (pair: Pair): Promise<void> => {
+      await pair.synchronised();
+      await pair.checkpoint();
+      const [primary, secondary] = [await pair.primary.status(), await pair.secondary.status()];
+      expect(primary.epoch).to.equal(secondary.epoch);
+    };
+
+    it("a checkpoint at the secondary, which only its primary can take", async () => {
+      const pair = await startPair(workspace);
+      const { epoch } = await pair.secondary.status();
+      for (const command of ["xen-colo-do-checkpoint", "x-repl-checkpoint"]) {
+        const refusal = await pair.secondary.withQmp((client) =>
+          client.execute(command).catch((error: unknown) => String(error)),
+        );
+        expect(refusal).to.include("checkpoint refused: the primary that is connected takes the checkpoints");
+      }
+      const wrongNode = ["checkpoint", "--qmp", `unix:${pair.secondary.qmpPath}`];
+      expectRefusal(await runNode("primary", wrongNode), Exit.WrongState, "the primary that is connected");
+      expect((await pair.secondary.status()).epoch).to.equal(epoch);
+      await expectInStep(pair);
+    });
+
+    it("a stop of the secondary alone: the checkpoint after it is refused, and the pair begins anew", async () => {
+      const pair = await startPair(workspace);
+      await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+      await pair.secondary.withQmp((client) =>
+        client.execute("xen-set-replication", { enable: false, primary: false }),
+      );
+      expect((await pair.secondary.status()).stage).to.equal("none");
+      expectRefusal(await pair.primary.verb("checkpoint"), Exit.WrongState, "checkpoint refused: ");
+      await pair.secondary.waitForStatus("running again", ({ stage }) => stage === "running");
+      await expectInStep(pair);
+      await expectPattern(pair.viewUri(), [0x11, "0", "1M"], [0, "1M", "1M"]);
+    });
+  });
+});
