@@ -201,7 +201,6 @@ export class Secondary {
     return this.#serial.run(async () => {
       const { session, epoch } = request;
       if (session !== null) this.#trust(session);
-      else this.#refuseInterference();
       const refusal = this.stage === "running" ? this.checkpointRefusal() : null;
       if (refusal !== null) throw new StateError("checkpoint-refused", `checkpoint refused: ${refusal}`);
       // The checkpoint that ends the first copy of a primary of ours starts replication.
@@ -405,16 +404,6 @@ export class Secondary {
       throw new StateError(
         "session-lost",
         "checkpoint refused: the primary's connections were lost since its handshake",
-      );
-    }
-  }
-
-  /** A manager can't know what is in flight from a primary that takes the checkpoints itself. */
-  #refuseInterference(): void {
-    if (this.stage === "running" && this.#tracker.session !== null) {
-      throw new StateError(
-        "driven",
-        "checkpoint refused: the primary that is connected takes the checkpoints",
       );
     }
   }
