@@ -2,7 +2,7 @@
 import type { PrimaryConfig } from "../config/schema.js";
 import { ExportTable } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
-import { blockJobCommands, jobEvent } from "../qmp/commands/block-jobs.js";
+import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
 import { primaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { Primary } from "../replication/primary.js";
@@ -35,6 +35,7 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
       jobEnded: (resync, error) => {
         const data = jobEvent(mirrorJob(resync, primary.rate.bytesPerSecond), error);
         if (error === null) emit("BLOCK_JOB_READY", data);
+        else emit("BLOCK_JOB_ERROR", jobErrorEvent(mirrorJob(resync, primary.rate.bytesPerSecond)));
         emit("BLOCK_JOB_COMPLETED", data);
       },
     },

@@ -2,7 +2,7 @@
 import type { SecondaryConfig } from "../config/schema.js";
 import { ExportTable } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
-import { blockJobCommands, jobEvent } from "../qmp/commands/block-jobs.js";
+import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
 import { nbdServerCommands } from "../qmp/commands/nbd-server.js";
 import { secondaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
@@ -35,6 +35,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
         emit("X_REPL_STAGE", { stage });
       },
       commitEnded: (error) => {
+        if (error !== null) emit("BLOCK_JOB_ERROR", jobErrorEvent(commitJob(secondary)));
         emit("BLOCK_JOB_COMPLETED", jobEvent(commitJob(secondary), error));
       },
     },

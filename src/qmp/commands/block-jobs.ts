@@ -52,6 +52,11 @@ export function jobEvent(job: JobStatus, error: Error | null): object {
   return { device: id, type, len, offset, speed, ...(error !== null && { error: error.message }) };
 }
 
+/** The data of BLOCK_JOB_ERROR; what failed is in the error of BLOCK_JOB_COMPLETED, which follows. */
+export function jobErrorEvent(job: JobStatus): object {
+  return { device: job.id, operation: "write", action: "report" };
+}
+
 /** QEMU's BlockJobInfo (qapi/block-core.json). */
 function jobInfo(job: JobStatus): object {
   return {
