@@ -2,7 +2,7 @@
 import { expect } from "chai";
 import { readFile, writeFile } from "node:fs/promises";
 
-import { qemuImgMap, qemuIo, writePattern } from "../tools/clients.js";
+import { expectPattern, qemuImgMap, qemuIo, tryQemuIo, writePattern } from "../tools/clients.js";
 import { expectSameContent } from "../tools/disk-files.js";
 import { MEBIBYTE, type Pair, startPair } from "../tools/pair.js";
 import { run, succeed } from "../tools/process.js";
@@ -97,5 +97,20 @@ describe("tools of others on a pair", () => {
     const back = workspace.path("back.qcow2");
     await succeed("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", pair.viewUri(), back]);
     expect(await succeed("qemu-img", ["compare", source, back])).to.equal("Images are identical.\n");
+  });
+
+  it("are told of an export that isn't there, and nobody else is disturbed", async () => {
+    const pair = await start();
+    for (const uri of [pair.primaryUri("disk1"), pair.viewUri("disk1")]) {
+      const { code, stderr } = await run("nbdinfo", [uri]);
+      expect(code).to.equal(1);
+      expect(stderr).to.include("disk1");
+    }
+    const qemu = await tryQemuIo(pair.primaryUri("disk1"), "read 0 4k");
+    expect(qemu.code).to.equal(1);
+    expect(qemu.stderr).to.include("disk1");
+    await writePattern(pair.primaryUri(), 0x11, "0", "64k");
+    await pair.checkpoint();
+    await expectPattern(pair.viewUri(), [0x11, "0", "64k"]);
   });
 });
