@@ -18,7 +18,8 @@ export interface NodeStatus {
   readonly version: string;
   readonly stage: NodeStage;
   readonly epoch: number;
-  readonly generation: string;
+  /** Of the data's line of history; null: of none yet. */
+  readonly generation: string | null;
   /** The first swallowed error since the last time all was well; null if there was none. */
   readonly error: SwallowedError | null;
   /** Why a checkpoint would be refused now; null if it would not. */

@@ -134,7 +134,7 @@ function replicationExport(
       const isIntroduced = secondary.tracker.session !== null;
       return {
         firstWrite: (): void => {
-          if (!isIntroduced) secondary.foreignWriter();
+          secondary.written(isIntroduced);
           observer.firstWrite?.();
         },
         closed: (summary): void => {

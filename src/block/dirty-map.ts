@@ -30,6 +30,11 @@ export class DirtyMap {
     this.#flushing = new Bitmap(blocks);
   }
 
+  /** The name of the time that this map tells of, as the replica gave it; null: it tells nothing of any replica. */
+  get tenure(): string | null {
+    return this.#tenure;
+  }
+
   /** Bytes that resync still has to send, in whole blocks. */
   get missedBytes(): number {
     return Math.min(this.#missed.count * DIRTY_BLOCK_BYTES, this.sizeBytes);
@@ -50,17 +55,15 @@ export class DirtyMap {
   }
 
   /**
-   * Whose lack this map tells from now on. Another replica, or one that was written by somebody else, lacks everything.
-   * @param tenure the replica's word for the time since which nobody but this primary wrote to it; null: it has none
+   * Whose lack this map tells from now on.
+   * @param tenure the replica's name for the time from now on; null: it has none
+   * @param isKnown whether the replica knows the map's tenure: if not it is another one, or was written by somebody
+   * else, and lacks everything
    */
-  describe(tenure: string | null): void {
-    if (tenure === null || tenure !== this.#tenure) this.markAll();
+  describe(tenure: string | null, isKnown: boolean): Promise<void> {
+    if (!isKnown) this.#missed.setAll();
     this.#tenure = tenure;
-  }
-
-  /** Nothing is known of the replica. */
-  markAll(): void {
-    this.#missed.setAll();
+    return Promise.resolve();
   }
 
   /** The replica acknowledged a write; that alone makes no missed block whole. */

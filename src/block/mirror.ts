@@ -23,6 +23,10 @@ export interface MirrorOptions {
   readonly dirty: DirtyMap;
   /** Memory for changes acknowledged in ack mode `async` that the replica has not acknowledged yet. */
   readonly memory: MemoryBudget;
+  /** Whether the replica takes changes now. */
+  readonly isReachable: () => boolean;
+  /** A change is made while there is no replica; it is acknowledged after it. */
+  readonly onAlone: () => Promise<void>;
 }
 
 /** One kind of change, ready to be applied to either side. */
@@ -143,7 +147,10 @@ export class Mirror implements BlockDevice {
     const localTurn = this.#localLocks.lock(offset, offset + lengthBytes, "exclusive");
     const forwarded = this.#forward(change);
     const applied = this.#applyLocally(change, localTurn);
-    return this.#options.ackMode === "async" ? applied : settleAll([applied, forwarded]);
+    // What no replica gets is acknowledged only after that is on record, in ack mode `async` too.
+    const isAsync =
+      this.#options.ackMode === "async" && this.#replica !== null && this.#options.isReachable();
+    return isAsync ? applied : settleAll([applied, forwarded]);
   }
 
   /** A fast zero may be refused, and then must not have been forwarded. */
@@ -173,7 +180,7 @@ export class Mirror implements BlockDevice {
       this.#options.memory.give(change.heldBytes);
       // Bit before data: a crash may copy too much, never lose.
       this.#options.dirty.missed(change.offset, change.lengthBytes);
-      return Promise.resolve();
+      return this.#options.onAlone();
     }
     const turn = this.#replicaLocks.lock(change.offset, change.offset + change.lengthBytes, "exclusive");
     const forwarded = this.#forwardInTurn(change, turn).finally(() => this.#forwarding.delete(forwarded));
@@ -196,6 +203,7 @@ export class Mirror implements BlockDevice {
     const replica = this.#replica;
     if (replica === null) {
       dirty.missed(change.offset, change.lengthBytes);
+      await this.#options.onAlone();
       return;
     }
     const flags = change.flags & ~Flag.Fua;

@@ -34,7 +34,7 @@ export function renderStatus(status: NodeStatus, nowMs: number, colour: boolean)
     ["state in", status.stateDirectory],
     [
       "node",
-      `version ${status.version}, up ${formatSeconds(status.uptimeSeconds)}, generation ${status.generation}`,
+      `version ${status.version}, up ${formatSeconds(status.uptimeSeconds)}, generation ${status.generation ?? "none"}`,
     ],
   ];
   return [

@@ -6,7 +6,7 @@ import type { StateDirectory } from "./state-directory.js";
 
 const METADATA_FILE = "metadata.json";
 const FORMAT = "nbd-replication metadata";
-const VERSION = 1;
+const VERSION = 2;
 
 const disk = z.strictObject({ name: z.string(), sizeBytes: z.int().positive() });
 
@@ -14,7 +14,12 @@ const common = {
   format: z.literal(FORMAT),
   version: z.literal(VERSION),
   uuid: z.uuid(),
-  generation: z.uuid(),
+  /** The line of history that the data is of; null: of none yet. */
+  generation: z.uuid().nullable(),
+  /** The lines that it came from, newest first. */
+  ancestors: z.array(z.uuid()),
+  /** As a primary: the generation that its replica may have. */
+  replicaGeneration: z.uuid().nullable(),
   epoch: z.int().nonnegative(),
   disks: z.array(disk),
   cleanShutdown: z.boolean(),
@@ -27,15 +32,17 @@ const secondarySchema = z.strictObject({
   failoverTarget: z.enum(["checkpoint", "latest"]).nullable(),
   /** When the last checkpoint was taken, ISO 8601. */
   checkpointAt: z.string().nullable(),
-  /** The session of the primary that wrote last, if it introduced itself. */
-  session: z.string().nullable(),
-  /** Names the time since which only that session wrote; a primary's dirty map counts only together with it. */
+  /** Names the time since which only one primary wrote, the one that knows this name: its dirty map counts. */
   tenure: z.uuid().nullable(),
+  /** The name told to that primary at its last handshake; it takes over when something is written under it. */
+  offeredTenure: z.uuid().nullable(),
+  /** Whether what only this node has may be given up for a primary with another history. */
+  discard: z.boolean(),
   /** Why the disks may lack writes. */
   gap: z.string().nullable(),
 });
 
-const primarySchema = z.strictObject({ ...common, role: z.literal("primary") });
+const primarySchema = z.strictObject({ ...common, generation: z.uuid(), role: z.literal("primary") });
 
 export type SecondaryMetadata = Readonly<z.infer<typeof secondarySchema>>;
 export type PrimaryMetadata = Readonly<z.infer<typeof primarySchema>>;
@@ -48,22 +55,27 @@ export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryM
     stage: "none",
     failoverTarget: null,
     checkpointAt: null,
-    session: null,
     tenure: null,
+    offeredTenure: null,
+    discard: false,
     gap: null,
   };
 }
 
 export function newPrimaryMetadata(disks: readonly DiskIdentity[]): PrimaryMetadata {
-  return { ...newCommon(disks), role: "primary" };
+  return { ...newCommon(disks), generation: randomUUID(), role: "primary" };
 }
 
-function newCommon(disks: readonly DiskIdentity[]): Omit<PrimaryMetadata, "role"> {
+function newCommon(
+  disks: readonly DiskIdentity[],
+): Omit<PrimaryMetadata, "role" | "generation"> & { readonly generation: null } {
   return {
     format: FORMAT,
     version: VERSION,
     uuid: randomUUID(),
-    generation: randomUUID(),
+    generation: null,
+    ancestors: [],
+    replicaGeneration: null,
     epoch: 0,
     disks: [...disks],
     cleanShutdown: true,

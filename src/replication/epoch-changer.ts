@@ -59,9 +59,10 @@ export class EpochChanger {
 
   /**
    * Begins an epoch; resolves when every disk is in it. The first one is durable by then, later ones are so later.
+   * @param lineage what else changes in the metadata with the epoch, in the same step
    * @throws StateError if it can't begin: nothing has changed then
    */
-  async begin(number: number): Promise<void> {
+  async begin(number: number, lineage: Partial<SecondaryMetadata>): Promise<void> {
     await this.settled();
     if (number <= this.number) {
       throw new StateError("old-epoch", `epoch ${number} is over: the secondary is in epoch ${this.number}`);
@@ -76,7 +77,7 @@ export class EpochChanger {
       throw error;
     }
     this.#durable = durable;
-    void this.#makeDurable(number, begun).then(
+    void this.#makeDurable(number, begun, lineage).then(
       () => {
         durable.resolve();
         this.#events.durable(number);
@@ -109,9 +110,13 @@ export class EpochChanger {
     await this.#store.removeAllBut(null);
   }
 
-  async #makeDurable(epoch: number, begun: { at: string; old: Epoch | null }): Promise<void> {
+  async #makeDurable(
+    epoch: number,
+    begun: { at: string; old: Epoch | null },
+    lineage: Partial<SecondaryMetadata>,
+  ): Promise<void> {
     await this.#group.flush();
-    await this.#metadata.save({ stage: "running", epoch, checkpointAt: begun.at });
+    await this.#metadata.save({ ...lineage, stage: "running", epoch, checkpointAt: begun.at });
     await begun.old?.close();
     await this.#store.removeAllBut(epoch);
   }

@@ -4,7 +4,6 @@
  * Invariant: the metadata says `failover` before the first block is merged and `done` only after the last one is durable;
  * in between, the overlays are complete, so that a restart can begin the merge anew.
  */
-import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
 import { asError, describeError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
@@ -12,6 +11,7 @@ import { Commit } from "./commit.js";
 import type { DiskGroup } from "./disk-group.js";
 import type { Epoch } from "./epoch.js";
 import type { EpochChanger } from "./epoch-changer.js";
+import { branch } from "./generation.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
 import type { Serial } from "./serial.js";
 import type { FailoverTarget } from "./stage.js";
@@ -89,8 +89,10 @@ export class Failover {
   /** Begins the failover, or begins it again after a failure or a restart; the replication exports are closed. */
   async begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
     const { group, metadata } = this.#parts;
-    // From here on this node's data has a history of its own.
-    await metadata.save({ stage: "failover", failoverTarget: target, generation: randomUUID() });
+    // From here on this node's data has a history of its own; one, however often the failover is begun.
+    const isFirst = metadata.current.stage === "running";
+    const lineage = isFirst ? branch(metadata.current) : {};
+    await metadata.save({ stage: "failover", failoverTarget: target, ...lineage });
     if (target === "latest") {
       // At once, for what clients write from now on must not go to an overlay that is about to be dropped.
       await group.showDisks(() => Promise.resolve());

@@ -26,6 +26,7 @@ import {
 } from "../errors.js";
 import { QmpError } from "../qmp/errors.js";
 import type { LinkState } from "../status.js";
+import type { PrimaryDisk } from "./primary-disk.js";
 import type { RateLimit } from "./rate-limit.js";
 import { HANDSHAKE_VERSION } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions } from "./replica-connections.js";
@@ -42,7 +43,8 @@ export interface LinkOptions extends ReplicaConnectionsOptions {
   readonly primary: string;
   /** Names this life of the process. */
   readonly session: string;
-  readonly generation: string;
+  /** The line of history of the data, as of now. */
+  readonly lineage: () => { readonly generation: string; readonly ancestors: readonly string[] };
   /** The epoch of the pair as this side knows it. */
   readonly epoch: () => number;
   readonly log: Logger;
@@ -187,7 +189,7 @@ export class Link {
   }
 
   async #connect(): Promise<ReplicaConnections> {
-    const { disks, primary, session, generation, epoch, events } = this.#options;
+    const { disks, primary, session, lineage, epoch, events } = this.#options;
     this.#become("connecting");
     const connections = await ReplicaConnections.open(this.#options, {
       hello: () => {
@@ -196,15 +198,18 @@ export class Link {
           version: HANDSHAKE_VERSION,
           primary,
           session,
-          generation,
+          generation: lineage().generation,
+          ancestors: [...lineage().ancestors],
+          tenure: commonTenure(disks),
+          dirty: disks.reduce((sum, { dirty }) => sum + dirty.missedBytes, 0),
           epoch: epoch(),
           disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
         };
       },
-      welcomed: (welcome) => {
-        // At once: whatever becomes of this attempt, the replica will not tell it again.
-        for (const { dirty } of disks) dirty.describe(welcome.tenure);
-        events.epochLearned(welcome.epoch);
+      welcomed: async ({ tenure, known, epoch: replicaEpoch }) => {
+        events.epochLearned(replicaEpoch);
+        // Before anything is written: the replica takes the map's old name until then, in case its answer is lost.
+        for (const { dirty } of disks) await dirty.describe(tenure, known);
       },
       durable: (number) => {
         events.durable(number);
@@ -213,7 +218,7 @@ export class Link {
     this.#connections = connections;
     for (const [index, disk] of disks.entries()) {
       // A replica without a handshake may have been written by anybody.
-      if (connections.control === null) disk.dirty.describe(null);
+      if (connections.control === null) await disk.dirty.describe(null, false);
       const replica = connections.replicas[index];
       if (replica !== undefined) disk.setReplica(checked(replica));
     }
@@ -279,6 +284,12 @@ export class Link {
     if (state === "replicating") this.#lastError = null;
     this.#options.events.stateChanged(state);
   }
+}
+
+/** The tenure that all maps tell of, or null. */
+function commonTenure(disks: readonly PrimaryDisk[]): string | null {
+  const [first, ...others] = disks.map(({ dirty }) => dirty.tenure);
+  return first !== undefined && others.every((tenure) => tenure === first) ? first : null;
 }
 
 /** Whether the replica is there but can't be used, so that an operator has to look. */

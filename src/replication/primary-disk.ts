@@ -14,8 +14,10 @@ export interface PrimaryDiskOptions {
   /** Shut while a checkpoint looks for its instant. */
   readonly gate: Gate;
   readonly memory: MemoryBudget;
-  /** A change did not reach the replica, or may not have; the dirty map has it already. */
-  readonly onForwardFailure: (disk: PrimaryDisk, failure: ForwardFailure) => void;
+  /** A change did not reach the replica, or may not have; the dirty map has it already. The guest waits for it. */
+  readonly onForwardFailure: (disk: PrimaryDisk, failure: ForwardFailure) => Promise<void>;
+  /** A change is made that no replica is told of. The guest waits for it. */
+  readonly onAlone: () => Promise<void>;
 }
 
 export class PrimaryDisk {
@@ -36,12 +38,14 @@ export class PrimaryDisk {
     this.dirty = new DirtyMap(disk.device.info.sizeBytes);
     this.#filter = new PrimaryFilter(disk.device.info, (failure) => {
       this.dirty.missed(failure.offset, failure.lengthBytes);
-      options.onForwardFailure(this, failure);
+      return options.onForwardFailure(this, failure);
     });
     this.mirror = new Mirror(disk.device, {
       ackMode: options.ackMode,
       dirty: this.dirty,
       memory: options.memory,
+      isReachable: () => this.#filter.isReachable,
+      onAlone: options.onAlone,
     });
     this.guestExport = checked(gated(this.mirror, options.gate, "writes"));
   }

@@ -25,6 +25,7 @@ import type { Address } from "../net/address.js";
 import { Checkpointer } from "./checkpointer.js";
 import type { LinkState, SwallowedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
+import { branch } from "./generation.js";
 import { Link, type LinkEvents } from "./link.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
 import { PrimaryDisk } from "./primary-disk.js";
@@ -69,6 +70,8 @@ export class Primary {
   readonly #checkpointer: Checkpointer;
   readonly #session = randomUUID();
   #state: State = initialState("primary");
+  /** Resolves when it is on record that this side goes on without its replica. */
+  #alone: Promise<void> = Promise.resolve();
   #replica: Replica | null = null;
   #link: Link | null = null;
   #lastCheckpoint: { readonly epoch: number; readonly at: string } | null = null;
@@ -89,7 +92,9 @@ export class Primary {
           memory,
           onForwardFailure: (failed, failure) => {
             this.#forwardFailed(failed, failure);
+            return this.#goAlone();
           },
+          onAlone: () => this.#goAlone(),
         }),
     );
     this.#checkpointer = new Checkpointer({
@@ -208,6 +213,9 @@ export class Primary {
 
   /** Resolves with the epoch when the checkpoint is durable on the secondary. @throws StateError if it is refused */
   async checkpoint(): Promise<number> {
+    const { generation, replicaGeneration } = this.metadata;
+    // On record before the replica can have it: what is written without it from then on is another line.
+    if (replicaGeneration !== generation) await this.#metadata.save({ replicaGeneration: generation });
     const at = new Date().toISOString();
     const epoch = await this.#checkpointer.checkpoint();
     this.#lastCheckpoint = { epoch, at };
@@ -240,7 +248,7 @@ export class Primary {
       rate: this.rate,
       primary: this.metadata.uuid,
       session: this.#session,
-      generation: this.metadata.generation,
+      lineage: () => this.metadata,
       epoch: () => this.epoch,
       log: this.#log,
       events: {
@@ -331,6 +339,20 @@ export class Primary {
     this.#metadata.saveSoon({ epoch }, (error) => {
       this.#log.error({ error: describeError(error) }, "metadata could not be written");
     });
+  }
+
+  /**
+   * The guest's data is about to have what the replica has not: another line of history, if the replica may have the
+   * present one. Resolves when that is on record.
+   */
+  #goAlone(): Promise<void> {
+    const { generation, replicaGeneration } = this.metadata;
+    if (replicaGeneration !== generation) return this.#alone;
+    this.#alone = this.#metadata.save(branch(this.metadata)).catch((error: unknown) => {
+      // The guest goes on (promise 16); what it writes now would pass for the replica's line if this node fails too.
+      this.#log.error({ error: describeError(error) }, "the new generation could not be written");
+    });
+    return this.#alone;
   }
 
   #forwardFailed(disk: PrimaryDisk, failure: ForwardFailure): void {

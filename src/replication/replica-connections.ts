@@ -31,7 +31,7 @@ export interface ReplicaConnectionsOptions {
 export interface ReplicaConnectionsEvents {
   /** The control is connected: introduce this side. */
   hello(): Hello;
-  welcomed(welcome: Welcome): void;
+  welcomed(welcome: Welcome): Promise<void>;
   durable(epoch: number): void;
 }
 
@@ -72,7 +72,7 @@ export class ReplicaConnections {
           events.durable(epoch);
         });
         // Before the disks: it cuts off older connections, whose late writes would overwrite newer ones.
-        events.welcomed(await control.handshake(events.hello()));
+        await events.welcomed(await control.handshake(events.hello()));
       }
       for (const disk of options.disks) replicas.push(await connectDisk(disk, options));
       return new ReplicaConnections(options, control, replicas);

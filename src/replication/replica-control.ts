@@ -5,7 +5,7 @@ import type { Address } from "../net/address.js";
 import { QmpClient } from "../qmp/client.js";
 
 /** Version of the handshake; a node refuses another's. */
-export const HANDSHAKE_VERSION = 1;
+export const HANDSHAKE_VERSION = 2;
 
 /** Told by a secondary when a checkpoint is durable, with its epoch. */
 export const CHECKPOINT_EVENT = "X_REPL_CHECKPOINT";
@@ -17,17 +17,21 @@ export const helloSchema = z.strictObject({
   primary: z.string().min(1).max(64),
   /** Names one life of the primary's process. */
   session: z.string().min(1).max(64),
-  generation: z.string(),
+  generation: z.uuid(),
+  ancestors: z.array(z.uuid()).max(64),
+  /** The tenure that the primary's dirty maps tell of; null: they tell nothing of any replica. */
+  tenure: z.uuid().nullable(),
+  /** Bytes that the primary believes this replica to lack, for people. */
+  dirty: z.int().nonnegative(),
   epoch: z.int().nonnegative(),
   disks: z.array(z.strictObject({ name: z.string(), size: z.int().positive() })).min(1),
 });
 
 const welcomeSchema = z.object({
-  /**
-   * Names the time since which only this session wrote. If the session has heard this name before, then what it knows
-   * to be missing is all that is missing; whether an earlier answer has arrived only the session can know.
-   */
-  tenure: z.string(),
+  /** Whether the primary's dirty maps tell all that this replica lacks. */
+  known: z.boolean(),
+  /** Names the time from now on; to be stored with the dirty maps before anything is written. */
+  tenure: z.uuid(),
   epoch: z.int().nonnegative(),
   stage: z.string(),
 });

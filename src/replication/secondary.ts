@@ -8,7 +8,6 @@
  *   epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
  * - From failover on, no replication write reaches a disk: the export is closed before the view becomes the disk.
  */
-import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
 import { describeError, MetadataError, StateError } from "../errors.js";
 import {
@@ -26,6 +25,7 @@ import type { SwallowedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
 import type { Commit } from "./commit.js";
 import { Failover, type FailoverOption, failoverOptions } from "./failover.js";
+import { type Introduction, refuseOtherHistory } from "./introduction.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
 import type { NamedDisk, SecondaryDisk } from "./secondary-disk.js";
 import { Serial } from "./serial.js";
@@ -40,6 +40,7 @@ import {
   type State,
   step,
 } from "./stage.js";
+import { Tenures } from "./tenures.js";
 import { type SessionId, WriterTracker } from "./writer-tracker.js";
 
 export interface SecondaryOptions {
@@ -68,6 +69,12 @@ export interface CheckpointRequest {
   readonly epoch: number | null;
 }
 
+interface EpochToBegin {
+  readonly number: number;
+  /** The history of the data in it, where it differs. */
+  readonly lineage: Partial<SecondaryMetadata>;
+}
+
 export class Secondary {
   readonly #options: SecondaryOptions;
   readonly #log: Logger;
@@ -81,8 +88,9 @@ export class Secondary {
   readonly #epochs: EpochChanger;
   readonly #failover: Failover;
   #isFenced = false;
-  /** The primary that introduced itself last. */
-  #introduced: string | null = null;
+  readonly #tenures: Tenures;
+  /** What the primary that introduced itself last told. */
+  #introduced: Introduction | null = null;
 
   private constructor(options: SecondaryOptions, metadata: SecondaryMetadata) {
     this.#options = options;
@@ -93,6 +101,9 @@ export class Secondary {
       ioError: (disk, failure) => {
         this.#ioError(disk, failure);
       },
+    });
+    this.#tenures = new Tenures(this.#metadata, (error) => {
+      this.#metadataFailed(error);
     });
     this.#store = new EpochStore({ directory: options.directory, disks: this.#group.devices, sync: true });
     this.#tracker = new WriterTracker(metadata.gap, () => {
@@ -190,7 +201,7 @@ export class Secondary {
   }
 
   start(mode: Mode): Promise<void> {
-    return this.#serial.run(() => this.#apply({ type: "start", mode }, null));
+    return this.#serial.run(() => this.#apply({ type: "start", mode }));
   }
 
   /**
@@ -205,7 +216,11 @@ export class Secondary {
       if (refusal !== null) throw new StateError("checkpoint-refused", `checkpoint refused: ${refusal}`);
       // The checkpoint that ends the first copy of a primary of ours starts replication.
       const isFirst = this.stage === "none" && session !== null;
-      await this.#apply(isFirst ? { type: "start", mode: "secondary" } : { type: "checkpoint" }, epoch);
+      const number = epoch ?? this.epoch + 1;
+      await this.#apply(isFirst ? { type: "start", mode: "secondary" } : { type: "checkpoint" }, {
+        number,
+        lineage: session === null ? {} : this.#adopted(),
+      });
       if (session !== null) this.#mended();
       return this.epoch;
     });
@@ -225,7 +240,7 @@ export class Secondary {
   stop(failover: FailoverTarget | null): Promise<void> {
     return this.#serial.run(() => {
       if (!isPromoted(this.stage)) this.#refuseLostCheckpoint(failover);
-      return this.#apply({ type: "stop", failover }, null);
+      return this.#apply({ type: "stop", failover });
     });
   }
 
@@ -253,38 +268,30 @@ export class Secondary {
 
   /**
    * A primary of ours introduces itself. Whoever wrote before is cut off: a late write of an old connection would
-   * overwrite what this one sends. But nobody is cut off for another primary.
-   * @throws StateError if somebody else is replicating to this node, or it was promoted
-   * @returns whether it wrote last, so that what it knows to be missing is all that is missing
+   * overwrite what this one sends. But nobody is cut off for another primary. Data of a line of history is not
+   * overwritten before it can be gone back to.
+   * @throws StateError if somebody else is replicating to this node, it was promoted, or its data has another history
+   * @returns whether the primary's dirty maps tell all that is missing here, and what to call the time from now on
    */
-  introduce(primary: string, session: SessionId): Promise<boolean> {
+  introduce(introduction: Introduction): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
     return this.#serial.run(async () => {
-      const refusal = this.exportRefusal();
-      if (refusal !== null) throw new StateError("promoted", refusal);
-      if (primary !== this.#introduced) {
-        const [writer] = this.#options.events.writers();
-        if (writer !== undefined) {
-          throw new StateError(
-            "other-writer",
-            `another primary replicates to this node, from ${writer}: stop that first`,
-          );
-        }
-      }
-      this.#introduced = primary;
-      this.#tracker.introduce(session);
+      this.#refuseIntroduction(introduction);
+      this.#introduced = introduction;
       await this.#options.events.disconnectWriters();
       await this.#group.drain();
       this.#group.forgetFailures();
-      const isKnown = this.metadata.session === session;
-      // Its answer may be lost: the next one must not pass for what this one would have told.
-      if (!isKnown) await this.#metadata.save({ session, tenure: randomUUID() });
-      return isKnown;
+      if (this.stage === "none" && this.metadata.generation !== null) {
+        await this.#apply({ type: "start", mode: "secondary" });
+      }
+      this.#tracker.introduce(introduction.session);
+      return this.#tenures.renew(introduction.tenure);
     });
   }
 
-  /** A writer that did not introduce itself is there: what a primary remembers of this replica is void. */
-  foreignWriter(): void {
-    if (this.metadata.session !== null) this.#saveSoon({ session: null, tenure: null });
+  /** The first write over a connection. @param isIntroduced whether of the primary that introduced itself */
+  written(isIntroduced: boolean): void {
+    if (isIntroduced) this.#tenures.confirm();
+    else this.#tenures.forget();
   }
 
   /** Finishes what was acknowledged, makes it durable and records a clean state. The exports are closed already. */
@@ -302,9 +309,10 @@ export class Secondary {
     });
   }
 
-  async #apply(event: Event, epoch: number | null): Promise<void> {
+  /** @param begin the epoch to begin, if one begins */
+  async #apply(event: Event, begin: EpochToBegin = { number: this.epoch + 1, lineage: {} }): Promise<void> {
     const [next, effects] = step(this.#state, event);
-    for (const effect of effects) await this.#effect(effect, next, epoch);
+    for (const effect of effects) await this.#effect(effect, next, begin);
     this.#become(next);
   }
 
@@ -316,10 +324,10 @@ export class Secondary {
     this.#options.events.stageChanged(next.stage);
   }
 
-  #effect(effect: Effect, next: State, epoch: number | null): Promise<void> {
+  #effect(effect: Effect, next: State, begin: EpochToBegin): Promise<void> {
     switch (effect) {
       case "begin-epoch":
-        return this.#beginEpoch(epoch ?? this.epoch + 1);
+        return this.#beginEpoch(begin);
       case "drop-overlays":
         return this.#dropOverlays();
       case "fence":
@@ -329,10 +337,30 @@ export class Secondary {
     }
   }
 
-  async #beginEpoch(number: number): Promise<void> {
+  #refuseIntroduction(introduction: Introduction): void {
+    const refusal = this.exportRefusal();
+    if (refusal !== null) throw new StateError("promoted", refusal);
+    const [writer] = this.#options.events.writers();
+    if (writer !== undefined && introduction.primary !== this.#introduced?.primary) {
+      throw new StateError(
+        "other-writer",
+        `another primary replicates to this node, from ${writer}: stop that first`,
+      );
+    }
+    refuseOtherHistory(this.metadata, introduction, null);
+  }
+
+  /** What becomes of this node's data when a primary of ours says that nothing is missing: its line is the primary's. */
+  #adopted(): Partial<SecondaryMetadata> {
+    if (this.#introduced === null) return {};
+    const { generation, ancestors } = this.#introduced;
+    return { generation, ancestors: [...ancestors], discard: false };
+  }
+
+  async #beginEpoch({ number, lineage }: EpochToBegin): Promise<void> {
     // Before the first write of the epoch, so that none is lost unseen.
     if (this.overlays === null) this.#tracker.begin();
-    await this.#epochs.begin(number);
+    await this.#epochs.begin(number, lineage);
   }
 
   async #dropOverlays(): Promise<void> {
@@ -415,8 +443,12 @@ export class Secondary {
 
   #saveSoon(change: Partial<SecondaryMetadata>): void {
     this.#metadata.saveSoon(change, (error) => {
-      this.#log.error({ error: describeError(error) }, "metadata could not be written");
+      this.#metadataFailed(error);
     });
+  }
+
+  #metadataFailed(error: unknown): void {
+    this.#log.error({ error: describeError(error) }, "metadata could not be written");
   }
 
   async #refuseLeftovers(): Promise<void> {

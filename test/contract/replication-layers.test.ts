@@ -119,7 +119,13 @@ function mirror(ackMode: AckMode, options: MemoryDeviceOptions = {}): ContractSu
   const remote = new MemoryDevice(SIZE_BYTES);
   remote.fill(0, local.contents());
   const dirty = new DirtyMap(SIZE_BYTES);
-  const device = new Mirror(checked(local), { ackMode, dirty, memory: new MemoryBudget(128 * 1024) });
+  const device = new Mirror(checked(local), {
+    ackMode,
+    dirty,
+    memory: new MemoryBudget(128 * 1024),
+    isReachable: () => true,
+    onAlone: () => Promise.resolve(),
+  });
   const filter = new PrimaryFilter(device.info, ({ error }) => {
     throw error;
   });

@@ -12,6 +12,9 @@ import { apply, at, disjoint, issue, type Load, type Request } from "./requests.
 import { crash, type CrashStep } from "./secondary-crash.js";
 import { copies, SecondaryModel } from "./secondary-model.js";
 
+/** Of the primary's line of history. */
+const GENERATION = "2f1c9a60-53a1-4f0e-8a44-9a6f53f8b0aa";
+
 interface FailoverStep {
   readonly kind: "failover";
   readonly to: FailoverTarget;
@@ -118,7 +121,8 @@ async function resync(model: SecondaryModel): Promise<void> {
   const { message } = await failureOf(model.node.checkpoint());
   if (!message.startsWith("checkpoint refused: ")) throw new Error(`refused, but with ${message}`);
   const session = randomUUID();
-  await secondary.introduce("the primary", session);
+  const primary = { primary: "the primary", generation: GENERATION, ancestors: [], tenure: null, dirty: 0 };
+  await secondary.introduce({ ...primary, session });
   for (const [index, content] of model.truth.entries())
     await model.node.replication(index).write(0, content, 0);
   await secondary.checkpoint({ session, epoch: null });

@@ -18,15 +18,21 @@ export interface ForwardFailure {
 
 export class PrimaryFilter implements BlockDevice {
   readonly info: DeviceInfo;
-  readonly #onFailure: (failure: ForwardFailure) => void;
+  readonly #onFailure: (failure: ForwardFailure) => Promise<void>;
   #isStarted = false;
   #replica: BlockDevice | null = null;
   #forwardedWrites = 0;
   #forwardedBytes = 0;
 
-  constructor(info: DeviceInfo, onFailure: (failure: ForwardFailure) => void) {
+  /** @param onFailure a failed request resolves after it */
+  constructor(info: DeviceInfo, onFailure: (failure: ForwardFailure) => Promise<void>) {
     this.info = info;
     this.#onFailure = onFailure;
+  }
+
+  /** Whether changes are forwarded to anybody. */
+  get isReachable(): boolean {
+    return this.#replica !== null;
   }
 
   /** Changes and bytes that the replica has acknowledged. */
@@ -79,13 +85,9 @@ export class PrimaryFilter implements BlockDevice {
     request: (replica: BlockDevice) => Promise<void>,
   ): Promise<void> {
     if (!this.#isStarted) return Promise.reject(new DeviceError("EIO", "replication is not started"));
-    const fail = (error: unknown): void => {
+    const fail = (error: unknown): Promise<void> =>
       this.#onFailure({ operation, offset, lengthBytes, error: asError(error) });
-    };
-    if (this.#replica === null) {
-      fail(new DeviceError("EIO", "the replica is not connected"));
-      return Promise.resolve();
-    }
+    if (this.#replica === null) return fail(new DeviceError("EIO", "the replica is not connected"));
     return request(this.#replica).then(() => {
       this.#forwardedWrites++;
       this.#forwardedBytes += lengthBytes;

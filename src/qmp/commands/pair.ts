@@ -42,8 +42,7 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
       arguments: helloSchema,
       run: async (hello) => {
         refuseMismatch(secondary, hello);
-        const known = await secondary.introduce(hello.primary, hello.session);
-        const { tenure } = secondary.metadata;
+        const { isKnown: known, tenure } = await secondary.introduce(hello);
         return { known, tenure, epoch: secondary.epoch, stage: secondary.stage, version: HANDSHAKE_VERSION };
       },
     }),

@@ -30,7 +30,7 @@ describe("DirtyMap", () => {
     map.missed(10 * BLOCK + 99, 1);
     expect(missed(map)).to.deep.equal([0, 1, 5, 10]);
     expect(map.missedBytes).to.equal(4 * BLOCK);
-    map.markAll();
+    void map.describe(null, false);
     expect(map.missedBytes).to.equal(SIZE_BYTES);
   });
 
@@ -62,7 +62,7 @@ describe("DirtyMap", () => {
 
   it("has as missed, once the link is lost, what the replica had in memory only", () => {
     map.acknowledged(3 * BLOCK, 1);
-    map.markAll();
+    void map.describe(null, false);
     map.resynced(0, SIZE_BYTES);
     expect([map.missedBytes, map.hasVolatile]).to.deep.equal([0, true]);
     map.beginFlush();

@@ -34,12 +34,19 @@ class Pair {
     this.localMemory = new MemoryDevice(SIZE_BYTES, options);
     this.local = new FailingDevice(checked(this.localMemory));
     this.memory = new MemoryBudget(options.memoryBytes ?? SIZE_BYTES);
-    this.mirror = new Mirror(this.local, { ackMode, dirty: this.dirty, memory: this.memory });
+    this.mirror = new Mirror(this.local, {
+      ackMode,
+      dirty: this.dirty,
+      memory: this.memory,
+      isReachable: () => this.filter.isReachable,
+      onAlone: () => Promise.resolve(),
+    });
     this.filter = new PrimaryFilter(this.mirror.info, (failure) => {
       this.dirty.missed(failure.offset, failure.lengthBytes);
       this.failures.push(
         `${failure.operation} ${failure.offset}+${failure.lengthBytes}: ${failure.error.message}`,
       );
+      return Promise.resolve();
     });
     this.filter.setReplica(this.replica);
     this.filter.setStarted(true);

@@ -50,7 +50,8 @@ describe("metadata", () => {
       stage: "failover-failed",
       failoverTarget: "latest",
       checkpointAt: "2024-05-06T07:08:09.123Z",
-      session: "a session",
+      tenure: "0a6a4f0e-4b8c-4d63-9d38-0d5d7b4d6c11",
+      discard: true,
       gap: "writes were lost",
       epoch: 2 ** 40,
       cleanShutdown: false,
@@ -62,7 +63,7 @@ describe("metadata", () => {
     expect(await readPrimaryMetadata(directory)).to.deep.equal(primary);
   });
 
-  it("begins in stage none of epoch 0, with identifiers of its own", () => {
+  it("begins in stage none of epoch 0, with identifiers of its own; a secondary's data is of no line of history", () => {
     const [one, other] = [newSecondaryMetadata(DISKS), newSecondaryMetadata(DISKS)];
     expect([one.stage, one.epoch, one.failoverTarget, one.checkpointAt]).to.deep.equal([
       "none",
@@ -70,7 +71,10 @@ describe("metadata", () => {
       null,
       null,
     ]);
-    expect(new Set([one.uuid, one.generation, other.uuid, other.generation]).size).to.equal(4);
+    expect([one.generation, one.ancestors, one.tenure]).to.deep.equal([null, [], null]);
+    const [first, second] = [newPrimaryMetadata(DISKS), newPrimaryMetadata(DISKS)];
+    const uuids = [one.uuid, other.uuid, first.uuid, first.generation, second.uuid, second.generation];
+    expect(new Set(uuids).size).to.equal(6);
   });
 
   it("refuses a file that is not JSON, wherever it was cut off", async () => {
@@ -94,9 +98,9 @@ describe("metadata", () => {
   });
 
   it("refuses a version that it does not know, whatever else is in the file", async () => {
-    putJson({ ...newSecondaryMetadata(DISKS), version: 2, novelty: true });
+    putJson({ ...newSecondaryMetadata(DISKS), version: 3, novelty: true });
     expect(await refusal(() => readSecondaryMetadata(directory))).to.equal(
-      "version: /state/metadata.json has version 2; this program reads 1",
+      "version: /state/metadata.json has version 3; this program reads 2",
     );
   });
 

@@ -66,7 +66,7 @@ describe("QEMU's test-replication: primary", () => {
 
   /** QEMU's primary node is the filter alone; ours has the mirror above it, which reads the disk. */
   function filter(): PrimaryFilter {
-    return new PrimaryFilter(new MemoryDevice(IMG_SIZE).info, () => undefined);
+    return new PrimaryFilter(new MemoryDevice(IMG_SIZE).info, () => Promise.resolve());
   }
 
   it("primary/read: the filter refuses reads", async () => {

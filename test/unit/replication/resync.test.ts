@@ -41,12 +41,13 @@ class Subject {
         ackMode: options.ackMode ?? "memsync",
         gate: new Gate(),
         memory: new MemoryBudget(1024 * 1024),
-        onForwardFailure: () => undefined,
+        onForwardFailure: () => Promise.resolve(),
+        onAlone: () => Promise.resolve(),
       },
     );
     this.disk.setReplicated(true);
     this.disk.setReplica(this.replica);
-    this.disk.dirty.markAll();
+    void this.disk.dirty.describe(null, false);
     this.resync = this.another(options.bytesPerSecond ?? 0);
   }
 

@@ -4,6 +4,7 @@ import { expect } from "chai";
 import type { UndoErrorPolicy } from "../../../src/config/schema.js";
 import { type BlockDevice, Flag, type Flags } from "../../../src/block/device.js";
 import { expectSame, readRange } from "../../contract/device-model.js";
+import type { Introduction } from "../../../src/replication/introduction.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
 import { failureOf } from "../../tools/outcome.js";
@@ -70,9 +71,24 @@ export async function expectFailure(request: Promise<unknown>, message: string |
   else expect(text).to.match(message);
 }
 
-/** As a primary of ours says hello. */
-export function introduce(node: SecondaryNode, session: string): Promise<boolean> {
-  return node.secondary.introduce("the primary", session);
+/** The line of history of the primary that introduce() plays. */
+export const GENERATION = "2f1c9a60-53a1-4f0e-8a44-9a6f53f8b0aa";
+
+/** As a primary of ours says hello. @param told what is different this time */
+export function introduce(
+  node: SecondaryNode,
+  session: string,
+  told: Partial<Introduction> = {},
+): ReturnType<SecondaryNode["secondary"]["introduce"]> {
+  return node.secondary.introduce({
+    primary: "the primary",
+    session,
+    generation: GENERATION,
+    ancestors: [],
+    tenure: null,
+    dirty: 0,
+    ...told,
+  });
 }
 
 /** As a primary of ours takes a checkpoint; resolves when it is durable. */

@@ -195,18 +195,32 @@ describe("secondary: trust in its writers", () => {
     expect(pair.node.secondary.stage).to.equal("running");
   });
 
-  it("knows at the handshake whether the session wrote last, also after a crash", async () => {
-    expect(await introduce(pair.node, "s")).to.equal(false);
+  it("knows at the handshake whether the primary wrote last, also after a crash", async () => {
+    const first = await introduce(pair.node, "s");
+    expect(first.isKnown).to.equal(false);
     await put(await writer(), 0, PAGE, 0x22);
-    expect(await introduce(pair.node, "s")).to.equal(true);
+    const second = await introduce(pair.node, "s", { tenure: first.tenure });
+    expect(second.isKnown).to.equal(true);
     await pair.crashSecondary();
-    expect(await introduce(pair.node, "s")).to.equal(true);
+    const third = await introduce(pair.node, "another life", { tenure: second.tenure });
+    expect(third.isKnown).to.equal(true);
     await departed();
     await pair.crashSecondary();
-    // Somebody who doesn't introduce himself writes: what the session remembers is void.
+    // Somebody who doesn't introduce himself writes: what the primary remembers is void.
     await put(await writer(), 0, PAGE, 0x23);
     await departedAfterClose();
-    expect(await introduce(pair.node, "s")).to.equal(false);
+    expect((await introduce(pair.node, "s", { tenure: third.tenure })).isKnown).to.equal(false);
+  });
+
+  it("takes the tenure before the last one too, until something was written under the new one", async () => {
+    const first = await introduce(pair.node, "s");
+    await put(await writer(), 0, PAGE, 0x22);
+    const lost = await introduce(pair.node, "s", { tenure: first.tenure });
+    const next = await introduce(pair.node, "s", { tenure: first.tenure });
+    expect([lost.isKnown, next.isKnown]).to.deep.equal([true, true]);
+    await put(await writer(), 0, PAGE, 0x23);
+    // As of a primary whose state directory was restored from a backup.
+    expect((await introduce(pair.node, "s", { tenure: first.tenure })).isKnown).to.equal(false);
   });
 
   async function departedAfterClose(): Promise<void> {

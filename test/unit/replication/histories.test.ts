@@ -1,0 +1,117 @@
+/** How the histories of two nodes part and are told apart (design, promise 20). */
+import { expect } from "chai";
+
+import { Flag } from "../../../src/block/device.js";
+import type { AckMode } from "../../../src/block/mirror.js";
+import { InProcessPair } from "../../tools/in-process-pair.js";
+import { turns } from "../../tools/outcome.js";
+import { expectFailure, introduce } from "./secondary-fixture.js";
+
+const SIZE_BYTES = 1024 * 1024;
+const BLOCK = Buffer.alloc(4096, 0x5a);
+const OTHER = "7d2b5f5e-92a7-4f6a-8a54-58c9a2f6b1aa";
+
+describe("histories of a pair", () => {
+  let pair: InProcessPair;
+
+  async function open(ackMode: AckMode = "memsync"): Promise<void> {
+    pair = await InProcessPair.open({ sizes: [SIZE_BYTES], ackMode });
+  }
+
+  afterEach(() => pair.dispose());
+
+  const generations = (): (string | null)[] => [
+    pair.primary.metadata.generation,
+    pair.node.secondary.metadata.generation,
+  ];
+
+  /** The replica can't be reached any more, and nobody tells the primary that it is being promoted. */
+  async function failover(): Promise<void> {
+    await pair.node.failover("latest");
+    expect(pair.node.secondary.stage).to.equal("done");
+  }
+
+  it("a secondary takes over its primary's generation with the checkpoint that ends the first copy", async () => {
+    await open();
+    const [generation] = generations();
+    expect(generations()).to.deep.equal([generation, null]);
+    await pair.attach();
+    expect(generations()).to.deep.equal([generation, generation]);
+  });
+
+  for (const ackMode of ["async", "memsync", "sync"] as const) {
+    it(`ack mode ${ackMode}: the first write without the replica is of another generation, before it is acknowledged`, async () => {
+      await open(ackMode);
+      await pair.attach();
+      const [before] = generations();
+      await pair.primary.detach();
+      expect(generations()[0], "an outage alone changes nothing").to.equal(before);
+      await pair.guest().write(0, BLOCK, Flag.None);
+      const [alone] = generations();
+      expect(alone).to.not.equal(before);
+      expect(pair.primary.metadata.ancestors).to.deep.equal([before]);
+      await pair.guest().write(4096, BLOCK, Flag.None);
+      expect(generations(), "one for an outage").to.deep.equal([alone, before]);
+
+      await pair.attach();
+      expect(generations()).to.deep.equal([alone, alone]);
+      expect(pair.node.secondary.metadata.ancestors).to.deep.equal([before]);
+    });
+  }
+
+  it("a crash of the primary while it went on alone does not make it forget that it did", async () => {
+    await open();
+    await pair.attach();
+    await pair.primary.detach();
+    await pair.guest().write(0, BLOCK, Flag.None);
+    const [alone] = generations();
+    await pair.restartPrimary();
+    expect(generations()[0]).to.equal(alone);
+  });
+
+  it("a promoted secondary refuses its old primary", async () => {
+    await open();
+    await pair.attach();
+    await pair.primary.detach();
+    await failover();
+    await expectFailure(pair.attach(), /promoted by a failover/);
+  });
+
+  /** Resolves when the secondary knows that its primary has left. */
+  async function detached(): Promise<void> {
+    await pair.primary.detach();
+    while (pair.node.connections.peers.length > 0) await turns();
+  }
+
+  it("a primary whose data has nothing to do with the secondary's is refused, and nothing is changed", async () => {
+    await open();
+    await pair.attach();
+    await detached();
+    const before = pair.node.secondary.metadata;
+    await expectFailure(
+      introduce(pair.node, "s", { generation: OTHER }),
+      /^the secondary holds other data: .*--discard-local-changes/,
+    );
+    expect(pair.node.secondary.metadata).to.deep.equal(before);
+  });
+
+  it("a primary with older data than the secondary is refused", async () => {
+    await open();
+    await pair.attach();
+    await pair.primary.detach();
+    await pair.guest().write(0, BLOCK, Flag.None);
+    const [alone] = generations();
+    await pair.attach();
+    const [older] = pair.node.secondary.metadata.ancestors;
+    if (older === undefined || alone === null) throw new Error("no ancestor");
+    await detached();
+    await expectFailure(
+      introduce(pair.node, "s", { generation: older, ancestors: [] }),
+      /^the secondary has newer data than the primary: .*start the primary's node as its secondary/,
+    );
+    await expectFailure(
+      introduce(pair.node, "s", { generation: OTHER, ancestors: [older] }),
+      /^split brain: both nodes changed since they were the same, the primary 0 .*--discard-local-changes/,
+    );
+  });
+});
