@@ -3,7 +3,7 @@ import type { PrimaryConfig } from "../config/schema.js";
 import type { NbdServer } from "../nbd/server/server.js";
 import type { Primary } from "../replication/primary.js";
 import type { Resync } from "../replication/resync.js";
-import type { DiskStatus, JobStatus, NodeStatus } from "../status.js";
+import type { DiskStatus, JobStatus, NodeStatus, PrimaryStatus } from "../status.js";
 import { listenerStatus, type NodeParts } from "./run-node.js";
 
 export function primaryStatus(
@@ -12,7 +12,7 @@ export function primaryStatus(
   primary: Primary,
   guests: NbdServer,
 ): NodeStatus {
-  const { link, metadata, replica } = primary;
+  const { metadata } = primary;
   return {
     role: "primary",
     version: parts.version,
@@ -30,17 +30,27 @@ export function primaryStatus(
       ...parts.qmpListeners(),
     ],
     jobs: mirrorJobs(primary),
-    primary: {
-      ackMode: config.ackMode,
-      checkpointIntervalMs: config.checkpointIntervalMs,
-      replicaTimeoutMs: config.replicaTimeoutMs,
-      link: {
-        state: link?.state ?? "detached",
-        replica: replica?.uri ?? null,
-        since: (link?.since ?? new Date(parts.startedMs)).toISOString(),
-        lastError: link?.lastError?.message ?? null,
-        reconnects: link?.reconnects ?? 0,
-      },
+    primary: primaryPart(primary, config, parts.startedMs),
+  };
+}
+
+/** How a node replicates to its replica. */
+export function primaryPart(
+  primary: Primary,
+  config: Pick<PrimaryConfig, "ackMode" | "replicaTimeoutMs">,
+  startedMs: number,
+): PrimaryStatus {
+  const { link, replica, checkpointIntervalMs } = primary;
+  return {
+    ackMode: config.ackMode,
+    checkpointIntervalMs,
+    replicaTimeoutMs: config.replicaTimeoutMs,
+    link: {
+      state: link?.state ?? "detached",
+      replica: replica?.uri ?? null,
+      since: (link?.since ?? new Date(startedMs)).toISOString(),
+      lastError: link?.lastError?.message ?? null,
+      reconnects: link?.reconnects ?? 0,
     },
   };
 }
@@ -69,11 +79,17 @@ function diskStatus(primary: Primary, index: number): DiskStatus {
     name: disk.name,
     path: disk.path,
     sizeBytes: disk.local.info.sizeBytes,
-    primary: {
-      dirtyBytes: disk.dirty.missedBytes,
-      writesReplicated: disk.forwarded.writes,
-      bytesReplicated: disk.forwarded.bytes,
-      inFlight: primary.link?.inFlight(index) ?? 0,
-    },
+    primary: primaryDiskPart(primary, index),
+  };
+}
+
+export function primaryDiskPart(primary: Primary, index: number): NonNullable<DiskStatus["primary"]> {
+  const disk = primary.disks[index];
+  if (disk === undefined) throw new RangeError(`no disk ${index}`);
+  return {
+    dirtyBytes: disk.dirty.missedBytes,
+    writesReplicated: disk.forwarded.writes,
+    bytesReplicated: disk.forwarded.bytes,
+    inFlight: primary.link?.inFlight(index) ?? 0,
   };
 }

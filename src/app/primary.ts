@@ -5,7 +5,7 @@ import { NbdServer } from "../nbd/server/server.js";
 import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
 import { primaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
-import { Primary } from "../replication/primary.js";
+import { Primary, type PrimaryOptions } from "../replication/primary.js";
 import { replicaOf } from "../replication/replica-uri.js";
 import { mirrorJob, mirrorJobs, primaryStatus } from "./primary-status.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
@@ -28,17 +28,7 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
     resyncBytesPerSecond: config.resyncRateBytesPerSecond,
     checkpointIntervalMs: config.checkpointIntervalMs,
     log,
-    events: {
-      stateChanged: (state) => {
-        emit("X_REPL_LINK", { state });
-      },
-      jobEnded: (resync, error) => {
-        const data = jobEvent(mirrorJob(resync, primary.rate.bytesPerSecond), error);
-        if (error === null) emit("BLOCK_JOB_READY", data);
-        else emit("BLOCK_JOB_ERROR", jobErrorEvent(mirrorJob(resync, primary.rate.bytesPerSecond)));
-        emit("BLOCK_JOB_COMPLETED", data);
-      },
-    },
+    events: linkEvents(emit, () => primary.rate.bytesPerSecond),
   });
   lifecycle.add(() => primary.close());
   // Before the first guest: a node that was replaced by its secondary must not serve the disk that it lost.
@@ -61,6 +51,21 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
     ],
     status: () => primaryStatus(parts, config, primary, guests),
     brokenPromise: () => null,
+  };
+}
+
+/** What a node that replicates tells its QMP clients. @param speed the limit of its copying */
+export function linkEvents(emit: NodeParts["emit"], speed: () => number): PrimaryOptions["events"] {
+  return {
+    stateChanged: (state) => {
+      emit("X_REPL_LINK", { state });
+    },
+    jobEnded: (resync, error) => {
+      const data = jobEvent(mirrorJob(resync, speed()), error);
+      if (error === null) emit("BLOCK_JOB_READY", data);
+      else emit("BLOCK_JOB_ERROR", jobErrorEvent(mirrorJob(resync, speed())));
+      emit("BLOCK_JOB_COMPLETED", data);
+    },
   };
 }
 

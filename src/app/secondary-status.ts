@@ -1,8 +1,10 @@
 /** A secondary's status, as `x-repl-status` and the command line show it. */
+import { DEFAULT_REPLICATION } from "../config/schema.js";
 import type { NbdServer } from "../nbd/server/server.js";
 import type { Secondary } from "../replication/secondary.js";
 import type { DiskStatus, JobStatus, NodeStatus } from "../status.js";
 import type { ReplicationServer } from "./replication-server.js";
+import { mirrorJobs, primaryDiskPart, primaryPart } from "./primary-status.js";
 import { listenerStatus, type NodeParts } from "./run-node.js";
 
 const ROLLBACK_LOST = "a before-image could not be kept: there is no rollback until the next checkpoint";
@@ -33,7 +35,10 @@ export function secondaryStatus(
       ...listenerStatus("view", view.addresses, view.connections().length),
       ...parts.qmpListeners(),
     ],
-    jobs: secondary.commit === null ? [] : [commitJob(secondary)],
+    jobs: secondaryJobs(secondary),
+    ...(secondary.stage === "done" && {
+      primary: primaryPart(secondary.promoted, DEFAULT_REPLICATION, parts.startedMs),
+    }),
     secondary: {
       rollback: overlays === null ? "none" : isLost ? "lost" : "available",
       rollbackLostReason: isLost ? ROLLBACK_LOST : null,
@@ -41,6 +46,11 @@ export function secondaryStatus(
       writer: writers.peers[0] ?? null,
     },
   };
+}
+
+export function secondaryJobs(secondary: Secondary): JobStatus[] {
+  if (secondary.stage === "done") return mirrorJobs(secondary.promoted);
+  return secondary.commit === null ? [] : [commitJob(secondary)];
 }
 
 /** The merge of a failover, of all disks together. */
@@ -71,5 +81,6 @@ function diskStatus(secondary: Secondary, index: number): DiskStatus {
       activeBytes: overlays?.active.mappedBytes ?? 0,
       pendingBytes: disk.copyBeforeWrite.pendingBytes,
     },
+    ...(secondary.stage === "done" && { primary: primaryDiskPart(secondary.promoted, index) }),
   };
 }

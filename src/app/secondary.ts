@@ -1,16 +1,17 @@
 /** The composition root of repl-secondary. */
-import type { SecondaryConfig } from "../config/schema.js";
+import { DEFAULT_REPLICATION, type SecondaryConfig } from "../config/schema.js";
 import { ExportTable } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
 import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
 import { nbdServerCommands } from "../qmp/commands/nbd-server.js";
-import { secondaryPairCommands } from "../qmp/commands/pair.js";
+import { replicaCommands, secondaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { CHECKPOINT_EVENT } from "../replication/replica-control.js";
 import { Secondary } from "../replication/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
-import { commitJob, secondaryStatus } from "./secondary-status.js";
+import { linkEvents } from "./primary.js";
+import { commitJob, secondaryJobs, secondaryStatus } from "./secondary-status.js";
 
 /** Runs a secondary in the foreground. @returns the exit code @throws ReplError if it can't start */
 export function runSecondary(config: SecondaryConfig): Promise<number> {
@@ -24,6 +25,10 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     directory,
     disks,
     onUndoError: config.onBackupError,
+    asPrimary: {
+      ...DEFAULT_REPLICATION,
+      events: linkEvents(emit, () => secondary.promoted.rate.bytesPerSecond),
+    },
     log,
     events: {
       writers: () => writers.peers,
@@ -53,10 +58,13 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     commands: [
       ...replicationCommands(replicationGroup(secondary), emit),
       ...secondaryPairCommands(secondary),
+      ...replicaCommands(() => secondary.promoted),
       ...nbdServerCommands(writers),
       ...blockJobCommands({
-        jobs: () => (secondary.commit === null ? [] : [commitJob(secondary)]),
-        setSpeed: null,
+        jobs: () => secondaryJobs(secondary),
+        setSpeed: (bytesPerSecond) => {
+          secondary.promoted.rate.set(bytesPerSecond);
+        },
       }),
     ],
     status: () => secondaryStatus(parts, secondary, writers, view),

@@ -60,6 +60,25 @@ export class Bitmap {
     this.#count = count;
   }
 
+  /** 32 bits, of which bit 0 is number 32 * `index`; zero beyond the end. */
+  word(index: number): number {
+    return this.#words[index] ?? 0;
+  }
+
+  /** Sets the bits that are set in `word`, as word() gives them. */
+  addWord(index: number, word: number): void {
+    for (let rest = word >>> 0; rest !== 0; rest &= rest - 1) {
+      const bit = index * 32 + trailingZeros(rest);
+      if (bit < this.length) this.set(bit, bit + 1);
+    }
+  }
+
+  /** Whether a bit of [start, end) is set. */
+  intersects(start: number, end: number): boolean {
+    const next = this.nextSet(start);
+    return next !== -1 && next < end;
+  }
+
   /** The first set bit at or after `from`, or -1. */
   nextSet(from: number): number {
     return this.#next(from, 0);

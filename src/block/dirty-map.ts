@@ -1,38 +1,98 @@
 /**
- * What the replica lacks, block by block (DRBD: the bitmap; QEMU: a dirty bitmap).
+ * What the replica lacks, block by block (DRBD: the bitmap; QEMU: a dirty bitmap), in memory and in a file.
  *
  * A block is *missed* if the replica may not have its newest content: resync has to send it. It is *volatile* if the
  * replica acknowledged it and may still lose it in a power loss: once the link is lost it counts as missed.
  *
- * Invariants: a block leaves `missed` only when its whole newest content was acknowledged by the replica; it leaves
- * `volatile` only through a flush of the replica that began after that acknowledgement.
- *
- * The map is in memory: after a restart of the primary everything counts as missed (describe()).
+ * Invariants:
+ * - A block leaves `missed` only when its whole newest content was acknowledged by the replica; it leaves `volatile` only
+ *   through a flush of the replica that began after that acknowledgement.
+ * - The file tells at least what memory does: a block that is missed or volatile is set in it, or its extent is hot there
+ *   (hot-extents.ts); so is every block that is being written to. After a crash all of a hot extent is missed.
+ * - The file's tenure is of a time at which the file told everything: another one is written after the bits.
+ * - What can't be written to the file breaks it for good: the file is removed, and a restart copies everything.
  */
+import { asError } from "../errors.js";
+import { DirtyMapFile } from "../meta/dirty-map-file.js";
+import { BITS_PER_SECTOR, emptyWords, type Region, type Sector } from "../meta/dirty-map-format.js";
+import type { StateDirectory } from "../meta/state-directory.js";
 import { Bitmap } from "./bitmap.js";
+import { GroupFlush } from "./group-flush.js";
+import { EXTENT_BYTES, HotExtents } from "./hot-extents.js";
 
 /** Coarse enough that a terabyte costs 2 MiB a bitmap, fine enough that a hot block costs little to send again. */
 export const DIRTY_BLOCK_BYTES = 64 * 1024;
+const BLOCKS_PER_EXTENT = EXTENT_BYTES / DIRTY_BLOCK_BYTES;
+
+/** Flushes of the replica between two writes of a resync's progress to the file. */
+const PROGRESS_FLUSHES = 4;
+
+export interface DirtyMapOptions {
+  readonly directory: StateDirectory;
+  /** Number of the disk. */
+  readonly disk: number;
+  readonly sizeBytes: number;
+  /** The file can't be written any more. @param isRemoved whether it is gone: if not, it must not be trusted */
+  readonly onBroken: (error: Error, isRemoved: boolean) => void;
+}
+
+export function dirtyMapName(disk: number): string {
+  return `dirty-${disk}.map`;
+}
 
 export class DirtyMap {
   readonly sizeBytes: number;
+  readonly #options: DirtyMapOptions;
   readonly #missed: Bitmap;
   #volatile: Bitmap;
   #flushing: Bitmap;
   #isFlushing = false;
   #tenure: string | null = null;
+  readonly #hot: HotExtents;
+  #file: DirtyMapFile | null = null;
+  readonly #writes = new GroupFlush(() => this.#writeFile());
+  /** Sectors of the file that the next write replaces. */
+  readonly #dueSectors = { hot: new Set<number>(), blocks: new Set<number>() };
+  /** Sectors in which the file has bits that are not set any more. */
+  readonly #staleSectors = new Set<number>();
+  #isTenureDue = false;
+  #flushesSinceProgress = 0;
+  #isBroken = false;
+  /** A file that can't be trusted is still there. */
+  #isHaunted = false;
 
-  constructor(sizeBytes: number) {
-    this.sizeBytes = sizeBytes;
-    const blocks = Math.ceil(sizeBytes / DIRTY_BLOCK_BYTES);
+  private constructor(options: DirtyMapOptions) {
+    this.sizeBytes = options.sizeBytes;
+    this.#options = options;
+    const blocks = Math.ceil(options.sizeBytes / DIRTY_BLOCK_BYTES);
     this.#missed = new Bitmap(blocks);
     this.#volatile = new Bitmap(blocks);
     this.#flushing = new Bitmap(blocks);
+    this.#hot = new HotExtents(options.sizeBytes);
+  }
+
+  /**
+   * Takes the map up where it was left, or makes a new one that tells of no replica.
+   * @throws MetadataError if the file can't be trusted
+   */
+  static async open(options: DirtyMapOptions): Promise<DirtyMap> {
+    const map = new DirtyMap(options);
+    const { directory, disk, sizeBytes } = options;
+    const geometry = { sizeBytes, blockBytes: DIRTY_BLOCK_BYTES, extentBytes: EXTENT_BYTES };
+    const restore = (sector: Sector): void => {
+      map.#restore(sector);
+    };
+    map.#file =
+      (await DirtyMapFile.open(directory, dirtyMapName(disk), geometry, restore)) ??
+      (await DirtyMapFile.create(directory, dirtyMapName(disk), geometry));
+    map.#tenure = map.#file.tenure;
+    await map.#cool();
+    return map;
   }
 
   /** The name of the time that this map tells of, as the replica gave it; null: it tells nothing of any replica. */
   get tenure(): string | null {
-    return this.#tenure;
+    return this.#isHaunted ? null : this.#tenure;
   }
 
   /** Bytes that resync still has to send, in whole blocks. */
@@ -54,16 +114,70 @@ export class DirtyMap {
     this.#missed.set(blockOf(offset), blockAfter(offset + lengthBytes));
   }
 
+  /** As missed(), for a range that nobody writes to; durable when this resolves. */
+  markMissed(offset: number, lengthBytes: number): Promise<void> {
+    this.missed(offset, lengthBytes);
+    this.#dueBlocks(blockOf(offset), blockAfter(offset + lengthBytes));
+    return this.#write();
+  }
+
+  /** All that is missed, in order, as at most `maxRuns` ranges of bytes; what lies between close ones is added. */
+  missedRuns(maxRuns: number): [offset: number, lengthBytes: number][] {
+    for (let gapBytes = 0; ; gapBytes = Math.max(2 * gapBytes, DIRTY_BLOCK_BYTES)) {
+      const runs = this.#runs(gapBytes, maxRuns);
+      if (runs !== null) return runs;
+    }
+  }
+
+  /** Runs no closer to each other than `gapBytes`, or null if they are too many. */
+  #runs(gapBytes: number, maxRuns: number): [offset: number, lengthBytes: number][] | null {
+    const runs: [offset: number, lengthBytes: number][] = [];
+    let from = 0;
+    for (
+      let run = this.nextMissed(from, this.sizeBytes);
+      run !== null;
+      run = this.nextMissed(from, this.sizeBytes)
+    ) {
+      const last = runs.at(-1);
+      from = run.offset + run.lengthBytes;
+      if (last !== undefined && run.offset - (last[0] + last[1]) <= gapBytes) last[1] = from - last[0];
+      else runs.push([run.offset, run.lengthBytes]);
+      if (runs.length > maxRuns) return null;
+      if (from >= this.sizeBytes) break;
+    }
+    return runs;
+  }
+
   /**
-   * Whose lack this map tells from now on.
+   * Whose lack this map tells from now on; durable when this resolves.
    * @param tenure the replica's name for the time from now on; null: it has none
    * @param isKnown whether the replica knows the map's tenure: if not it is another one, or was written by somebody
    * else, and lacks everything
    */
-  describe(tenure: string | null, isKnown: boolean): Promise<void> {
-    if (!isKnown) this.#missed.setAll();
+  async describe(tenure: string | null, isKnown: boolean): Promise<void> {
+    if (!isKnown) {
+      this.#missed.setAll();
+      this.#dueAll();
+      await this.#write();
+    }
     this.#tenure = tenure;
-    return Promise.resolve();
+    this.#isTenureDue = true;
+    await this.#write();
+  }
+
+  /**
+   * A change to this range begins: it is issued, to either disk, after this. To be followed by done().
+   * @returns null if it may be issued at once
+   */
+  prepare(offset: number, lengthBytes: number): Promise<void> | null {
+    if (lengthBytes === 0) return null;
+    const isHot = this.#hot.begin(extentOf(offset), extentOf(offset + lengthBytes - 1));
+    return isHot || this.#isBroken ? null : this.#write();
+  }
+
+  /** A change that was prepared is over, on both disks. */
+  done(offset: number, lengthBytes: number): void {
+    if (lengthBytes > 0) this.#hot.end(extentOf(offset), extentOf(offset + lengthBytes - 1));
   }
 
   /** The replica acknowledged a write; that alone makes no missed block whole. */
@@ -75,6 +189,8 @@ export class DirtyMap {
   resynced(offset: number, lengthBytes: number): void {
     this.acknowledged(offset, lengthBytes);
     this.#missed.clear(blockOf(offset), blockAfter(offset + lengthBytes));
+    const last = sectorOf(blockAfter(offset + lengthBytes) - 1);
+    for (let sector = sectorOf(blockOf(offset)); sector <= last; sector++) this.#staleSectors.add(sector);
   }
 
   /** A flush of the replica begins: it will cover what was acknowledged up to now. One at a time. */
@@ -88,6 +204,7 @@ export class DirtyMap {
     if (!isDurable) this.#volatile.add(this.#flushing);
     this.#flushing.clearAll();
     this.#isFlushing = false;
+    if (isDurable && this.#staleSectors.size > 0) this.#recordProgress();
   }
 
   /** The link is gone: whatever the replica had only in memory has to be sent again. */
@@ -108,6 +225,127 @@ export class DirtyMap {
     const offset = first * DIRTY_BLOCK_BYTES;
     return { offset, lengthBytes: Math.min(last * DIRTY_BLOCK_BYTES, this.sizeBytes) - offset };
   }
+
+  /** Leaves in the file exactly what is missed. Nothing is written to the disk any more. */
+  async close(): Promise<void> {
+    this.linkLost();
+    this.#dueAll();
+    await this.#write();
+    await this.#cool();
+    const file = this.#file;
+    this.#file = null;
+    await file?.close();
+  }
+
+  /** A resync that is interrupted goes on about where it was. */
+  #recordProgress(): void {
+    this.#flushesSinceProgress++;
+    if (this.#flushesSinceProgress < PROGRESS_FLUSHES && this.#missed.count > 0) return;
+    this.#flushesSinceProgress = 0;
+    for (const sector of this.#staleSectors) this.#dueSectors.blocks.add(sector);
+    this.#staleSectors.clear();
+    void this.#write();
+  }
+
+  /** What is hot in the file is missed by now: the bits of its blocks, then that it is cold. */
+  async #cool(): Promise<void> {
+    const { bits } = this.#hot;
+    if (bits.count === 0) return;
+    for (let extent = bits.nextSet(0); extent !== -1; extent = bits.nextSet(extent + 1)) {
+      this.#dueBlocks(extent * BLOCKS_PER_EXTENT, (extent + 1) * BLOCKS_PER_EXTENT);
+    }
+    await this.#write();
+    for (let index = 0; index < (this.#file?.sectors("hot") ?? 0); index++) this.#dueSectors.hot.add(index);
+    bits.clearAll();
+    await this.#write();
+  }
+
+  #restore({ region, index, words }: Sector): void {
+    const bits = region === "hot" ? this.#hot.bits : this.#missed;
+    for (const [at, word] of words.entries()) bits.addWord((index * BITS_PER_SECTOR) / 32 + at, word);
+    if (region === "hot") return;
+    const first = index * BITS_PER_SECTOR;
+    const end = Math.min(first + BITS_PER_SECTOR, this.#missed.length);
+    for (let block = first; block < end; block += BLOCKS_PER_EXTENT) {
+      if (this.#hot.bits.has(block / BLOCKS_PER_EXTENT)) this.#missed.set(block, this.#blocksUpTo(block));
+    }
+  }
+
+  #blocksUpTo(block: number): number {
+    return Math.min(block + BLOCKS_PER_EXTENT, this.#missed.length);
+  }
+
+  #dueAll(): void {
+    this.#dueBlocks(0, this.#missed.length);
+  }
+
+  #dueBlocks(start: number, end: number): void {
+    for (let sector = sectorOf(start); sector <= sectorOf(Math.max(start, end - 1)); sector++) {
+      if (sector * BITS_PER_SECTOR < this.#missed.length) this.#dueSectors.blocks.add(sector);
+    }
+  }
+
+  /** Resolves when what is due is in the file, durably, or the file is broken. Never rejects. */
+  #write(): Promise<void> {
+    return this.#writes.flush().catch((error: unknown) => this.#break(asError(error)));
+  }
+
+  async #writeFile(): Promise<void> {
+    const file = this.#file;
+    if (file === null) return;
+    const isTenureDue = this.#isTenureDue;
+    this.#isTenureDue = false;
+    const heating = this.#hot.takeHeating();
+    for (const extent of heating) this.#dueSectors.hot.add(sectorOf(extent));
+    const cooling = this.#hot.chooseCooling(this.#isVolatile);
+    for (const extent of cooling) this.#dueSectors.blocks.add(sectorOf(extent * BLOCKS_PER_EXTENT));
+    const sectors = [...this.#takeDue("hot"), ...this.#takeDue("blocks")];
+    if (sectors.length > 0) await file.write(sectors);
+    this.#hot.heated(heating);
+    // That they are cold is written with the next change: until then a crash costs their copy.
+    for (const extent of this.#hot.cooled(cooling, this.#isVolatile)) {
+      this.#dueSectors.hot.add(sectorOf(extent));
+    }
+    if (isTenureDue) await file.setTenure(this.#tenure);
+  }
+
+  readonly #isVolatile = (extent: number): boolean => {
+    const start = extent * BLOCKS_PER_EXTENT;
+    const end = start + BLOCKS_PER_EXTENT;
+    return this.#volatile.intersects(start, end) || this.#flushing.intersects(start, end);
+  };
+
+  #takeDue(region: Region): Sector[] {
+    const due = this.#dueSectors[region];
+    const sectors = [...due].map((index): Sector => ({ region, index, words: this.#words(region, index) }));
+    due.clear();
+    return sectors;
+  }
+
+  #words(region: Region, index: number): Uint32Array {
+    const bitmaps = region === "hot" ? [this.#hot.bits] : [this.#missed, this.#volatile, this.#flushing];
+    const words = emptyWords();
+    const first = (index * BITS_PER_SECTOR) / 32;
+    for (let at = 0; at < words.length; at++) {
+      let word = 0;
+      for (const bitmap of bitmaps) word |= bitmap.word(first + at);
+      words[at] = word;
+    }
+    return words;
+  }
+
+  /** The guest goes on: the file is removed, or, where that fails too, its tenure is not shown any more. */
+  async #break(error: Error): Promise<void> {
+    if (this.#isBroken) return;
+    this.#isBroken = true;
+    const { directory, disk, onBroken } = this.#options;
+    const removal = await directory.remove(dirtyMapName(disk)).then(
+      () => null,
+      (failure: unknown) => asError(failure),
+    );
+    this.#isHaunted = removal !== null;
+    onBroken(error, removal === null);
+  }
 }
 
 function blockOf(offset: number): number {
@@ -116,4 +354,12 @@ function blockOf(offset: number): number {
 
 function blockAfter(end: number): number {
   return Math.ceil(end / DIRTY_BLOCK_BYTES);
+}
+
+function extentOf(offset: number): number {
+  return Math.floor(offset / EXTENT_BYTES);
+}
+
+function sectorOf(bit: number): number {
+  return Math.floor(bit / BITS_PER_SECTOR);
 }

@@ -143,27 +143,44 @@ export class Mirror implements BlockDevice {
 
   #change(change: Change): Promise<void> {
     const { offset, lengthBytes } = change;
+    const { dirty } = this.#options;
+    const ready = dirty.prepare(offset, lengthBytes);
     // Both turns are taken before anything is awaited: they are what keeps the order of arrival.
     const localTurn = this.#localLocks.lock(offset, offset + lengthBytes, "exclusive");
-    const forwarded = this.#forward(change);
-    const applied = this.#applyLocally(change, localTurn);
+    const forwarded = this.#forward(change, ready);
+    const applied = this.#applyLocally(change, localTurn, ready);
+    const settled = settleAll([applied, forwarded]).finally(() => {
+      dirty.done(offset, lengthBytes);
+    });
     // What no replica gets is acknowledged only after that is on record, in ack mode `async` too.
     const isAsync =
       this.#options.ackMode === "async" && this.#replica !== null && this.#options.isReachable();
-    return isAsync ? applied : settleAll([applied, forwarded]);
+    if (!isAsync) return settled;
+    // Its failure is the local one's, which the guest is told of.
+    settled.catch(() => undefined);
+    return applied;
   }
 
   /** A fast zero may be refused, and then must not have been forwarded. */
   async #changeLocalFirst(change: Change): Promise<void> {
-    await this.exclusively(change.offset, change.lengthBytes, async () => {
-      await change.local(this.#local, change.flags);
-      await this.#send({ ...change, flags: change.flags & ~Flag.FastZero });
-    });
+    const { offset, lengthBytes } = change;
+    const { dirty } = this.#options;
+    await dirty.prepare(offset, lengthBytes);
+    try {
+      await this.exclusively(offset, lengthBytes, async () => {
+        await change.local(this.#local, change.flags);
+        await this.#send({ ...change, flags: change.flags & ~Flag.FastZero });
+      });
+    } finally {
+      dirty.done(offset, lengthBytes);
+    }
   }
 
-  async #applyLocally(change: Change, turn: Turn): Promise<void> {
+  /** @param ready the dirty map knows of the change; null: already */
+  async #applyLocally(change: Change, turn: Turn, ready: Promise<void> | null): Promise<void> {
     const hold = await turn;
     try {
+      if (ready !== null) await ready;
       await change.local(this.#local, change.flags);
     } catch (error) {
       // What the primary disk holds there now is unknown, what the replica holds is not it.
@@ -175,7 +192,7 @@ export class Mirror implements BlockDevice {
   }
 
   /** Never rejects: the filter swallows the replica's errors and reports them aside. */
-  #forward(change: Change): Promise<void> {
+  #forward(change: Change, ready: Promise<void> | null): Promise<void> {
     if (this.#replica === null) {
       this.#options.memory.give(change.heldBytes);
       // Bit before data: a crash may copy too much, never lose.
@@ -183,14 +200,17 @@ export class Mirror implements BlockDevice {
       return this.#options.onAlone();
     }
     const turn = this.#replicaLocks.lock(change.offset, change.offset + change.lengthBytes, "exclusive");
-    const forwarded = this.#forwardInTurn(change, turn).finally(() => this.#forwarding.delete(forwarded));
+    const forwarded = this.#forwardInTurn(change, turn, ready).finally(() =>
+      this.#forwarding.delete(forwarded),
+    );
     this.#forwarding.add(forwarded);
     return forwarded;
   }
 
-  async #forwardInTurn(change: Change, turn: Turn): Promise<void> {
+  async #forwardInTurn(change: Change, turn: Turn, ready: Promise<void> | null): Promise<void> {
     const hold = await turn;
     try {
+      if (ready !== null) await ready;
       await this.#send(change);
     } finally {
       hold.release();

@@ -60,6 +60,14 @@ export interface SecondaryConfig extends NodeConfig {
 /** QEMU has none and stalls guests; five seconds ride out a switch's reconvergence and a guest's SCSI layer alike. */
 const DEFAULT_REPLICA_TIMEOUT_MS = 5000;
 
+/** How a node replicates that was not told otherwise. */
+export const DEFAULT_REPLICATION = {
+  ackMode: "memsync",
+  replicaTimeoutMs: DEFAULT_REPLICA_TIMEOUT_MS,
+  resyncBytesPerSecond: 0,
+  checkpointIntervalMs: 0,
+} as const;
+
 /** Below it, an ordinary pause of the other process would look like an outage. */
 const MINIMUM_REPLICA_TIMEOUT_MS = 100;
 
@@ -81,10 +89,10 @@ const primaryFields = z.strictObject({
   ...commonFields,
   replica: replicaField.optional(),
   "replica-qmp": addressField.optional(),
-  "checkpoint-interval": durationField.default(0),
-  "ack-mode": choiceField(["async", "memsync", "sync"]).default("memsync"),
-  "replica-timeout": durationField.default(DEFAULT_REPLICA_TIMEOUT_MS),
-  "resync-rate": rateField.default(0),
+  "checkpoint-interval": durationField.default(DEFAULT_REPLICATION.checkpointIntervalMs),
+  "ack-mode": choiceField(["async", "memsync", "sync"]).default(DEFAULT_REPLICATION.ackMode),
+  "replica-timeout": durationField.default(DEFAULT_REPLICATION.replicaTimeoutMs),
+  "resync-rate": rateField.default(DEFAULT_REPLICATION.resyncBytesPerSecond),
 });
 
 const secondaryFields = z.strictObject({

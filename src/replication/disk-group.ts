@@ -111,9 +111,9 @@ export class DiskGroup {
    * The views go on through a commit.
    * @param makeCommit called at the instant: what a client was writing until then is in the overlays only then
    */
-  showCommit(makeCommit: () => Commit): Promise<Commit> {
-    return this.#atOneInstant(() => {
-      const commit = makeCommit();
+  showCommit(makeCommit: () => Promise<Commit>): Promise<Commit> {
+    return this.#atOneInstant(async () => {
+      const commit = await makeCommit();
       for (const [index, disk] of this.disks.entries()) disk.setView(commit.devices[index] ?? null);
       return commit;
     });
@@ -125,6 +125,11 @@ export class DiskGroup {
       await record();
       for (const disk of this.disks) disk.setView(disk.disk);
     });
+  }
+
+  /** The views' requests go through these devices from now on, one for each disk. Called at an instant of the above. */
+  setFronts(devices: readonly BlockDevice[]): void {
+    for (const [index, device] of devices.entries()) this.disks[index]?.setFront(device);
   }
 
   /** Forgets overlays that nothing shows or copies into any more. */

@@ -60,6 +60,8 @@ export interface FailoverParts {
   readonly metadata: MetadataKeeper<SecondaryMetadata>;
   /** Keeps the end of the failover apart from other operations. */
   readonly serial: Serial;
+  /** The node becomes a primary, at the instant at which nothing is written to it. Again is no harm. */
+  readonly promote: (overlays: Epoch, target: FailoverTarget) => Promise<void>;
   /** The disks are whole: enter stage done. Or the merge failed: enter failover-failed. */
   readonly onEnd: (failure: Error | null) => void;
   readonly log: Logger;
@@ -95,11 +97,11 @@ export class Failover {
     await metadata.save({ stage: "failover", failoverTarget: target, ...lineage });
     if (target === "latest") {
       // At once, for what clients write from now on must not go to an overlay that is about to be dropped.
-      await group.showDisks(() => Promise.resolve());
+      await group.showDisks(() => this.#parts.promote(overlays, target));
       this.#ended = this.#finish(overlays, () => group.flush());
       return;
     }
-    const commit = await this.show(overlays);
+    const commit = await this.show(overlays, target);
     this.#ended = this.#finish(overlays, () => commit.run());
   }
 
@@ -111,9 +113,10 @@ export class Failover {
   }
 
   /** The views go on through overlays whose merge is still to come. */
-  show(overlays: Epoch): Promise<Commit> {
-    const { group } = this.#parts;
-    return group.showCommit(() => {
+  show(overlays: Epoch, target: FailoverTarget): Promise<Commit> {
+    const { group, promote } = this.#parts;
+    return group.showCommit(async () => {
+      await promote(overlays, target);
       this.#commit ??= new Commit(group.devices, overlays);
       return this.#commit;
     });

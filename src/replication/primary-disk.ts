@@ -1,7 +1,7 @@
 /** One disk of a primary: the stack between the guest's NBD server and the primary disk and its replica. */
 import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
-import { DirtyMap } from "../block/dirty-map.js";
+import type { DirtyMap } from "../block/dirty-map.js";
 import { gated } from "../block/filters/gated.js";
 import { type ForwardFailure, PrimaryFilter } from "../block/filters/replication.js";
 import type { Gate } from "../block/gate.js";
@@ -11,6 +11,7 @@ import type { NamedDisk } from "./secondary-disk.js";
 
 export interface PrimaryDiskOptions {
   readonly ackMode: AckMode;
+  readonly dirty: DirtyMap;
   /** Shut while a checkpoint looks for its instant. */
   readonly gate: Gate;
   readonly memory: MemoryBudget;
@@ -35,7 +36,7 @@ export class PrimaryDisk {
     this.name = disk.name;
     this.path = disk.path;
     this.local = disk.device;
-    this.dirty = new DirtyMap(disk.device.info.sizeBytes);
+    this.dirty = options.dirty;
     this.#filter = new PrimaryFilter(disk.device.info, (failure) => {
       this.dirty.missed(failure.offset, failure.lengthBytes);
       return options.onForwardFailure(this, failure);

@@ -9,6 +9,7 @@
 import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
 import type { ForwardFailure } from "../block/filters/replication.js";
+import { DirtyMap, dirtyMapName } from "../block/dirty-map.js";
 import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import type { AckMode } from "../block/mirror.js";
@@ -58,12 +59,24 @@ export interface PrimaryOptions {
   readonly events: Pick<LinkEvents, "stateChanged" | "jobEnded">;
 }
 
+/** What a primary must know after a restart, and how it is kept. */
+export interface PrimaryKeeper {
+  readonly current: PrimaryFacts;
+  save(change: Partial<PrimaryFacts>): Promise<void>;
+  saveSoon(change: Partial<PrimaryFacts>, onError: (error: unknown) => void): void;
+}
+
+type PrimaryFacts = Pick<
+  PrimaryMetadata,
+  "uuid" | "generation" | "ancestors" | "replicaGeneration" | "epoch" | "cleanShutdown"
+>;
+
 export class Primary {
   readonly disks: readonly PrimaryDisk[];
   readonly rate: RateLimit;
   readonly #options: PrimaryOptions;
   readonly #log: Logger;
-  readonly #metadata: MetadataKeeper<PrimaryMetadata>;
+  readonly #metadata: PrimaryKeeper;
   readonly #gate = new Gate();
   readonly #errors = new ErrorRecord();
   readonly #serial = new Serial();
@@ -75,28 +88,32 @@ export class Primary {
   #replica: Replica | null = null;
   #link: Link | null = null;
   #lastCheckpoint: { readonly epoch: number; readonly at: string } | null = null;
+  #checkpointIntervalMs: number;
   #timer: NodeJS.Timeout | null = null;
   #loggedLink: LinkState | null = null;
 
-  private constructor(options: PrimaryOptions, metadata: PrimaryMetadata) {
+  private constructor(options: PrimaryOptions, metadata: PrimaryKeeper, maps: readonly DirtyMap[]) {
     this.#options = options;
     this.#log = options.log;
-    this.#metadata = new MetadataKeeper(options.directory, metadata);
+    this.#metadata = metadata;
+    this.#checkpointIntervalMs = options.checkpointIntervalMs;
     this.rate = new RateLimit(options.resyncBytesPerSecond);
     const memory = new MemoryBudget(ASYNC_BYTES);
-    this.disks = options.disks.map(
-      (disk) =>
-        new PrimaryDisk(disk, {
-          ackMode: options.ackMode,
-          gate: this.#gate,
-          memory,
-          onForwardFailure: (failed, failure) => {
-            this.#forwardFailed(failed, failure);
-            return this.#goAlone();
-          },
-          onAlone: () => this.#goAlone(),
-        }),
-    );
+    this.disks = options.disks.map((disk, index) => {
+      const dirty = maps[index];
+      if (dirty === undefined) throw new RangeError(`no dirty map for disk ${disk.name}`);
+      return new PrimaryDisk(disk, {
+        dirty,
+        ackMode: options.ackMode,
+        gate: this.#gate,
+        memory,
+        onForwardFailure: (failed, failure) => {
+          this.#forwardFailed(failed, failure);
+          return this.#goAlone();
+        },
+        onAlone: () => this.#goAlone(),
+      });
+    });
     this.#checkpointer = new Checkpointer({
       gate: this.#gate,
       drain: async () => {
@@ -119,9 +136,36 @@ export class Primary {
     const identities = disks.map(({ name, device }) => ({ name, sizeBytes: device.info.sizeBytes }));
     const known = await readPrimaryMetadata(directory);
     if (known !== null) checkDisks(directory, known.disks, identities);
-    const primary = new Primary(options, known ?? newPrimaryMetadata(identities));
-    await primary.#metadata.save({ cleanShutdown: false });
+    const keeper = new MetadataKeeper(directory, known ?? newPrimaryMetadata(identities));
+    const primary = await Primary.#open(options, keeper);
+    await keeper.save({ cleanShutdown: false });
     return primary;
+  }
+
+  /** A node that was promoted and goes on as a primary, in the same state directory. */
+  static promoted(options: PrimaryOptions, keeper: PrimaryKeeper): Promise<Primary> {
+    return Primary.#open(options, keeper);
+  }
+
+  static async #open(options: PrimaryOptions, keeper: PrimaryKeeper): Promise<Primary> {
+    const { directory, disks, log } = options;
+    const maps: DirtyMap[] = [];
+    try {
+      for (const [disk, { name, device }] of disks.entries()) {
+        const onBroken = (error: Error, isRemoved: boolean): void => {
+          const remedy = isRemoved
+            ? "the next start copies everything"
+            : `remove ${directory.path}/${dirtyMapName(disk)} before the next start`;
+          log.error({ disk: name, error: error.message }, `dirty map can't be kept: ${remedy}`);
+        };
+        const { sizeBytes } = device.info;
+        maps.push(await DirtyMap.open({ directory, disk, sizeBytes, onBroken }));
+      }
+    } catch (error) {
+      for (const map of maps) await map.close();
+      throw error;
+    }
+    return new Primary(options, keeper, maps);
   }
 
   get stage(): Stage {
@@ -132,7 +176,7 @@ export class Primary {
     return this.#metadata.current.epoch;
   }
 
-  get metadata(): PrimaryMetadata {
+  get metadata(): PrimaryFacts {
     return this.#metadata.current;
   }
 
@@ -146,6 +190,11 @@ export class Primary {
 
   get replica(): Replica | null {
     return this.#replica;
+  }
+
+  /** 0: on demand only. */
+  get checkpointIntervalMs(): number {
+    return this.#checkpointIntervalMs;
   }
 
   /** The last one that the secondary confirmed as durable, since this start. */
@@ -166,9 +215,10 @@ export class Primary {
 
   /**
    * Takes a replica and begins to replicate.
+   * @param checkpointIntervalMs between periodic checkpoints, as long as it is attached; default: as opened
    * @throws StateError if there is one; NegotiationError, ProtocolError or QmpError if it is there and can't be used
    */
-  attach(replica: Replica): Promise<void> {
+  attach(replica: Replica, checkpointIntervalMs = this.#options.checkpointIntervalMs): Promise<void> {
     return this.#serial.run(async () => {
       if (this.#link !== null) {
         throw new StateError(
@@ -177,6 +227,7 @@ export class Primary {
         );
       }
       this.#replica = replica;
+      this.#checkpointIntervalMs = checkpointIntervalMs;
       await this.#start("primary");
     });
   }
@@ -226,7 +277,11 @@ export class Primary {
   close(): Promise<void> {
     return this.#serial.run(async () => {
       await this.#stopLink();
-      for (const { local } of this.disks) await local.flush();
+      for (const { local, mirror, dirty } of this.disks) {
+        await mirror.drain();
+        await local.flush();
+        await dirty.close();
+      }
       await this.#metadata.save({ cleanShutdown: true });
     });
   }
@@ -311,13 +366,12 @@ export class Primary {
   }
 
   #schedule(): void {
-    const { checkpointIntervalMs } = this.#options;
-    if (checkpointIntervalMs === 0) return;
+    if (this.#checkpointIntervalMs === 0) return;
     this.#timer = setTimeout(() => {
       void this.#periodicCheckpoint().finally(() => {
         if (this.#timer !== null) this.#schedule();
       });
-    }, checkpointIntervalMs);
+    }, this.#checkpointIntervalMs);
   }
 
   async #periodicCheckpoint(): Promise<void> {

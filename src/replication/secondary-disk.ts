@@ -1,6 +1,6 @@
 /** One disk of a secondary: the stack under the replication export and the stack under the view. */
 import { checked } from "../block/checked.js";
-import type { BlockDevice } from "../block/device.js";
+import type { BlockDevice, DeviceInfo } from "../block/device.js";
 import { CopyBeforeWrite, type CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
 import { gated } from "../block/filters/gated.js";
 import { SecondaryFilter } from "../block/filters/replication.js";
@@ -24,7 +24,11 @@ export class SecondaryDisk {
   readonly replicationExport: BlockDevice;
   /** What clients of the view see; the same device for the whole life of the node. */
   readonly viewExport: BlockDevice;
-  readonly #view: SecondaryFilter;
+  /** What the stage puts under the view, whole requests of any size. */
+  readonly stack: BlockDevice;
+  readonly #stack: SecondaryFilter;
+  /** Within the view's gate: the stack, or the mirror over it once the node is promoted. */
+  readonly #front: SecondaryFilter;
 
   constructor(disk: NamedDisk, gates: { replication: Gate; view: Gate }, options: CopyBeforeWriteOptions) {
     this.name = disk.name;
@@ -33,7 +37,7 @@ export class SecondaryDisk {
     this.copyBeforeWrite = new CopyBeforeWrite(disk.device, options);
     this.replicationExport = checked(gated(this.copyBeforeWrite, gates.replication, "writes"));
     const { sizeBytes, blockSize, extents } = disk.device.info;
-    this.#view = new SecondaryFilter({
+    const info: DeviceInfo = {
       sizeBytes,
       blockSize: { ...blockSize, minimumBytes: 1 },
       writable: true,
@@ -41,13 +45,22 @@ export class SecondaryDisk {
       zero: "native",
       fua: "native",
       extents,
-    });
-    this.viewExport = checked(gated(this.#view, gates.view, "all"));
+    };
+    this.#stack = new SecondaryFilter(info);
+    this.stack = this.#stack;
+    this.#front = new SecondaryFilter(info);
+    this.#front.setTarget(this.#stack);
+    this.viewExport = checked(gated(this.#front, gates.view, "all"));
+  }
+
+  /** The view's requests go through this device from now on, which lies over `stack`. The view's gate is shut. */
+  setFront(device: BlockDevice): void {
+    this.#front.setTarget(device);
   }
 
   /** What the view shows from now on; null: nothing, every request fails. The view's gate is shut. */
   setView(device: BlockDevice | null): void {
     // Overlays take whole blocks: checked() modifies parts of them, inside the gate, so that no checkpoint comes between.
-    this.#view.setTarget(device === null ? null : checked(device));
+    this.#stack.setTarget(device === null ? null : checked(device));
   }
 }

@@ -27,6 +27,8 @@ import type { Commit } from "./commit.js";
 import { Failover, type FailoverOption, failoverOptions } from "./failover.js";
 import { type Introduction, refuseOtherHistory } from "./introduction.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
+import type { Primary } from "./primary.js";
+import { guestExportsOf, type PrimarySettings, promote } from "./promotion.js";
 import type { NamedDisk, SecondaryDisk } from "./secondary-disk.js";
 import { Serial } from "./serial.js";
 import {
@@ -47,6 +49,8 @@ export interface SecondaryOptions {
   readonly directory: StateDirectory;
   readonly disks: readonly NamedDisk[];
   readonly onUndoError: UndoErrorPolicy;
+  /** How it replicates once it is promoted and takes a replica. */
+  readonly asPrimary: PrimarySettings;
   readonly log: Logger;
   readonly events: SecondaryEvents;
 }
@@ -87,6 +91,7 @@ export class Secondary {
   #state: State = initialState("secondary");
   readonly #epochs: EpochChanger;
   readonly #failover: Failover;
+  #promoted: Primary | null = null;
   #isFenced = false;
   readonly #tenures: Tenures;
   /** What the primary that introduced itself last told. */
@@ -123,6 +128,7 @@ export class Secondary {
       epochs: this.#epochs,
       metadata: this.#metadata,
       serial: this.#serial,
+      promote: (overlays, target) => this.#promote(overlays, target),
       onEnd: (failure) => {
         this.#failoverEnded(failure);
       },
@@ -178,6 +184,20 @@ export class Secondary {
   /** The commit of a failover, while there is one. */
   get commit(): Commit | null {
     return this.#failover.commit;
+  }
+
+  /**
+   * This node as a primary, which can take a replica of its own.
+   * @throws StateError if it was not promoted, or its failover is not over
+   */
+  get promoted(): Primary {
+    if (this.stage === "done" && this.#promoted !== null) return this.#promoted;
+    throw new StateError(
+      "not-promoted",
+      isPromoted(this.stage) || this.stage === "failover-failed"
+        ? "the failover is not over: this node can't take a replica before it is"
+        : "this node is a secondary: only after a failover can it take a replica of its own",
+    );
   }
 
   /** Why the replication exports take nobody, or null. */
@@ -297,6 +317,7 @@ export class Secondary {
   /** Finishes what was acknowledged, makes it durable and records a clean state. The exports are closed already. */
   close(): Promise<void> {
     return this.#serial.run(async () => {
+      await this.#promoted?.close();
       await this.#failover.interrupt();
       await this.#group.drain();
       await this.#epochs.settled();
@@ -391,6 +412,20 @@ export class Secondary {
     return this.#failover.begin(overlays, target);
   }
 
+  /** @param overlays null: nothing of the failover is left to do */
+  async #promote(overlays: Epoch | null, target: FailoverTarget): Promise<void> {
+    const { directory, asPrimary, log } = this.#options;
+    const { disks } = this;
+    this.#promoted ??= await promote(
+      disks,
+      this.#metadata,
+      { directory, log, ...asPrimary },
+      overlays,
+      target,
+    );
+    this.#group.setFronts(guestExportsOf(this.#promoted));
+  }
+
   #failoverEnded(failure: Error | null): void {
     if (failure === null) this.#errors.clear();
     else this.#log.error({ error: failure.message }, "failover failed");
@@ -470,7 +505,7 @@ export class Secondary {
     if (this.#isFenced) this.#group.fence();
     await this.#metadata.save({ cleanShutdown: false });
     if (overlays === null) {
-      if (stage === "done") await this.#group.showDisks(() => Promise.resolve());
+      if (stage === "done") await this.#group.showDisks(() => this.#promote(null, target ?? "latest"));
       return;
     }
     if (stage === "running") {
@@ -484,7 +519,7 @@ export class Secondary {
     }
     this.#group.adopt(overlays);
     if (stage === "failover") await this.#beginFailover(target ?? "checkpoint");
-    else if (target === "latest") for (const disk of this.disks) disk.setView(disk.disk);
-    else await this.#failover.show(overlays);
+    else if (target === "latest") await this.#group.showDisks(() => this.#promote(overlays, target));
+    else await this.#failover.show(overlays, "checkpoint");
   }
 }

@@ -6,7 +6,6 @@ import { expect } from "chai";
 
 import { checked } from "../../src/block/checked.js";
 import type { BlockDevice } from "../../src/block/device.js";
-import { DirtyMap } from "../../src/block/dirty-map.js";
 import { openFileDevice } from "../../src/block/file/file-device.js";
 import { CopyBeforeWrite } from "../../src/block/filters/copy-before-write.js";
 import { gated } from "../../src/block/filters/gated.js";
@@ -20,6 +19,7 @@ import { HiddenOverlay } from "../../src/block/overlay/hidden.js";
 import { OverlayLog } from "../../src/meta/overlay-log.js";
 import { openStateDirectory, type StateDirectory } from "../../src/meta/state-directory.js";
 import { connectNbd } from "../../src/nbd/client/connect.js";
+import { openDirtyMap } from "../tools/dirty-map.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice, type MemoryDeviceOptions } from "../tools/memory-device.js";
 import { MemoryStateDirectory } from "../tools/memory-state-directory.js";
@@ -114,11 +114,11 @@ async function copyBeforeWrite(disk: MemoryDevice, hasOverlay: boolean): Promise
   };
 }
 
-function mirror(ackMode: AckMode, options: MemoryDeviceOptions = {}): ContractSubject {
+async function mirror(ackMode: AckMode, options: MemoryDeviceOptions = {}): Promise<ContractSubject> {
   const local = memoryDisk(options);
   const remote = new MemoryDevice(SIZE_BYTES);
   remote.fill(0, local.contents());
-  const dirty = new DirtyMap(SIZE_BYTES);
+  const dirty = await openDirtyMap(SIZE_BYTES);
   const device = new Mirror(checked(local), {
     ackMode,
     dirty,
@@ -236,9 +236,9 @@ describeBlockDevice(
 );
 
 for (const ackMode of ["async", "memsync", "sync"] as const) {
-  describeBlockDevice(`a mirror in ack mode ${ackMode}`, () => Promise.resolve(mirror(ackMode)));
+  describeBlockDevice(`a mirror in ack mode ${ackMode}`, () => mirror(ackMode));
   describeBlockDevice(`a mirror in ack mode ${ackMode} whose disk only reads and writes`, () =>
-    Promise.resolve(mirror(ackMode, NOTHING)),
+    mirror(ackMode, NOTHING),
   );
 }
 

@@ -118,6 +118,13 @@ export function effectOf(request: Request, sizeBytes: number, trims: "pages" | "
   }
 }
 
+/** The whole pages that a trim touches. */
+export function roundTrim(request: Request, sizeBytes: number): Request {
+  const offset = request.offset - (request.offset % PAGE_BYTES);
+  const end = Math.ceil((request.offset + request.lengthBytes) / PAGE_BYTES) * PAGE_BYTES;
+  return { ...request, offset, lengthBytes: Math.min(end, sizeBytes) - offset };
+}
+
 function trimmed(offset: number, lengthBytes: number, sizeBytes: number): Effect | null {
   const start = Math.ceil(offset / PAGE_BYTES) * PAGE_BYTES;
   const end = offset + lengthBytes;

@@ -25,10 +25,11 @@ interface UnderWay {
 }
 
 export async function crash(model: SecondaryModel, step: CrashStep): Promise<void> {
-  const { changes, during, view, losesPower } = step;
+  const { changes, during, losesPower } = step;
   const { node } = model;
   const primary = model.isDone ? [] : step.primary;
   const sent = model.effects(primary);
+  const view = during.startsWith("failover") && !model.isDone ? model.besidePromotion(step.view) : step.view;
   const viewed = model.effects(view);
   const durable = model.media.map((medium) => medium.durableContents());
   const { epoch } = node.secondary;

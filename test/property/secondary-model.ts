@@ -15,6 +15,7 @@ import {
   at,
   type Effect,
   effectOf,
+  roundTrim,
   expectChanged,
   expectOneOf,
   issue,
@@ -77,14 +78,24 @@ export class SecondaryModel {
     this.node.state.reorder(this.random);
   }
 
-  /** What requests do, disk by disk, in their order. */
-  effects(requests: readonly Request[]): Effect[][] {
+  /**
+   * What requests do, disk by disk, in their order.
+   * @param isPromoted whether the mirror of a promoted node takes them, which zeroes exactly what is trimmed
+   */
+  effects(requests: readonly Request[], isPromoted = this.isDone): Effect[][] {
     const effects: Effect[][] = this.media.map(() => []);
     for (const request of requests) {
-      const effect = effectOf(request, at(this.disk, request.disk).length, "pages");
+      const effect = effectOf(request, at(this.disk, request.disk).length, isPromoted ? "bytes" : "pages");
       if (effect !== null) at(effects, request.disk).push(effect);
     }
     return effects;
+  }
+
+  /** Requests that do the same whether a node is promoted already or not: their trims are of whole pages. */
+  besidePromotion(requests: readonly Request[]): Request[] {
+    return requests.map((request) =>
+      request.kind === "trim" ? roundTrim(request, at(this.disk, request.disk).length) : request,
+    );
   }
 
   /** Sends a request; what a read shows must be what was there or what came beside it. */

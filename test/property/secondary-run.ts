@@ -147,8 +147,10 @@ async function stopAndStart(model: SecondaryModel): Promise<void> {
   model.forgetView(model.disk);
 }
 
-async function failover(model: SecondaryModel, { to, fails, view }: FailoverStep): Promise<void> {
-  if (model.isDone) return batch(model, { primary: [], view }, false);
+async function failover(model: SecondaryModel, step: FailoverStep): Promise<void> {
+  const { to, fails } = step;
+  if (model.isDone) return batch(model, { primary: [], view: step.view }, false);
+  const view = model.besidePromotion(step.view);
   if (to === "latest") {
     const disjointed = disjoint(view);
     const viewed = model.effects(disjointed);

@@ -8,6 +8,9 @@
 import { DeviceError, MetadataError } from "../../src/errors.js";
 import type { StateDirectory, StateFile } from "../../src/meta/state-directory.js";
 
+/** What a disk writes whole or not at all. */
+const SECTOR_BYTES = 512;
+
 /** One call on a file, before it is done. */
 export interface StateOperation {
   readonly kind: "create" | "open" | "read" | "write" | "sync" | "close" | "replace";
@@ -44,9 +47,24 @@ export class MemoryStateDirectory implements StateDirectory {
     this.#files.set(name, { bytes: Buffer.from(bytes), durable: Buffer.from(bytes) });
   }
 
-  /** Power loss: what was not synced is gone. */
-  crash(): void {
-    for (const content of this.#files.values()) content.bytes = Buffer.from(content.durable);
+  /**
+   * Power loss: what was not synced is gone.
+   * @param survives asked for each sector that was written and not synced; default: none does
+   */
+  crash(survives: () => boolean = () => false): void {
+    for (const content of this.#files.values()) {
+      const left = Buffer.alloc(content.bytes.length);
+      content.durable.copy(left);
+      let lengthBytes = content.durable.length;
+      for (let at = 0; at < left.length; at += SECTOR_BYTES) {
+        const sector = content.bytes.subarray(at, at + SECTOR_BYTES);
+        if (sector.equals(content.durable.subarray(at, at + SECTOR_BYTES)) || !survives()) continue;
+        sector.copy(left, at);
+        lengthBytes = Math.max(lengthBytes, at + sector.length);
+      }
+      content.bytes = left.subarray(0, lengthBytes);
+      content.durable = Buffer.from(content.bytes);
+    }
   }
 
   async create(name: string): Promise<StateFile> {

@@ -8,7 +8,7 @@ import { pino } from "pino";
 
 import { checked } from "../../src/block/checked.js";
 import type { BlockDevice } from "../../src/block/device.js";
-import type { UndoErrorPolicy } from "../../src/config/schema.js";
+import { DEFAULT_REPLICATION, type UndoErrorPolicy } from "../../src/config/schema.js";
 import type { StateDirectory } from "../../src/meta/state-directory.js";
 import { Secondary } from "../../src/replication/secondary.js";
 import type { FailoverTarget, Stage } from "../../src/replication/stage.js";
@@ -159,6 +159,10 @@ export class SecondaryNode {
         device: checked(device),
       })),
       onUndoError: onUndoError ?? "break-checkpoint",
+      asPrimary: {
+        ...DEFAULT_REPLICATION,
+        events: { stateChanged: () => undefined, jobEnded: () => undefined },
+      },
       log: pino({ level: "silent" }),
       events: {
         writers: () => this.connections.peers,

@@ -1,7 +1,7 @@
 /** Commands of our own: what the two nodes of a pair say to each other, and what operators do with them. */
 import { z } from "zod";
 import { NegotiationError } from "../../errors.js";
-import { addressField, replicaField } from "../../config/fields.js";
+import { addressField, durationField, replicaField } from "../../config/fields.js";
 import type { Primary } from "../../replication/primary.js";
 import { HANDSHAKE_VERSION, helloSchema } from "../../replication/replica-control.js";
 import type { Secondary } from "../../replication/secondary.js";
@@ -16,11 +16,22 @@ export function primaryPairCommands(primary: Primary): QmpCommand[] {
       arguments: z.strictObject({}),
       run: async () => ({ epoch: await primary.checkpoint() }),
     }),
+    ...replicaCommands(() => primary),
+  ];
+}
+
+/** For a node that can take a replica. @param primary throws while it can't */
+export function replicaCommands(primary: () => Primary): QmpCommand[] {
+  return [
     qmpCommand({
       name: "x-repl-attach",
-      arguments: z.strictObject({ replica: replicaField, "replica-qmp": addressField.optional() }),
-      run: async ({ replica, "replica-qmp": control }) => {
-        await primary.attach(replicaOf(replica, control ?? null));
+      arguments: z.strictObject({
+        replica: replicaField,
+        "replica-qmp": addressField.optional(),
+        "checkpoint-interval": durationField.optional(),
+      }),
+      run: async ({ replica, "replica-qmp": control, "checkpoint-interval": intervalMs }) => {
+        await primary().attach(replicaOf(replica, control ?? null), intervalMs);
         return {};
       },
     }),
@@ -28,7 +39,7 @@ export function primaryPairCommands(primary: Primary): QmpCommand[] {
       name: "x-repl-detach",
       arguments: z.strictObject({}),
       run: async () => {
-        await primary.detach();
+        await primary().detach();
         return {};
       },
     }),
@@ -49,9 +60,12 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
     qmpCommand({
       name: "x-repl-checkpoint",
       arguments: z.strictObject({ session: z.string().optional(), epoch: z.int().positive().optional() }),
-      run: async ({ session, epoch }) => ({
-        epoch: await secondary.checkpoint({ session: session ?? null, epoch: epoch ?? null }),
-      }),
+      run: async ({ session, epoch }) => {
+        // A promoted node takes its checkpoints as any primary.
+        const isOwn = secondary.stage === "done" && session === undefined && epoch === undefined;
+        if (isOwn) return { epoch: await secondary.promoted.checkpoint() };
+        return { epoch: await secondary.checkpoint({ session: session ?? null, epoch: epoch ?? null }) };
+      },
     }),
     qmpCommand({
       name: "x-repl-failover",

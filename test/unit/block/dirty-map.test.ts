@@ -1,6 +1,7 @@
 import { expect } from "chai";
 
-import { DIRTY_BLOCK_BYTES as BLOCK, DirtyMap } from "../../../src/block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES as BLOCK, type DirtyMap } from "../../../src/block/dirty-map.js";
+import { openDirtyMap } from "../../tools/dirty-map.js";
 
 const SIZE_BYTES = 10 * BLOCK + 100;
 
@@ -20,17 +21,17 @@ function missed(map: DirtyMap): number[] {
 describe("DirtyMap", () => {
   let map: DirtyMap;
 
-  beforeEach(() => {
-    map = new DirtyMap(SIZE_BYTES);
+  beforeEach(async () => {
+    map = await openDirtyMap(SIZE_BYTES);
   });
 
-  it("rounds what was missed out to blocks, and counts bytes up to the disk's end", () => {
+  it("rounds what was missed out to blocks, and counts bytes up to the disk's end", async () => {
     map.missed(BLOCK - 1, 2);
     map.missed(5 * BLOCK, BLOCK);
     map.missed(10 * BLOCK + 99, 1);
     expect(missed(map)).to.deep.equal([0, 1, 5, 10]);
     expect(map.missedBytes).to.equal(4 * BLOCK);
-    void map.describe(null, false);
+    await map.describe(null, false);
     expect(map.missedBytes).to.equal(SIZE_BYTES);
   });
 
@@ -60,9 +61,9 @@ describe("DirtyMap", () => {
     expect(missed(map)).to.deep.equal([0]);
   });
 
-  it("has as missed, once the link is lost, what the replica had in memory only", () => {
+  it("has as missed, once the link is lost, what the replica had in memory only", async () => {
     map.acknowledged(3 * BLOCK, 1);
-    void map.describe(null, false);
+    await map.describe(null, false);
     map.resynced(0, SIZE_BYTES);
     expect([map.missedBytes, map.hasVolatile]).to.deep.equal([0, true]);
     map.beginFlush();

@@ -2,10 +2,11 @@ import { expect } from "chai";
 
 import { checked } from "../../../src/block/checked.js";
 import { Flag } from "../../../src/block/device.js";
-import { DIRTY_BLOCK_BYTES, DirtyMap } from "../../../src/block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES, type DirtyMap } from "../../../src/block/dirty-map.js";
 import { PrimaryFilter } from "../../../src/block/filters/replication.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import { type AckMode, Mirror } from "../../../src/block/mirror.js";
+import { openDirtyMap } from "../../tools/dirty-map.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import { MemoryDevice, type MemoryDeviceOptions } from "../../tools/memory-device.js";
 import { isSettled, outcome } from "../../tools/outcome.js";
@@ -19,18 +20,21 @@ function filled(lengthBytes: number, value: number): Buffer {
 }
 
 /** A mirror with everything under it open to holds, failures and looks inside. */
+type PairOptions = MemoryDeviceOptions & { memoryBytes?: number };
+
 class Pair {
   readonly localMemory: MemoryDevice;
   readonly replicaMemory = new MemoryDevice(SIZE_BYTES);
   readonly local: FailingDevice;
   readonly replica = new FailingDevice(this.replicaMemory);
-  readonly dirty = new DirtyMap(SIZE_BYTES);
+  readonly dirty: DirtyMap;
   readonly memory: MemoryBudget;
   readonly filter: PrimaryFilter;
   readonly mirror: Mirror;
   readonly failures: string[] = [];
 
-  constructor(ackMode: AckMode, options: MemoryDeviceOptions & { memoryBytes?: number } = {}) {
+  private constructor(ackMode: AckMode, options: PairOptions, dirty: DirtyMap) {
+    this.dirty = dirty;
     this.localMemory = new MemoryDevice(SIZE_BYTES, options);
     this.local = new FailingDevice(checked(this.localMemory));
     this.memory = new MemoryBudget(options.memoryBytes ?? SIZE_BYTES);
@@ -53,6 +57,10 @@ class Pair {
     this.mirror.setReplica(this.filter);
   }
 
+  static async open(ackMode: AckMode, options: PairOptions = {}): Promise<Pair> {
+    return new Pair(ackMode, options, await openDirtyMap(SIZE_BYTES));
+  }
+
   get isSame(): boolean {
     return this.localMemory.contents().equals(this.replicaMemory.contents());
   }
@@ -62,7 +70,7 @@ describe("mirror", () => {
   for (const mode of MODES) {
     describe(`in ack mode ${mode}`, () => {
       it("swallows an error of the replica, reports it once, and has the blocks as missed", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         pair.replica.fail({ operation: ["write", "zero"], count: 2 }, "ENOSPC");
         await pair.mirror.write(DIRTY_BLOCK_BYTES - 1, filled(2, 1), Flag.None);
         await pair.mirror.drain();
@@ -82,7 +90,7 @@ describe("mirror", () => {
       });
 
       it("passes an error of the disk to the guest, and has the blocks as missed", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         pair.local.fail({ operation: ["write", "zero"], count: 2 }, "ENOSPC");
         expect(await outcome(pair.mirror.write(0, filled(10, 1), Flag.None))).to.equal("ENOSPC");
         expect(await outcome(pair.mirror.zero(DIRTY_BLOCK_BYTES, 10, Flag.None))).to.equal("ENOSPC");
@@ -96,13 +104,13 @@ describe("mirror", () => {
       });
 
       it("passes a failed flush of the disk on to the guest", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         pair.local.fail({ operation: "flush" });
         expect(await outcome(pair.mirror.flush())).to.equal("EIO");
       });
 
       it("leaves both sides the same after overlapping changes that overtake each other below", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         const random = new Random(SEED);
         pair.local.reorder({}, random, 5);
         pair.replica.reorder({}, random, 5);
@@ -130,7 +138,7 @@ describe("mirror", () => {
       });
 
       it("makes both sides equal where it is trimmed", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         for (const memory of [pair.localMemory, pair.replicaMemory]) memory.fill(0, filled(20000, 3));
         await pair.mirror.trim(100, 15000, Flag.None);
         await pair.mirror.drain();
@@ -141,7 +149,7 @@ describe("mirror", () => {
       });
 
       it("does not trim a disk whose zeroes would have to be written", async () => {
-        const pair = new Pair(mode, { zero: "none" });
+        const pair = await Pair.open(mode, { zero: "none" });
         for (const memory of [pair.localMemory, pair.replicaMemory]) memory.fill(0, filled(8192, 3));
         await pair.mirror.trim(0, 8192, Flag.None);
         await pair.mirror.drain();
@@ -150,20 +158,20 @@ describe("mirror", () => {
       });
 
       it("forwards a fast zero as a plain one, and not at all when the disk refuses it", async () => {
-        const refusing = new Pair(mode, { zero: "none" });
+        const refusing = await Pair.open(mode, { zero: "none" });
         for (const memory of [refusing.localMemory, refusing.replicaMemory]) memory.fill(0, filled(8192, 3));
         expect(await outcome(refusing.mirror.zero(0, 4096, Flag.FastZero))).to.equal("ENOTSUP");
         await refusing.mirror.drain();
         expect(refusing.replica.log).to.deep.equal([]);
         expect([refusing.isSame, refusing.dirty.missedBytes]).to.deep.equal([true, 0]);
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         await pair.mirror.zero(0, 4096, Flag.FastZero | Flag.NoHole);
         await pair.mirror.drain();
         expect(pair.replica.log.map(({ flags }) => flags & ~Flag.Fua)).to.deep.equal([Flag.NoHole]);
       });
 
       it("marks as missed what is changed while there is no replica, and never waits for it", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         pair.mirror.setReplica(null);
         await pair.mirror.write(0, filled(10, 1), Flag.Fua);
         await pair.mirror.zero(DIRTY_BLOCK_BYTES, 10, Flag.None);
@@ -179,7 +187,7 @@ describe("mirror", () => {
       });
 
       it("marks as missed what waited for its turn when the replica was taken away", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         const held = pair.replica.hold({ operation: "write" });
         const writes = [1, 2].map((value) => pair.mirror.write(0, filled(10, value), Flag.None));
         await held.arrived(1);
@@ -192,7 +200,7 @@ describe("mirror", () => {
       });
 
       it("reads and describes the disk alone", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         pair.localMemory.fill(0, filled(10, 1));
         const into = Buffer.alloc(10);
         await pair.mirror.read(0, into);
@@ -204,7 +212,7 @@ describe("mirror", () => {
       });
 
       it("lets nobody change a range on either side while it is held exclusively", async () => {
-        const pair = new Pair(mode);
+        const pair = await Pair.open(mode);
         let finish: () => void = () => undefined;
         const action = pair.mirror.exclusively(
           0,
@@ -225,7 +233,7 @@ describe("mirror", () => {
 
   it("acknowledges in mode async when the disk has it, in memsync and sync when the replica has it, too", async () => {
     for (const mode of MODES) {
-      const pair = new Pair(mode);
+      const pair = await Pair.open(mode);
       const held = pair.replica.hold({ operation: ["write", "zero"] });
       const changes = [
         pair.mirror.write(0, filled(10, 1), Flag.None),
@@ -244,7 +252,7 @@ describe("mirror", () => {
 
   it("never acknowledges before the disk has it, in any mode", async () => {
     for (const mode of MODES) {
-      const pair = new Pair(mode);
+      const pair = await Pair.open(mode);
       const held = pair.local.hold({ operation: "write" });
       const write = pair.mirror.write(0, filled(10, 1), Flag.None);
       await held.arrived(1);
@@ -256,7 +264,7 @@ describe("mirror", () => {
 
   it("asks the replica for durability in mode sync alone: each write, and each flush", async () => {
     for (const mode of MODES) {
-      const pair = new Pair(mode);
+      const pair = await Pair.open(mode);
       await pair.mirror.write(0, filled(10, 1), Flag.None);
       await pair.mirror.write(0, filled(10, 1), Flag.Fua);
       await pair.mirror.flush();
@@ -274,7 +282,7 @@ describe("mirror", () => {
   });
 
   it("gives the guest its buffer back in mode async: the replica gets what it held at the call", async () => {
-    const pair = new Pair("async");
+    const pair = await Pair.open("async");
     const held = pair.replica.hold({ operation: "write" });
     const buffer = filled(5000, 1);
     await pair.mirror.write(0, buffer, Flag.None);
@@ -286,7 +294,7 @@ describe("mirror", () => {
   });
 
   it("lets guests wait in mode async beyond the memory for what the replica lacks", async () => {
-    const pair = new Pair("async", { memoryBytes: 2000 });
+    const pair = await Pair.open("async", { memoryBytes: 2000 });
     const held = pair.replica.hold({ operation: "write" });
     const writes = [0, 1, 2].map((index) => pair.mirror.write(index * 5000, filled(1000, 1), Flag.None));
     await held.arrived(2);
@@ -302,7 +310,7 @@ describe("mirror", () => {
 
 describe("primary's filter", () => {
   it("refuses reads and block status, and changes before replication is started", async () => {
-    const pair = new Pair("memsync");
+    const pair = await Pair.open("memsync");
     expect(await outcome(pair.filter.read())).to.equal("EIO");
     expect(await outcome(pair.filter.extents())).to.equal("EIO");
     pair.filter.setStarted(false);
@@ -312,7 +320,7 @@ describe("primary's filter", () => {
   });
 
   it("counts what the replica has acknowledged", async () => {
-    const pair = new Pair("memsync");
+    const pair = await Pair.open("memsync");
     pair.replica.fail({ operation: "write", offset: 100, lengthBytes: 1 });
     await pair.filter.write(0, filled(10, 1), Flag.None);
     await pair.filter.zero(10, 90, Flag.None);

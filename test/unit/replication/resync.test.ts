@@ -2,13 +2,14 @@ import { expect } from "chai";
 
 import { checked } from "../../../src/block/checked.js";
 import { Flag } from "../../../src/block/device.js";
-import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES as BLOCK, type DirtyMap } from "../../../src/block/dirty-map.js";
 import { Gate } from "../../../src/block/gate.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import type { AckMode } from "../../../src/block/mirror.js";
 import { PrimaryDisk } from "../../../src/replication/primary-disk.js";
 import { RateLimit } from "../../../src/replication/rate-limit.js";
 import { Resync } from "../../../src/replication/resync.js";
+import { openDirtyMap } from "../../tools/dirty-map.js";
 import { FailingDevice, type Request } from "../../tools/failing-device.js";
 import { MemoryDevice, type MemoryDeviceOptions } from "../../tools/memory-device.js";
 import { failureOf, isSettled, outcome, turns } from "../../tools/outcome.js";
@@ -29,8 +30,8 @@ class Subject {
   readonly disk: PrimaryDisk;
   readonly resync: Resync;
 
-  constructor(options: SubjectOptions = {}) {
-    const sizeBytes = (options.blocks ?? 64) * BLOCK - 1000;
+  private constructor(options: SubjectOptions, dirty: DirtyMap) {
+    const { sizeBytes } = dirty;
     this.localMemory = new MemoryDevice(sizeBytes, options);
     this.replicaMemory = new MemoryDevice(sizeBytes, options);
     this.local = new FailingDevice(checked(this.localMemory));
@@ -39,6 +40,7 @@ class Subject {
       { name: "disk0", path: "disk0.img", device: this.local },
       {
         ackMode: options.ackMode ?? "memsync",
+        dirty,
         gate: new Gate(),
         memory: new MemoryBudget(1024 * 1024),
         onForwardFailure: () => Promise.resolve(),
@@ -47,8 +49,13 @@ class Subject {
     );
     this.disk.setReplicated(true);
     this.disk.setReplica(this.replica);
-    void this.disk.dirty.describe(null, false);
     this.resync = this.another(options.bytesPerSecond ?? 0);
+  }
+
+  static async open(options: SubjectOptions = {}): Promise<Subject> {
+    const dirty = await openDirtyMap((options.blocks ?? 64) * BLOCK - 1000);
+    await dirty.describe(null, false);
+    return new Subject(options, dirty);
   }
 
   another(bytesPerSecond = 0): Resync {
@@ -71,7 +78,7 @@ function filled(lengthBytes: number, value: number): Buffer {
 
 describe("Resync", () => {
   it("makes the replica the same, and sends no holes", async () => {
-    const subject = new Subject();
+    const subject = await Subject.open();
     subject.localMemory.fill(3 * BLOCK + 5, filled(2 * BLOCK, 1));
     subject.localMemory.fill(40 * BLOCK, filled(5000, 2));
     subject.localMemory.fill(subject.localMemory.info.sizeBytes - 1, filled(1, 3));
@@ -84,7 +91,7 @@ describe("Resync", () => {
   });
 
   it("makes zeroes of what the replica holds where the disk has holes", async () => {
-    const subject = new Subject();
+    const subject = await Subject.open();
     subject.replicaMemory.fill(0, filled(subject.replicaMemory.info.sizeBytes, 9));
     subject.localMemory.fill(10 * BLOCK + 4096, filled(4096, 1));
     await subject.resync.run();
@@ -93,7 +100,7 @@ describe("Resync", () => {
   });
 
   it("copies between devices that can't tell their allocation", async () => {
-    const subject = new Subject({ blocks: 10, extents: "none", zero: "none", trim: "none" });
+    const subject = await Subject.open({ blocks: 10, extents: "none", zero: "none", trim: "none" });
     subject.localMemory.fill(100, filled(BLOCK, 1));
     subject.replicaMemory.fill(0, filled(5 * BLOCK, 9));
     await subject.resync.run();
@@ -101,7 +108,7 @@ describe("Resync", () => {
   });
 
   it("sends only what is missed, and says how far it is", async () => {
-    const subject = new Subject();
+    const subject = await Subject.open();
     subject.localMemory.fill(0, filled(subject.localMemory.info.sizeBytes, 1));
     await subject.resync.run();
     subject.replica.log.length = 0;
@@ -127,7 +134,7 @@ describe("Resync", () => {
 
   for (const ackMode of ["async", "memsync", "sync"] as const) {
     it(`ends with both sides the same while guests write, zero and trim: ${ackMode}`, async () => {
-      const subject = new Subject({ ackMode });
+      const subject = await Subject.open({ ackMode });
       const random = new Random(SEED);
       const { sizeBytes } = subject.localMemory.info;
       for (let at = 0; at + BLOCK < sizeBytes; at += BLOCK) {
@@ -155,7 +162,7 @@ describe("Resync", () => {
   }
 
   it("lets no guest's write into the piece that it sends, and hinders no other", async () => {
-    const subject = new Subject();
+    const subject = await Subject.open();
     subject.localMemory.fill(0, filled(64 * 1024, 1));
     const held = subject.replica.hold({ operation: "write", count: 1 });
     const run = subject.resync.run();
@@ -170,7 +177,7 @@ describe("Resync", () => {
   });
 
   it("lets guests write where it waits for its rate", async () => {
-    const subject = new Subject({ bytesPerSecond: 1 });
+    const subject = await Subject.open({ bytesPerSecond: 1 });
     subject.localMemory.fill(0, filled(20 * BLOCK, 1));
     const run = failureOf(subject.resync.run());
     await turns();
@@ -182,7 +189,7 @@ describe("Resync", () => {
   });
 
   it("picks up what was missed behind it while it went on", async () => {
-    const subject = new Subject();
+    const subject = await Subject.open();
     subject.localMemory.fill(0, filled(60 * BLOCK, 1));
     const held = subject.replica.hold({ operation: "write", offset: 50 * BLOCK, lengthBytes: 1 });
     const run = subject.resync.run();
@@ -201,7 +208,7 @@ describe("Resync", () => {
     ["the replica refuses it", "replica", "write"],
   ] as const) {
     it(`stops soon when ${what}, keeps what it has done, and can be begun anew`, async () => {
-      const subject = new Subject({ blocks: 400 });
+      const subject = await Subject.open({ blocks: 400 });
       subject.localMemory.fill(0, filled(399 * BLOCK, 1));
       const rule = subject[side].fail({ operation, offset: 40 * BLOCK, lengthBytes: 1 }, "EIO");
       expect(await outcome(subject.resync.run())).to.equal("EIO");

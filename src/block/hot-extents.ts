@@ -1,0 +1,107 @@
+/**
+ * Which extents of a disk may be written to without a word on stable storage (DRBD: the activity log).
+ *
+ * Invariants:
+ * - An extent is durably hot before a write to it is issued, and stays so while one is under way.
+ * - It cools down only when nothing of it is under way or volatile, and after its part of the dirty map was made
+ *   durable with no write since.
+ *
+ * No I/O here: the dirty map writes what this tells it to.
+ */
+import { Bitmap } from "./bitmap.js";
+
+/** Coarse: a working set of 4 GiB costs one sync for each of its extents, once. */
+export const EXTENT_BYTES = 4 * 1024 * 1024;
+/** Hot at a time, but for those that can't cool down yet. A crash costs the copy of as many. */
+export const MAX_HOT_EXTENTS = 1024;
+/** Cooled down beyond what is needed, so that not every new extent has to wait for another. */
+const SPARE_EXTENTS = 64;
+
+export class HotExtents {
+  /** On stable storage, or in the next write to it. */
+  readonly bits: Bitmap;
+  readonly #durable: Bitmap;
+  /** Written to since the clock's hand came by. */
+  readonly #recent: Bitmap;
+  readonly #underWay: Uint32Array;
+  #heating: number[] = [];
+  #hand = 0;
+
+  constructor(sizeBytes: number) {
+    const extents = Math.ceil(sizeBytes / EXTENT_BYTES);
+    this.bits = new Bitmap(extents);
+    this.#durable = new Bitmap(extents);
+    this.#recent = new Bitmap(extents);
+    this.#underWay = new Uint32Array(extents);
+  }
+
+  /** A write to the extents [first, last] begins. @returns whether all of them are durably hot */
+  begin(first: number, last: number): boolean {
+    let isHot = true;
+    for (let extent = first; extent <= last; extent++) {
+      this.#underWay[extent] = this.#writes(extent) + 1;
+      this.#recent.set(extent, extent + 1);
+      if (this.#durable.has(extent)) continue;
+      isHot = false;
+      if (this.bits.has(extent)) continue;
+      this.bits.set(extent, extent + 1);
+      this.#heating.push(extent);
+    }
+    return isHot;
+  }
+
+  /** A write to the extents [first, last] is over, on both sides. */
+  end(first: number, last: number): void {
+    for (let extent = first; extent <= last; extent++) this.#underWay[extent] = this.#writes(extent) - 1;
+  }
+
+  /** Those that became hot since the last call: to be written. */
+  takeHeating(): number[] {
+    const heating = this.#heating;
+    this.#heating = [];
+    return heating;
+  }
+
+  heated(extents: readonly number[]): void {
+    for (const extent of extents) this.#durable.set(extent, extent + 1);
+  }
+
+  /**
+   * Extents that may cool down once their part of the map is durable, if there are too many hot ones.
+   * @param isVolatile whether the replica has something of the extent in memory only
+   */
+  chooseCooling(isVolatile: (extent: number) => boolean): number[] {
+    const cooling: number[] = [];
+    if (this.bits.count <= MAX_HOT_EXTENTS) return cooling;
+    const wanted = this.bits.count - MAX_HOT_EXTENTS + SPARE_EXTENTS;
+    // Twice around: the first time every extent may have been written to since.
+    for (let steps = 2 * this.bits.count; steps > 0 && cooling.length < wanted; steps--) {
+      const next = this.#durable.nextSet(this.#hand);
+      const extent = next === -1 ? this.#durable.nextSet(0) : next;
+      if (extent === -1) break;
+      this.#hand = extent + 1 === this.bits.length ? 0 : extent + 1;
+      const isRecent = this.#recent.has(extent);
+      this.#recent.clear(extent, extent + 1);
+      if (!isRecent && this.#writes(extent) === 0 && !isVolatile(extent) && !cooling.includes(extent)) {
+        cooling.push(extent);
+      }
+    }
+    return cooling;
+  }
+
+  /** Their part of the map is durable. @returns those that did cool down: no write came meanwhile */
+  cooled(extents: readonly number[], isVolatile: (extent: number) => boolean): number[] {
+    const cold = extents.filter(
+      (extent) => !this.#recent.has(extent) && this.#writes(extent) === 0 && !isVolatile(extent),
+    );
+    for (const extent of cold) {
+      this.bits.clear(extent, extent + 1);
+      this.#durable.clear(extent, extent + 1);
+    }
+    return cold;
+  }
+
+  #writes(extent: number): number {
+    return this.#underWay[extent] ?? 0;
+  }
+}

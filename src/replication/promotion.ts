@@ -1,0 +1,68 @@
+/**
+ * A secondary's life as a primary: from the instant of its failover on, its guests' writes go through a mirror and a dirty map, so
+ * that it can take a replica of its own, and the old primary can come back with what differs (design, promise 14).
+ *
+ * Invariant: before the first write that the old primary does not have, the dirty maps name every block in which this node may
+ * differ from what it received: what the failover takes back, and what its own guest had written.
+ */
+import type { BlockDevice } from "../block/device.js";
+import type { SecondaryMetadata } from "../meta/metadata.js";
+import type { Epoch } from "./epoch.js";
+import type { MetadataKeeper } from "./metadata-keeper.js";
+import { Primary, type PrimaryKeeper, type PrimaryOptions } from "./primary.js";
+import type { SecondaryDisk } from "./secondary-disk.js";
+import type { FailoverTarget } from "./stage.js";
+
+/** How a promoted node replicates. */
+export type PrimarySettings = Omit<PrimaryOptions, "directory" | "disks" | "log">;
+
+/**
+ * Makes the primary that the node is from now on; its guests' exports are to be put under the views by the caller.
+ * @param overlays what the failover takes back or keeps; null: it was made durable in an earlier life
+ */
+export async function promote(
+  disks: readonly SecondaryDisk[],
+  metadata: MetadataKeeper<SecondaryMetadata>,
+  options: Pick<PrimaryOptions, "directory" | "log"> & PrimarySettings,
+  overlays: Epoch | null,
+  target: FailoverTarget,
+): Promise<Primary> {
+  const { tenure, offeredTenure } = metadata.current;
+  const primary = await Primary.promoted(
+    {
+      ...options,
+      disks: disks.map(({ name, path, stack }) => ({ name, path, device: stack })),
+    },
+    keeperOf(metadata),
+  );
+  if (overlays === null) return primary;
+  for (const [index, { dirty }] of primary.disks.entries()) {
+    // The old primary's maps go by this name, unless the last answer to it was lost.
+    const name = offeredTenure ?? tenure;
+    await dirty.describe(name, name !== null);
+    const changes = target === "checkpoint" ? overlays.overlays[index] : undefined;
+    for (const overlay of changes === undefined ? [] : [changes.hidden, changes.active]) {
+      for (const [start, end] of overlay.mapped()) await dirty.markMissed(start, end - start);
+    }
+  }
+  return primary;
+}
+
+/** What a guest of each disk sees. */
+export function guestExportsOf(primary: Primary): BlockDevice[] {
+  return primary.disks.map(({ guestExport }) => guestExport);
+}
+
+function keeperOf(metadata: MetadataKeeper<SecondaryMetadata>): PrimaryKeeper {
+  return {
+    get current() {
+      const { generation } = metadata.current;
+      if (generation === null) throw new Error("a promoted node without a generation");
+      return { ...metadata.current, generation };
+    },
+    save: (change) => metadata.save(change),
+    saveSoon: (change, onError) => {
+      metadata.saveSoon(change, onError);
+    },
+  };
+}

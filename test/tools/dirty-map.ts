@@ -1,0 +1,14 @@
+import { DirtyMap } from "../../src/block/dirty-map.js";
+import type { StateDirectory } from "../../src/meta/state-directory.js";
+import { MemoryStateDirectory } from "./memory-state-directory.js";
+
+/** The dirty map of a disk alone in its state directory; a test that breaks it says so itself. */
+export function openDirtyMap(
+  sizeBytes: number,
+  directory: StateDirectory = new MemoryStateDirectory(),
+  onBroken: (error: Error, isRemoved: boolean) => void = (error) => {
+    throw error;
+  },
+): Promise<DirtyMap> {
+  return DirtyMap.open({ directory, disk: 0, sizeBytes, onBroken });
+}

@@ -1,0 +1,322 @@
+/** What a dirty map knows after a restart, a crash and a power loss (design, promise 18). */
+import { expect } from "chai";
+
+import { DIRTY_BLOCK_BYTES as BLOCK, type DirtyMap, dirtyMapName } from "../../../src/block/dirty-map.js";
+import { EXTENT_BYTES as EXTENT, MAX_HOT_EXTENTS } from "../../../src/block/hot-extents.js";
+import { MetadataError } from "../../../src/errors.js";
+import { openDirtyMap } from "../../tools/dirty-map.js";
+import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
+import { failureOf, isSettled, turns } from "../../tools/outcome.js";
+import { Random, SEED } from "../../tools/seed.js";
+
+const SIZE_BYTES = 16 * EXTENT - 1234;
+const FILE = dirtyMapName(0);
+const TENURE = "6f9d2b43-60c2-4f2e-9a53-0f8f6b1f0c11";
+
+describe("a dirty map's file", () => {
+  let directory: MemoryStateDirectory;
+  let map: DirtyMap;
+
+  beforeEach(async () => {
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(SIZE_BYTES, directory);
+  });
+
+  async function reopen(): Promise<DirtyMap> {
+    map = await openDirtyMap(SIZE_BYTES, directory);
+    return map;
+  }
+
+  /** A change that the replica acknowledged and still has in memory only. */
+  async function change(offset: number, lengthBytes: number): Promise<void> {
+    await map.prepare(offset, lengthBytes);
+    map.acknowledged(offset, lengthBytes);
+    map.done(offset, lengthBytes);
+  }
+
+  it("tells of no replica at first", () => {
+    expect([map.tenure, map.missedBytes]).to.deep.equal([null, 0]);
+  });
+
+  it("has after a clean stop exactly what was missed or volatile", async () => {
+    await map.describe(TENURE, true);
+    map.missed(3 * BLOCK, 1);
+    await change(EXTENT, BLOCK + 1);
+    await map.close();
+    await reopen();
+    expect(map.tenure).to.equal(TENURE);
+    expect(map.missedRuns(10)).to.deep.equal([
+      [3 * BLOCK, BLOCK],
+      [EXTENT, 2 * BLOCK],
+    ]);
+  });
+
+  it("has after a crash whole extents that were written to, and nothing else", async () => {
+    await change(2 * EXTENT + 5, 1);
+    await change(SIZE_BYTES - 1, 1);
+    directory.crash();
+    await reopen();
+    expect(map.missedRuns(10)).to.deep.equal([
+      [2 * EXTENT, EXTENT],
+      [15 * EXTENT, EXTENT - 1234],
+    ]);
+  });
+
+  it("lets a change begin only when its extent is hot on stable storage, and the next one to it at once", async () => {
+    let release: () => void = () => undefined;
+    directory.intercept = ({ kind }) =>
+      kind === "sync" ? new Promise((resolve) => (release = resolve)) : undefined;
+    const ready = map.prepare(0, 1);
+    if (ready === null) throw new Error("the first change of an extent begins at once");
+    await turns();
+    expect(await isSettled(ready)).to.equal(false);
+    release();
+    await ready;
+    expect(map.prepare(EXTENT - 1, 1)).to.equal(null);
+    expect(directory.count("sync", FILE) > 0).to.equal(true);
+  });
+
+  it("makes many extents hot with few syncs when many changes come at once", async () => {
+    const before = directory.count("sync", FILE);
+    await Promise.all(Array.from({ length: 16 }, (_, extent) => map.prepare(extent * EXTENT, 1)));
+    expect(directory.count("sync", FILE) - before).to.be.at.most(2);
+  });
+
+  it("everything is missed before another replica's tenure is in the file, whenever the power fails", async () => {
+    const other = "0a6a4f0e-4b8c-4d63-9d38-0d5d7b4d6c11";
+    const seen = new Set<string>();
+    for (let calls = 0; calls < 8; calls++) {
+      directory = new MemoryStateDirectory();
+      await reopen();
+      await map.describe(TENURE, true);
+      let left = calls;
+      directory.intercept = () => (left-- > 0 ? undefined : new Promise(() => undefined));
+      void map.describe(other, false);
+      await turns();
+      directory.intercept = () => undefined;
+      directory.crash(() => calls % 2 === 0);
+      await reopen();
+      const { tenure, missedBytes } = map;
+      if (tenure === other) expect(missedBytes).to.equal(SIZE_BYTES);
+      seen.add(`${String(tenure)} ${missedBytes}`);
+    }
+    expect([...seen]).to.include.members([
+      `${TENURE} 0`,
+      `${TENURE} ${SIZE_BYTES}`,
+      `${other} ${SIZE_BYTES}`,
+    ]);
+  });
+
+  it("goes on where an interrupted copy was", async () => {
+    await map.describe(TENURE, false);
+    map.resynced(0, 8 * EXTENT);
+    // Nothing of it counts before the replica has it durably.
+    for (let flushes = 0; flushes < 4; flushes++) {
+      map.beginFlush();
+      map.endFlush(true);
+    }
+    await turns();
+    directory.crash();
+    await reopen();
+    expect(map.missedRuns(10)).to.deep.equal([[8 * EXTENT, SIZE_BYTES - 8 * EXTENT]]);
+  });
+
+  it("has in the file what a peer told, when that is said", async () => {
+    await map.markMissed(5 * BLOCK, 2 * BLOCK);
+    directory.crash();
+    await reopen();
+    expect(map.missedRuns(10)).to.deep.equal([[5 * BLOCK, 2 * BLOCK]]);
+  });
+
+  it("tells runs as coarsely as asked, and never less than is missed", async () => {
+    for (let block = 0; block < 64; block += 2) map.missed(block * BLOCK, 1);
+    expect(map.missedRuns(32).length).to.equal(32);
+    expect(map.missedRuns(31)).to.deep.equal([[0, 63 * BLOCK]]);
+  });
+
+  it("keeps the number of hot extents bounded, and what was missed in those that cooled down", async () => {
+    const sizeBytes = 4 * MAX_HOT_EXTENTS * EXTENT;
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(sizeBytes, directory);
+    for (let extent = 0; extent < 4 * MAX_HOT_EXTENTS; extent++) {
+      await map.prepare(extent * EXTENT, 1);
+      if (extent < 3) map.missed(extent * EXTENT, 1);
+      map.done(extent * EXTENT, 1);
+    }
+    directory.crash();
+    map = await openDirtyMap(sizeBytes, directory);
+    const extents = map.missedBytes / EXTENT;
+    expect(extents)
+      .to.be.at.least(MAX_HOT_EXTENTS / 2)
+      .and.at.most(MAX_HOT_EXTENTS + 70);
+    expect(map.missedRuns(10).slice(0, 3)).to.deep.equal([
+      [0, BLOCK],
+      [EXTENT, BLOCK],
+      [2 * EXTENT, BLOCK],
+    ]);
+  });
+
+  it("never cools an extent that is being written to, or that the replica has in memory only", async () => {
+    const sizeBytes = 3 * MAX_HOT_EXTENTS * EXTENT;
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(sizeBytes, directory);
+    await map.prepare(0, 1);
+    await change(EXTENT, 1);
+    for (let extent = 2; extent < 3 * MAX_HOT_EXTENTS; extent++) {
+      await map.prepare(extent * EXTENT, 1);
+      map.done(extent * EXTENT, 1);
+    }
+    directory.crash();
+    map = await openDirtyMap(sizeBytes, directory);
+    expect(map.missedRuns(1e6)[0]?.[1]).to.be.at.least(2 * EXTENT);
+  });
+
+  it("a file that can't be written is removed, and the guest goes on", async () => {
+    const broken: boolean[] = [];
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(SIZE_BYTES, directory, (_error, isRemoved) => broken.push(isRemoved));
+    await map.describe(TENURE, true);
+    directory.intercept = ({ kind }) => (kind === "sync" ? Promise.reject(new Error("EIO")) : undefined);
+    await map.prepare(0, 1);
+    await map.prepare(EXTENT, 1);
+    expect(broken).to.deep.equal([true]);
+    expect(map.tenure, "in this life it still knows").to.equal(TENURE);
+    directory.intercept = () => undefined;
+    await reopen();
+    expect(map.tenure).to.equal(null);
+  });
+
+  it("a file that can neither be written nor removed shows no tenure any more", async () => {
+    const broken: boolean[] = [];
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(SIZE_BYTES, directory, (_error, isRemoved) => broken.push(isRemoved));
+    await map.describe(TENURE, true);
+    directory.intercept = ({ kind }) => (kind === "sync" ? Promise.reject(new Error("EIO")) : undefined);
+    directory.remove = () => Promise.reject(new Error("EROFS"));
+    await map.prepare(0, 1);
+    expect([broken, map.tenure]).to.deep.equal([[false], null]);
+  });
+
+  it("takes a file whose making was cut off for none, wherever that was", async () => {
+    const whole = directory.contents(FILE);
+    whole.fill(0, 0, 4096);
+    for (const lengthBytes of [0, 1, 511, 4096, 5000, whole.length]) {
+      directory.put(FILE, whole.subarray(0, lengthBytes));
+      expect((await reopen()).tenure).to.equal(null);
+    }
+  });
+
+  it("refuses a file that was cut off later, flipped anywhere, foreign or newer, and says what to do", async () => {
+    await map.describe(TENURE, true);
+    await map.close();
+    const whole = directory.contents(FILE);
+    const refuses = async (bytes: Buffer, message: RegExp): Promise<void> => {
+      directory.put(FILE, bytes);
+      const error = await failureOf(openDirtyMap(SIZE_BYTES, directory));
+      expect(error).to.be.instanceOf(MetadataError);
+      expect(error.message).to.match(message);
+      expect(directory.contents(FILE).equals(bytes), "it is left as it was").to.equal(true);
+    };
+    const damaged =
+      /^\/state\/dirty-0\.map is damaged: .*: restore it, or remove it, which costs a full copy$/;
+    for (const lengthBytes of [1000, 4096, 4500, whole.length - 1]) {
+      await refuses(whole.subarray(0, lengthBytes), damaged);
+    }
+    for (let at = 4096; at < whole.length; at += 509) {
+      const flipped = Buffer.from(whole);
+      flipped.writeUInt8(flipped.readUInt8(at) ^ 0x10, at);
+      await refuses(flipped, /the sector at \d+ fails its checksum/);
+    }
+    const headless = Buffer.from(whole);
+    headless.fill(0x41, 0, 4096);
+    await refuses(headless, /neither of its headers is whole/);
+  });
+
+  it("refuses the map of a disk of another size", async () => {
+    const error = await failureOf(openDirtyMap(SIZE_BYTES + EXTENT, directory));
+    expect(error.message).to.match(/of a disk of \d+ bytes, not \d+/);
+  });
+
+  it("after any power loss every block is missed that the replica may lack", async () => {
+    for (let round = 0; round < 60; round++) await losePower(new Random(SEED + round), SEED + round);
+  });
+});
+
+/** How far a block has come on either side. */
+interface Block {
+  issued: number;
+  acknowledged: number;
+  durable: number;
+  isMissed: boolean;
+}
+
+/** Random changes, acknowledged or not, flushes and resyncs of the replica, then a power loss at any call. */
+async function losePower(random: Random, seed: number): Promise<void> {
+  // More extents than may be hot, or a handful that are used again and again.
+  const extents = random.oneOf([4, 40, 2 * MAX_HOT_EXTENTS]);
+  const sizeBytes = extents * EXTENT;
+  const directory = new MemoryStateDirectory();
+  let callsLeft = random.below(400);
+  let isOff = false;
+  directory.intercept = ({ kind }) => {
+    if ((kind === "write" || kind === "sync") && callsLeft-- <= 0) isOff = true;
+    return isOff ? new Promise(() => undefined) : undefined;
+  };
+  const opening = openDirtyMap(sizeBytes, directory);
+  await turns();
+  if (!(await isSettled(opening))) return;
+  const map = await opening;
+  const blocks = new Map<number, Block>();
+  const blockAt = (number: number): Block => {
+    const block = blocks.get(number) ?? { issued: 0, acknowledged: 0, durable: 0, isMissed: false };
+    blocks.set(number, block);
+    return block;
+  };
+
+  for (let step = 0; step < 300; step++) {
+    const number = random.below(extents) * (EXTENT / BLOCK) + random.below(4);
+    const kind = random.below(10);
+    if (kind < 6) {
+      const ready = map.prepare(number * BLOCK, BLOCK);
+      if (ready !== null) {
+        await turns();
+        // The power failed before the change was issued: nobody lacks it.
+        if (isOff) break;
+        await ready;
+      }
+      const block = blockAt(number);
+      block.issued++;
+      if (kind < 5) {
+        map.acknowledged(number * BLOCK, BLOCK);
+        block.acknowledged = block.issued;
+      } else {
+        map.missed(number * BLOCK, BLOCK);
+        block.isMissed = true;
+      }
+      map.done(number * BLOCK, BLOCK);
+    } else if (kind === 6) {
+      map.resynced(number * BLOCK, BLOCK);
+      const block = blockAt(number);
+      block.acknowledged = block.issued;
+      block.isMissed = false;
+    } else if (kind < 9 && !map.isFlushing) {
+      map.beginFlush();
+      for (const block of blocks.values()) block.durable = block.acknowledged;
+      map.endFlush(true);
+      await turns();
+    } else {
+      map.linkLost();
+      for (const block of blocks.values()) if (block.durable < block.acknowledged) block.isMissed = true;
+    }
+    if (isOff) break;
+  }
+
+  directory.intercept = () => undefined;
+  directory.crash(() => random.below(2) === 0);
+  const reopened = await openDirtyMap(sizeBytes, directory);
+  for (const [number, { issued, durable, isMissed }] of blocks) {
+    if (!isMissed && durable === issued) continue;
+    const run = reopened.nextMissed(number * BLOCK, BLOCK);
+    if (run?.offset !== number * BLOCK) throw new Error(`seed ${seed}: block ${number} is forgotten`);
+  }
+}
