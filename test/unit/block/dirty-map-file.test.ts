@@ -78,7 +78,7 @@ describe("a dirty map's file", () => {
 
   it("makes many extents hot with few syncs when many changes come at once", async () => {
     const before = directory.count("sync", FILE);
-    await Promise.all(Array.from({ length: 16 }, (_, extent) => map.prepare(extent * EXTENT, 1)));
+    await Promise.all(Array.from({ length: 16 }, async (_, extent) => map.prepare(extent * EXTENT, 1)));
     expect(directory.count("sync", FILE) - before).to.be.at.most(2);
   });
 
@@ -128,7 +128,7 @@ describe("a dirty map's file", () => {
     expect(map.missedRuns(10)).to.deep.equal([[5 * BLOCK, 2 * BLOCK]]);
   });
 
-  it("tells runs as coarsely as asked, and never less than is missed", async () => {
+  it("tells runs as coarsely as asked, and never less than is missed", () => {
     for (let block = 0; block < 64; block += 2) map.missed(block * BLOCK, 1);
     expect(map.missedRuns(32).length).to.equal(32);
     expect(map.missedRuns(31)).to.deep.equal([[0, 63 * BLOCK]]);
@@ -256,11 +256,10 @@ async function losePower(random: Random, seed: number): Promise<void> {
   const extents = random.oneOf([4, 40, 2 * MAX_HOT_EXTENTS]);
   const sizeBytes = extents * EXTENT;
   const directory = new MemoryStateDirectory();
-  let callsLeft = random.below(400);
-  let isOff = false;
+  const power = { callsLeft: random.below(400), isOff: false };
   directory.intercept = ({ kind }) => {
-    if ((kind === "write" || kind === "sync") && callsLeft-- <= 0) isOff = true;
-    return isOff ? new Promise(() => undefined) : undefined;
+    if ((kind === "write" || kind === "sync") && power.callsLeft-- <= 0) power.isOff = true;
+    return power.isOff ? new Promise(() => undefined) : undefined;
   };
   const opening = openDirtyMap(sizeBytes, directory);
   await turns();
@@ -281,7 +280,7 @@ async function losePower(random: Random, seed: number): Promise<void> {
       if (ready !== null) {
         await turns();
         // The power failed before the change was issued: nobody lacks it.
-        if (isOff) break;
+        if (power.isOff) break;
         await ready;
       }
       const block = blockAt(number);
@@ -308,7 +307,7 @@ async function losePower(random: Random, seed: number): Promise<void> {
       map.linkLost();
       for (const block of blocks.values()) if (block.durable < block.acknowledged) block.isMissed = true;
     }
-    if (isOff) break;
+    if (power.isOff) break;
   }
 
   directory.intercept = () => undefined;
