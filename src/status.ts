@@ -64,6 +64,8 @@ export interface DiskStatus {
     readonly dirtyBytes: number;
     readonly writesReplicated: number;
     readonly bytesReplicated: number;
+    /** Content sent by resyncs since the start. */
+    readonly bytesResynced: number;
     /** Requests sent to the replica and not answered. */
     readonly inFlight: number;
   };
@@ -110,6 +112,10 @@ export interface SecondaryStatus {
   readonly rollback: "available" | "lost" | "none";
   readonly rollbackLostReason: string | null;
   readonly undoBytes: number;
+  /** Why the last primary was refused for its data's history: split brain, for example; null if it was not. */
+  readonly conflict: string | null;
+  /** The file with what this node gave up last for a primary with another history; there when its resync is done. */
+  readonly salvage: string | null;
   /** Whether a primary is connected, and which. */
   readonly writer: string | null;
 }

@@ -90,6 +90,7 @@ export function primaryDiskPart(primary: Primary, index: number): NonNullable<Di
     dirtyBytes: disk.dirty.missedBytes,
     writesReplicated: disk.forwarded.writes,
     bytesReplicated: disk.forwarded.bytes,
+    bytesResynced: disk.resyncedBytes,
     inFlight: primary.link?.inFlight(index) ?? 0,
   };
 }

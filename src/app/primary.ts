@@ -41,7 +41,7 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
   return {
     commands: [
       ...replicationCommands(replicationGroup(primary), emit),
-      ...primaryPairCommands(primary),
+      ...primaryPairCommands(primary, parts.quit),
       ...blockJobCommands({
         jobs: () => mirrorJobs(primary),
         setSpeed: (bytesPerSecond) => {
@@ -50,7 +50,7 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
       }),
     ],
     status: () => primaryStatus(parts, config, primary, guests),
-    brokenPromise: () => null,
+    brokenPromise: () => primary.brokenPromise(),
   };
 }
 

@@ -27,6 +27,8 @@ export interface NodeParts {
   /** Sends an event to every QMP client. */
   readonly emit: (event: string, data: object) => void;
   readonly qmpListeners: () => ListenerStatus[];
+  /** Begins an orderly shutdown. */
+  readonly quit: () => void;
 }
 
 /** What a node gives back once it serves. */
@@ -100,6 +102,7 @@ async function startNode(
     emit: (event, data) => {
       qmp?.emit(event, data);
     },
+    quit,
     qmpListeners: () => listenerStatus("qmp", qmp?.addresses ?? [], qmp?.clientCount ?? 0),
   });
   qmp = new QmpServer({

@@ -1,5 +1,6 @@
 /** A secondary's status, as `x-repl-status` and the command line show it. */
 import { DEFAULT_REPLICATION } from "../config/schema.js";
+import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { NbdServer } from "../nbd/server/server.js";
 import type { Secondary } from "../replication/secondary.js";
 import type { DiskStatus, JobStatus, NodeStatus } from "../status.js";
@@ -17,16 +18,16 @@ export function secondaryStatus(
 ): NodeStatus {
   const { metadata, overlays } = secondary;
   const isLost = overlays?.isBroken === true;
+  const promoted = secondary.stage === "done" ? secondary.promoted : null;
   return {
     role: "secondary",
     version: parts.version,
     stage: secondary.stage,
     epoch: secondary.epoch,
     generation: metadata.generation,
-    error: secondary.error,
-    checkpointRefusal: secondary.checkpointRefusal(),
-    lastCheckpoint:
-      metadata.checkpointAt === null ? null : { epoch: metadata.epoch, at: metadata.checkpointAt },
+    error: promoted === null ? secondary.error : promoted.error,
+    checkpointRefusal: (promoted ?? secondary).checkpointRefusal(),
+    lastCheckpoint: promoted === null ? lastCheckpoint(metadata) : promoted.lastCheckpoint,
     uptimeSeconds: (Date.now() - parts.startedMs) / 1000,
     stateDirectory: parts.directory.path,
     disks: secondary.disks.map((_disk, index) => diskStatus(secondary, index)),
@@ -36,16 +37,20 @@ export function secondaryStatus(
       ...parts.qmpListeners(),
     ],
     jobs: secondaryJobs(secondary),
-    ...(secondary.stage === "done" && {
-      primary: primaryPart(secondary.promoted, DEFAULT_REPLICATION, parts.startedMs),
-    }),
+    ...(promoted !== null && { primary: primaryPart(promoted, DEFAULT_REPLICATION, parts.startedMs) }),
     secondary: {
       rollback: overlays === null ? "none" : isLost ? "lost" : "available",
       rollbackLostReason: isLost ? ROLLBACK_LOST : null,
       undoBytes: overlays?.undoBytes ?? 0,
+      conflict: secondary.conflict,
+      salvage: secondary.salvage,
       writer: writers.peers[0] ?? null,
     },
   };
+}
+
+function lastCheckpoint({ checkpointAt, epoch }: SecondaryMetadata): NodeStatus["lastCheckpoint"] {
+  return checkpointAt === null ? null : { epoch, at: checkpointAt };
 }
 
 export function secondaryJobs(secondary: Secondary): JobStatus[] {

@@ -25,6 +25,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     directory,
     disks,
     onUndoError: config.onBackupError,
+    discardLocalChanges: config.discardLocalChanges,
     asPrimary: {
       ...DEFAULT_REPLICATION,
       events: linkEvents(emit, () => secondary.promoted.rate.bytesPerSecond),
@@ -58,7 +59,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     commands: [
       ...replicationCommands(replicationGroup(secondary), emit),
       ...secondaryPairCommands(secondary),
-      ...replicaCommands(() => secondary.promoted),
+      ...replicaCommands(() => secondary.promoted, parts.quit),
       ...nbdServerCommands(writers),
       ...blockJobCommands({
         jobs: () => secondaryJobs(secondary),

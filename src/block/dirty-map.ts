@@ -24,7 +24,7 @@ import { EXTENT_BYTES, HotExtents } from "./hot-extents.js";
 export const DIRTY_BLOCK_BYTES = 64 * 1024;
 const BLOCKS_PER_EXTENT = EXTENT_BYTES / DIRTY_BLOCK_BYTES;
 
-/** Flushes of the replica between two writes of a resync's progress to the file. */
+/** Flushes of the replica between two writes of what has become known to the file: progress, and what is idle. */
 const PROGRESS_FLUSHES = 4;
 
 export interface DirtyMapOptions {
@@ -56,6 +56,7 @@ export class DirtyMap {
   /** Sectors in which the file has bits that are not set any more. */
   readonly #staleSectors = new Set<number>();
   #isTenureDue = false;
+  #isIdleDue = false;
   #flushesSinceProgress = 0;
   #isBroken = false;
   /** A file that can't be trusted is still there. */
@@ -204,7 +205,7 @@ export class DirtyMap {
     if (!isDurable) this.#volatile.add(this.#flushing);
     this.#flushing.clearAll();
     this.#isFlushing = false;
-    if (isDurable && this.#staleSectors.size > 0) this.#recordProgress();
+    if (isDurable) this.#recordProgress();
   }
 
   /** The link is gone: whatever the replica had only in memory has to be sent again. */
@@ -237,11 +238,13 @@ export class DirtyMap {
     await file?.close();
   }
 
-  /** A resync that is interrupted goes on about where it was. */
+  /** A resync that is interrupted goes on about where it was; a crash costs what was written to lately. */
   #recordProgress(): void {
     this.#flushesSinceProgress++;
-    if (this.#flushesSinceProgress < PROGRESS_FLUSHES && this.#missed.count > 0) return;
+    const isResynced = this.#staleSectors.size > 0 && this.#missed.count === 0;
+    if (this.#flushesSinceProgress < PROGRESS_FLUSHES && !isResynced) return;
     this.#flushesSinceProgress = 0;
+    this.#isIdleDue = true;
     for (const sector of this.#staleSectors) this.#dueSectors.blocks.add(sector);
     this.#staleSectors.clear();
     void this.#write();
@@ -297,7 +300,8 @@ export class DirtyMap {
     this.#isTenureDue = false;
     const heating = this.#hot.takeHeating();
     for (const extent of heating) this.#dueSectors.hot.add(sectorOf(extent));
-    const cooling = this.#hot.chooseCooling(this.#isVolatile);
+    const cooling = this.#hot.chooseCooling(this.#isIdleDue, this.#isVolatile);
+    this.#isIdleDue = false;
     for (const extent of cooling) this.#dueSectors.blocks.add(sectorOf(extent * BLOCKS_PER_EXTENT));
     const sectors = [...this.#takeDue("hot"), ...this.#takeDue("blocks")];
     if (sectors.length > 0) await file.write(sectors);

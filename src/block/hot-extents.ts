@@ -67,15 +67,18 @@ export class HotExtents {
   }
 
   /**
-   * Extents that may cool down once their part of the map is durable, if there are too many hot ones.
+   * Extents that may cool down once their part of the map is durable.
+   * @param isIdleDue whether all that nobody has written to since the last time may, or only as many as are too many
    * @param isVolatile whether the replica has something of the extent in memory only
    */
-  chooseCooling(isVolatile: (extent: number) => boolean): number[] {
+  chooseCooling(isIdleDue: boolean, isVolatile: (extent: number) => boolean): number[] {
     const cooling: number[] = [];
-    if (this.bits.count <= MAX_HOT_EXTENTS) return cooling;
-    const wanted = this.bits.count - MAX_HOT_EXTENTS + SPARE_EXTENTS;
-    // Twice around: the first time every extent may have been written to since.
-    for (let steps = 2 * this.bits.count; steps > 0 && cooling.length < wanted; steps--) {
+    const isFull = this.bits.count > MAX_HOT_EXTENTS;
+    if (!isFull && !isIdleDue) return cooling;
+    const wanted = isFull ? this.bits.count - MAX_HOT_EXTENTS + SPARE_EXTENTS : Infinity;
+    // Twice around if it must be: the first time every extent may have been written to since.
+    const rounds = isFull ? 2 : 1;
+    for (let steps = rounds * this.bits.count; steps > 0 && cooling.length < wanted; steps--) {
       const next = this.#durable.nextSet(this.#hand);
       const extent = next === -1 ? this.#durable.nextSet(0) : next;
       if (extent === -1) break;

@@ -8,6 +8,7 @@
  * - Before a change is acknowledged, the replica has acknowledged it, or the dirty map has it as missed; in ack mode
  *   `async` that holds before the next drain() resolves.
  */
+import { DeviceError } from "../errors.js";
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "./device.js";
 import { Flag } from "./device.js";
 import type { DirtyMap } from "./dirty-map.js";
@@ -52,6 +53,7 @@ export class Mirror implements BlockDevice {
   readonly #replicaLocks = new RangeLock();
   readonly #forwarding = new Set<Promise<void>>();
   #replica: BlockDevice | null = null;
+  #isClosed = false;
 
   constructor(local: BlockDevice, options: MirrorOptions) {
     this.info = local.info;
@@ -67,6 +69,11 @@ export class Mirror implements BlockDevice {
   /** Puts a replication filter beside the primary disk, or takes it away (QEMU: x-blockdev-change). */
   setReplica(replica: BlockDevice | null): void {
     this.#replica = replica;
+  }
+
+  /** Refuses every later request of the guest: another node has the disk. */
+  handOver(): void {
+    this.#isClosed = true;
   }
 
   /** Runs `action` while no change to the range is under way on either side, nor begins. */
@@ -89,7 +96,7 @@ export class Mirror implements BlockDevice {
   }
 
   read(offset: number, into: Buffer): Promise<void> {
-    return this.#local.read(offset, into);
+    return this.#isClosed ? refuse() : this.#local.read(offset, into);
   }
 
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
@@ -142,6 +149,7 @@ export class Mirror implements BlockDevice {
   }
 
   #change(change: Change): Promise<void> {
+    if (this.#isClosed) return refuse();
     const { offset, lengthBytes } = change;
     const { dirty } = this.#options;
     const ready = dirty.prepare(offset, lengthBytes);
@@ -163,6 +171,7 @@ export class Mirror implements BlockDevice {
 
   /** A fast zero may be refused, and then must not have been forwarded. */
   async #changeLocalFirst(change: Change): Promise<void> {
+    if (this.#isClosed) return refuse();
     const { offset, lengthBytes } = change;
     const { dirty } = this.#options;
     await dirty.prepare(offset, lengthBytes);
@@ -230,4 +239,8 @@ export class Mirror implements BlockDevice {
     await change.replica(replica, ackMode === "sync" ? flags | Flag.Fua : flags);
     dirty.acknowledged(change.offset, change.lengthBytes);
   }
+}
+
+function refuse(): Promise<never> {
+  return Promise.reject(new DeviceError("ESHUTDOWN", "another node has taken over: connect to that one"));
 }

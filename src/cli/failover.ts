@@ -2,8 +2,9 @@
 import { FAILOVER_TARGETS } from "../status.js";
 import type { FailoverPlan, FailoverTarget } from "../status.js";
 import { choiceField, readField } from "../config/fields.js";
-import { ConfigError, ReplError, StateError } from "../errors.js";
+import { StateError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
+import { confirm, requireTerminal } from "./confirm.js";
 import type { Verb, VerbContext } from "./program.js";
 import { renderFailoverPlan } from "./render.js";
 import { OPERATION_TIMEOUT_MS } from "./verbs.js";
@@ -25,12 +26,7 @@ export const failoverVerb: Verb = {
     const { args, terminal } = context;
     const to = readField(choiceField(FAILOVER_TARGETS), "--to", args.texts["to"] ?? "checkpoint");
     const dryRun = args.flags.has("dry-run");
-    if (!dryRun && !args.flags.has("yes") && !terminal.interactive) {
-      throw new ConfigError(
-        "needs-yes",
-        "failover can lose data: without a terminal to ask on, it needs --yes",
-      );
-    }
+    if (!dryRun && !args.flags.has("yes")) requireTerminal(terminal, "failover can lose data");
     await context.withNode((client) => (dryRun ? show(context, client, to) : failOver(context, client, to)));
   },
 };
@@ -49,9 +45,7 @@ async function failOver(
     terminal.print(renderFailoverPlan(plan));
     if (!plan.possible)
       throw new StateError("not-possible", `failover to ${to}: ${plan.reason ?? "not possible now"}`);
-    const answer = await terminal.ask(`Fail over to ${to}? Type "yes" to go on: `);
-    if (answer.trim() !== "yes")
-      throw new ReplError("not-confirmed", "failover was not confirmed, nothing was done");
+    await confirm(terminal, "failover can lose data", `Fail over to ${to}?`);
   }
   terminal.print(renderFailoverPlan(await request(client, to, false)));
 }

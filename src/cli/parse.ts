@@ -56,12 +56,12 @@ export function parseCommandLine(program: Program, argv: readonly string[], colu
   }
   if (failure !== null) throw usageError(program, argv, failure);
   const [invocation = { kind: "text", text }] = found;
-  if (invocation.kind === "verb") checkFlags(invocation.verb, argv);
+  if (invocation.kind === "verb") checkFlags(invocation.verb.options, argv);
+  if (invocation.kind === "start") checkFlags(nodeOptions(program), argv);
   return invocation;
 }
 
 function describeProgram(program: Program, columns: number, found: Invocation[]): Argv {
-  const node = Object.fromEntries(optionsOf(program.role).map((option) => [option.name, nodeOption(option)]));
   const parser = yargs()
     .scriptName(program.name)
     .usage(`$0 --disk NAME=PATH [options]\n$0 VERB [options]\n\n${program.describe}`)
@@ -78,7 +78,7 @@ function describeProgram(program: Program, columns: number, found: Invocation[])
       "run the node in the foreground",
       (options) =>
         options.options({
-          ...node,
+          ...nodeOptions(program),
           config: { ...TEXT, describe: "FILE: the same options as YAML; the command line wins" },
         }),
       (parsed) => {
@@ -114,7 +114,12 @@ function epilogue(program: Program): string {
   ].join("\n");
 }
 
+function nodeOptions(program: Program): Readonly<Record<string, Options>> {
+  return Object.fromEntries(optionsOf(program.role).map((option) => [option.name, nodeOption(option)]));
+}
+
 function nodeOption(option: NodeOption): Options {
+  if (option.value === null) return { type: "boolean", describe: option.describe };
   return {
     ...TEXT,
     describe: `${option.value}: ${option.describe}`,
@@ -130,13 +135,16 @@ function refuseOperands(parsed: Parsed, expected: number): void {
 
 function optionValues(parsed: Parsed): OptionValues {
   const options = Object.entries(parsed).filter(([name]) => name !== "_" && name !== "$0");
-  return Object.fromEntries(options) as OptionValues;
+  return Object.fromEntries(
+    options.map(([name, value]) => [name, value === true ? "true" : value]),
+  ) as OptionValues;
 }
 
 function verbArguments(parsed: Parsed): VerbArguments {
   const texts: Record<string, string> = {};
   const flags = new Set<string>();
-  for (const [name, value] of Object.entries(optionValues(parsed) as Parsed)) {
+  for (const [name, value] of Object.entries(parsed)) {
+    if (name === "_" || name === "$0") continue;
     if (typeof value === "string") texts[name] = value;
     else if (value === true) flags.add(name);
     else if (Array.isArray(value))
@@ -146,10 +154,10 @@ function verbArguments(parsed: Parsed): VerbArguments {
 }
 
 /** To yargs, `--dry-run=yes` is false. */
-function checkFlags(verb: Verb, argv: readonly string[]): void {
+function checkFlags(options: Readonly<Record<string, Options>>, argv: readonly string[]): void {
   for (const argument of argv) {
     const [, name = "", value = ""] = /^--([^=]+)=(.*)$/s.exec(argument) ?? [];
-    if (verb.options[name]?.type === "boolean") {
+    if (options[name]?.type === "boolean") {
       throw new ConfigError("usage", `--${name}: takes no value, "${value}" was given`);
     }
   }

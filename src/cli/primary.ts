@@ -4,7 +4,7 @@ import type { PrimaryConfig } from "../config/schema.js";
 import type { Program } from "./program.js";
 import { runProgram } from "./run.js";
 import { processTerminal } from "./terminal.js";
-import { attachVerb, checkpointVerb, detachVerb, statusVerb, stopVerb } from "./verbs.js";
+import { attachVerb, checkpointVerb, detachVerb, statusVerb, stopVerb, switchOverVerb } from "./verbs.js";
 
 /** The program, with the function that runs a node. */
 export function primaryProgram(runPrimary: (config: PrimaryConfig) => Promise<number>): Program {
@@ -18,7 +18,7 @@ export function primaryProgram(runPrimary: (config: PrimaryConfig) => Promise<nu
       "repl-primary checkpoint",
       "repl-primary status --watch",
     ],
-    verbs: [checkpointVerb, statusVerb, attachVerb, detachVerb, stopVerb],
+    verbs: [checkpointVerb, statusVerb, attachVerb, detachVerb, switchOverVerb, stopVerb],
     start: (values, environment) => runPrimary(loadPrimaryConfig(values, environment)),
   };
 }

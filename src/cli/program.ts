@@ -15,6 +15,7 @@ export interface VerbArguments {
 export interface VerbContext {
   readonly args: VerbArguments;
   readonly terminal: Terminal;
+  readonly environment: Environment;
   /** Does `work` with a connection to the node, and closes it. @throws UnreachableError */
   readonly withNode: <T>(work: (client: QmpClient) => Promise<T>) => Promise<T>;
 }
@@ -35,5 +36,5 @@ export interface Program {
   readonly examples: readonly string[];
   readonly verbs: readonly Verb[];
   /** Runs the node in the foreground; resolves with the exit code. */
-  start(values: OptionValues, environment: Environment): Promise<number>;
+  start(values: OptionValues, environment: Environment, terminal: Terminal): Promise<number>;
 }

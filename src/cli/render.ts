@@ -80,6 +80,8 @@ function troublesOf(status: NodeStatus, nowMs: number): string[] {
       `no rollback until the next checkpoint: ${secondary.rollbackLostReason ?? "reason unknown"}`,
     );
   }
+  if (secondary !== undefined && secondary.conflict !== null)
+    troubles.push(`a primary was refused: ${secondary.conflict}`);
   if (primary?.link.state === "refused")
     troubles.push(`the replica refuses: ${primary.link.lastError ?? "no reason given"}`);
   // Before the start and after a failover there is nothing that a checkpoint could be refused to.
@@ -111,6 +113,7 @@ function primaryRows(primary: PrimaryStatus, nowMs: number): Row[] {
 
 function secondaryRows(secondary: SecondaryStatus): Row[] {
   const rows: Row[] = [["primary", secondary.writer ?? "not connected"]];
+  if (secondary.salvage !== null) rows.push(["salvage", secondary.salvage]);
   if (secondary.rollback !== "none") {
     const rollback = secondary.rollback === "available" ? "possible" : "lost";
     rows.push(["rollback", `${rollback}, ${formatSize(secondary.undoBytes)} kept for it`]);

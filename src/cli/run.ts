@@ -31,7 +31,7 @@ export async function runProgram(
         terminal.print(invocation.text);
         return ExitCode.Done;
       case "start":
-        return await program.start(invocation.values, environment);
+        return await program.start(invocation.values, environment, terminal);
       case "verb":
         await invocation.verb.run(verbContext(program, invocation.args, terminal, environment));
         return ExitCode.Done;
@@ -53,6 +53,7 @@ function verbContext(
   return {
     args,
     terminal,
+    environment,
     withNode: async (work) => {
       const client = await QmpClient.connect(nodeAddress(program.role, args, environment), {
         timeoutMs: CONNECT_TIMEOUT_MS,

@@ -1,11 +1,13 @@
 /** The program repl-secondary. */
 import { loadSecondaryConfig } from "../config/load.js";
 import type { SecondaryConfig } from "../config/schema.js";
+import { confirm } from "./confirm.js";
 import { failoverVerb } from "./failover.js";
 import type { Program } from "./program.js";
 import { runProgram } from "./run.js";
+import { salvageVerb } from "./salvage.js";
 import { processTerminal } from "./terminal.js";
-import { statusVerb, stopVerb } from "./verbs.js";
+import { attachVerb, checkpointVerb, detachVerb, statusVerb, stopVerb, switchOverVerb } from "./verbs.js";
 
 /** The program, with the function that runs a node. */
 export function secondaryProgram(runSecondary: (config: SecondaryConfig) => Promise<number>): Program {
@@ -18,8 +20,23 @@ export function secondaryProgram(runSecondary: (config: SecondaryConfig) => Prom
       "repl-secondary failover --dry-run",
       "repl-secondary failover --to latest --yes",
     ],
-    verbs: [failoverVerb, statusVerb, stopVerb],
-    start: (values, environment) => runSecondary(loadSecondaryConfig(values, environment)),
+    verbs: [
+      failoverVerb,
+      statusVerb,
+      attachVerb,
+      detachVerb,
+      checkpointVerb,
+      switchOverVerb,
+      salvageVerb,
+      stopVerb,
+    ],
+    start: async (values, environment, terminal) => {
+      const config = loadSecondaryConfig(values, environment);
+      if (config.discardLocalChanges && !config.isConfirmed) {
+        await confirm(terminal, "--discard-local-changes gives up what only this node has", "Give it up?");
+      }
+      return runSecondary(config);
+    },
   };
 }
 

@@ -1,6 +1,6 @@
 /** The verbs that both programs have, and the primary's; failover has a file of its own. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { addressField, readField, replicaField } from "../config/fields.js";
+import { addressField, durationField, readField, replicaField } from "../config/fields.js";
 import { ConfigError, LinkError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
 import type { NodeStatus } from "../status.js";
@@ -68,16 +68,26 @@ export const attachVerb: Verb = {
   options: {
     replica: { type: "string", requiresArg: true, describe: "URI: the secondary's NBD server (required)" },
     "replica-qmp": { type: "string", requiresArg: true, describe: "ADDR: the secondary's QMP server" },
+    "checkpoint-interval": {
+      type: "string",
+      requiresArg: true,
+      describe: "TIME: between periodic checkpoints, as long as it is attached; 0: on demand only",
+      defaultDescription: "as the node's",
+    },
   },
   run: async ({ args, terminal, withNode }) => {
-    const { replica, "replica-qmp": replicaQmp } = args.texts;
+    const { replica, "replica-qmp": replicaQmp, "checkpoint-interval": interval } = args.texts;
     if (replica === undefined)
       throw new ConfigError("usage", "--replica: is missing, as in nbd://HOST:10809");
     readField(replicaField, "--replica", replica);
     if (replicaQmp !== undefined) readField(addressField, "--replica-qmp", replicaQmp);
-    const qmp = replicaQmp === undefined ? {} : { "replica-qmp": replicaQmp };
+    if (interval !== undefined) readField(durationField, "--checkpoint-interval", interval);
+    const options = {
+      ...(replicaQmp !== undefined && { "replica-qmp": replicaQmp }),
+      ...(interval !== undefined && { "checkpoint-interval": interval }),
+    };
     await withNode((client) =>
-      client.execute("x-repl-attach", { replica, ...qmp }, { timeoutMs: OPERATION_TIMEOUT_MS }),
+      client.execute("x-repl-attach", { replica, ...options }, { timeoutMs: OPERATION_TIMEOUT_MS }),
     );
     terminal.print(`attached to ${replica}`);
   },
@@ -90,6 +100,21 @@ export const detachVerb: Verb = {
   run: async ({ terminal, withNode }) => {
     await withNode((client) => client.execute("x-repl-detach", {}, { timeoutMs: OPERATION_TIMEOUT_MS }));
     terminal.print("detached");
+  },
+};
+
+export const switchOverVerb: Verb = {
+  name: "switch-over",
+  describe: "hand the disks over to the secondary without losing a write, and end this node",
+  options: {},
+  run: async ({ terminal, withNode }) => {
+    await withNode(async (client) => {
+      const answer = await client.execute("x-repl-switch-over", {}, { timeoutMs: OPERATION_TIMEOUT_MS });
+      const { pauseMs } = answer as { pauseMs: number };
+      terminal.print(
+        `switched over: the secondary has the disks now, guests waited ${Math.ceil(pauseMs)} ms; to replicate back, start repl-secondary on this node's state directory and attach it there`,
+      );
+    });
   },
 };
 

@@ -4,8 +4,8 @@ import type { NodeRole } from "../status.js";
 export interface NodeOption {
   readonly name: string;
   readonly nodes: readonly NodeRole[];
-  /** What stands for the value in the help. */
-  readonly value: string;
+  /** What stands for the value in the help; null: it has none, and is for one start: not for the config file. */
+  readonly value: string | null;
   readonly repeatable?: true;
   readonly describe: string;
   /** As text for the help; absent where there is none. */
@@ -100,6 +100,19 @@ const NODE_OPTIONS = [
     describe:
       "if a before-image can't be kept: break-checkpoint (go on, no rollback) or break-replication (refuse the write)",
     defaultText: "break-checkpoint",
+  },
+  {
+    name: "discard-local-changes",
+    nodes: ["secondary"],
+    value: null,
+    describe:
+      "give up what only this node has, for a primary with another history; it is saved first, to STATE/salvage-*.log",
+  },
+  {
+    name: "yes",
+    nodes: ["secondary"],
+    value: null,
+    describe: "don't ask; required where there is no terminal",
   },
   {
     name: "qmp",

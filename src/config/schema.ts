@@ -55,6 +55,10 @@ export interface SecondaryConfig extends NodeConfig {
   readonly listen: readonly Address[];
   readonly view: readonly Address[];
   readonly onBackupError: UndoErrorPolicy;
+  /** For this start only. */
+  readonly discardLocalChanges: boolean;
+  /** Whether what can destroy data need not be asked for. */
+  readonly isConfirmed: boolean;
 }
 
 /** QEMU has none and stalls guests; five seconds ride out a switch's reconvergence and a guest's SCSI layer alike. */
@@ -98,6 +102,8 @@ const primaryFields = z.strictObject({
 const secondaryFields = z.strictObject({
   ...commonFields,
   view: z.array(addressField).optional(),
+  "discard-local-changes": z.string().optional(),
+  yes: z.string().optional(),
   "on-undo-error": choiceField(["break-checkpoint", "break-replication"]).default("break-checkpoint"),
 });
 
@@ -148,7 +154,14 @@ export function secondaryConfig(values: OptionValues, nameOption: NameOption): S
   const listen = none ? [] : (fields.listen ?? DEFAULT_LISTEN);
   const view = fields.view ?? [unixAddress(join(fields["state-dir"], "view.sock"))];
   const common = commonConfig(fields, [...listen, ...view], nameOption);
-  return { ...common, listen, view, onBackupError: fields["on-undo-error"] };
+  return {
+    ...common,
+    listen,
+    view,
+    onBackupError: fields["on-undo-error"],
+    discardLocalChanges: fields["discard-local-changes"] !== undefined,
+    isConfirmed: fields.yes !== undefined,
+  };
 }
 
 /** The QMP socket that every node serves. @throws ConfigError if the path is too long for a socket */

@@ -38,14 +38,21 @@ const secondarySchema = z.strictObject({
   offeredTenure: z.uuid().nullable(),
   /** Whether what only this node has may be given up for a primary with another history. */
   discard: z.boolean(),
+  /** Whether the node was a primary and has its dirty maps from then: what it changed by itself. */
+  returning: z.boolean(),
+  /** The epoch whose before-images hold what this node gave up; they are kept for people. */
+  salvage: z.int().positive().nullable(),
   /** Why the disks may lack writes. */
   gap: z.string().nullable(),
 });
 
 const primarySchema = z.strictObject({ ...common, generation: z.uuid(), role: z.literal("primary") });
 
+const nodeSchema = z.discriminatedUnion("role", [secondarySchema, primarySchema]);
+
 export type SecondaryMetadata = Readonly<z.infer<typeof secondarySchema>>;
 export type PrimaryMetadata = Readonly<z.infer<typeof primarySchema>>;
+export type NodeMetadata = SecondaryMetadata | PrimaryMetadata;
 export type DiskIdentity = Readonly<z.infer<typeof disk>>;
 
 export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryMetadata {
@@ -58,6 +65,8 @@ export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryM
     tenure: null,
     offeredTenure: null,
     discard: false,
+    returning: false,
+    salvage: null,
     gap: null,
   };
 }
@@ -82,20 +91,7 @@ function newCommon(
   };
 }
 
-/** @returns null if there is none yet @throws MetadataError if it is not this role's, of another version, or damaged */
-export function readSecondaryMetadata(directory: StateDirectory): Promise<SecondaryMetadata | null> {
-  return read(directory, secondarySchema, "secondary");
-}
-
-/** As readSecondaryMetadata(). */
-export function readPrimaryMetadata(directory: StateDirectory): Promise<PrimaryMetadata | null> {
-  return read(directory, primarySchema, "primary");
-}
-
-export function writeMetadata(
-  directory: StateDirectory,
-  metadata: SecondaryMetadata | PrimaryMetadata,
-): Promise<void> {
+export function writeMetadata(directory: StateDirectory, metadata: NodeMetadata): Promise<void> {
   return directory.replaceText(METADATA_FILE, `${JSON.stringify(metadata, null, 2)}\n`);
 }
 
@@ -105,7 +101,7 @@ export function checkDisks(
   known: readonly DiskIdentity[],
   given: readonly DiskIdentity[],
 ): void {
-  const path = `${directory.path}/${METADATA_FILE}`;
+  const path = metadataPath(directory);
   for (const [index, { name, sizeBytes }] of known.entries()) {
     const other = given[index];
     if (other?.name !== name || given.length !== known.length) {
@@ -124,8 +120,9 @@ export function checkDisks(
   }
 }
 
-async function read<T>(directory: StateDirectory, schema: z.ZodType<T>, role: string): Promise<T | null> {
-  const path = `${directory.path}/${METADATA_FILE}`;
+/** @returns null if there is none yet @throws MetadataError if it is of another version, or damaged */
+export async function readMetadata(directory: StateDirectory): Promise<NodeMetadata | null> {
+  const path = metadataPath(directory);
   const text = await directory.readText(METADATA_FILE);
   if (text === null) return null;
   const remedy = "restore it, or remove the directory, which costs a full copy";
@@ -135,7 +132,7 @@ async function read<T>(directory: StateDirectory, schema: z.ZodType<T>, role: st
   } catch (error) {
     throw new MetadataError("damaged", `${path} is not JSON: ${remedy}`, { cause: error });
   }
-  const head = z.object({ format: z.string(), version: z.number(), role: z.string() }).safeParse(json);
+  const head = z.object({ format: z.string(), version: z.number() }).safeParse(json);
   if (!head.success || head.data.format !== FORMAT) {
     throw new MetadataError("foreign", `${path} is not a metadata file of nbd-replication: ${remedy}`);
   }
@@ -145,13 +142,7 @@ async function read<T>(directory: StateDirectory, schema: z.ZodType<T>, role: st
       `${path} has version ${head.data.version}; this program reads ${VERSION}`,
     );
   }
-  if (head.data.role !== role) {
-    throw new MetadataError(
-      "other-role",
-      `${path} belongs to a ${head.data.role}, not to a ${role}: give another --state-dir`,
-    );
-  }
-  const parsed = schema.safeParse(json);
+  const parsed = nodeSchema.safeParse(json);
   if (!parsed.success) {
     const [issue] = parsed.error.issues;
     throw new MetadataError(
@@ -160,4 +151,9 @@ async function read<T>(directory: StateDirectory, schema: z.ZodType<T>, role: st
     );
   }
   return parsed.data;
+}
+
+/** For errors. */
+export function metadataPath(directory: StateDirectory): string {
+  return `${directory.path}/${METADATA_FILE}`;
 }

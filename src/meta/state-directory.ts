@@ -3,7 +3,7 @@
  * a storage under it that tears, loses and fails writes. `openStateDirectory()` is the real one.
  */
 import * as fs from "node:fs";
-import { mkdir, readFile, readdir, rm } from "node:fs/promises";
+import { mkdir, readFile, readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { DeviceError, MetadataError } from "../errors.js";
@@ -33,7 +33,10 @@ export interface StateDirectory {
   replaceText(name: string, text: string): Promise<void>;
   /** null if there is no such file. */
   readText(name: string): Promise<string | null>;
+  /** The name is gone for good when this resolves; no error if there is none. */
   remove(name: string): Promise<void>;
+  /** Gives a file another name, durably, in one step. */
+  rename(name: string, newName: string): Promise<void>;
   list(): Promise<string[]>;
 }
 
@@ -68,7 +71,14 @@ export async function openStateDirectory(path: string): Promise<StateDirectory> 
         throw unreadable(join(path, name), error);
       }
     },
-    remove: (name) => rm(join(path, name), { force: true }),
+    remove: async (name) => {
+      await rm(join(path, name), { force: true });
+      await syncDirectory(path);
+    },
+    rename: async (name, newName) => {
+      await rename(join(path, name), join(path, newName));
+      await syncDirectory(path);
+    },
     list: () => readdir(path),
   };
 }

@@ -5,7 +5,7 @@
  * answer, the link is destroyed before the next write. So the checkpoint holds exactly the writes before it.
  */
 import type { Gate } from "../block/gate.js";
-import { LinkError, StateError } from "../errors.js";
+import { asError, LinkError, StateError } from "../errors.js";
 import { Deferred } from "../deferred.js";
 import { Serial } from "./serial.js";
 
@@ -21,6 +21,8 @@ export interface CheckpointerParts {
   readonly refusal: () => string | null;
   /** Number of the epoch to begin. */
   readonly nextEpoch: () => number;
+  /** Called at the instant; what it returns is told whether everything before the instant became durable. */
+  readonly atInstant: () => (isDurable: boolean) => void;
   /** Has the secondary begin it. */
   readonly send: (epoch: number) => Promise<void>;
   /** Both sides are in the epoch. */
@@ -44,6 +46,27 @@ export class Checkpointer {
     return this.#serial.run(() => this.#checkpoint());
   }
 
+  /**
+   * As checkpoint(), and when it is durable `then` runs before any later write: both sides are the same all through.
+   * Writes wait for as long as that takes.
+   */
+  checkpointAndHold<T>(then: (epoch: number) => Promise<T>): Promise<T> {
+    return this.#serial.run(async () => {
+      this.#refuse();
+      const { gate } = this.#parts;
+      const startMs = performance.now();
+      await gate.shut();
+      try {
+        const epoch = await this.#begin();
+        this.#parts.onCheckpoint(epoch, performance.now() - startMs);
+        await this.#durable(epoch);
+        return await then(epoch);
+      } finally {
+        gate.reopen();
+      }
+    });
+  }
+
   /** The secondary says that an epoch is durable. */
   durable(epoch: number): void {
     if (this.#awaited !== null && epoch >= this.#awaited.epoch) this.#awaited.durable.resolve(undefined);
@@ -55,23 +78,52 @@ export class Checkpointer {
   }
 
   async #checkpoint(): Promise<number> {
-    const { gate, drain, send, nextEpoch, onCheckpoint } = this.#parts;
+    const { gate, onCheckpoint } = this.#parts;
     this.#refuse();
-    const durable = new Deferred<undefined>();
     const startMs = performance.now();
     await gate.shut();
     let epoch: number;
     try {
-      await drain();
-      // A write may have failed while it was waited for.
-      this.#refuse();
-      epoch = nextEpoch();
-      this.#awaited = { epoch, durable };
-      await send(epoch);
+      epoch = await this.#begin();
     } finally {
       gate.reopen();
     }
     onCheckpoint(epoch, performance.now() - startMs);
+    await this.#durable(epoch);
+    return epoch;
+  }
+
+  /** Both sides enter the next epoch; the gate is shut. @returns its number */
+  async #begin(): Promise<number> {
+    const { drain, send, nextEpoch, atInstant } = this.#parts;
+    await drain();
+    // A write may have failed while it was waited for.
+    this.#refuse();
+    const epoch = nextEpoch();
+    const durable = new Deferred<undefined>();
+    this.#awaited = { epoch, durable };
+    const known = atInstant();
+    durable.promise.then(
+      () => {
+        known(true);
+      },
+      () => {
+        known(false);
+      },
+    );
+    try {
+      await send(epoch);
+    } catch (error) {
+      durable.reject(asError(error));
+      throw error;
+    }
+    return epoch;
+  }
+
+  /** Resolves when the epoch that was begun is durable on the secondary. */
+  async #durable(epoch: number): Promise<void> {
+    const durable = this.#awaited?.durable;
+    if (durable === undefined) return;
     const timer = setTimeout(() => {
       durable.reject(
         new LinkError("timeout", `epoch ${epoch} is not durable after ${DURABLE_TIMEOUT_MS} ms`),
@@ -83,7 +135,6 @@ export class Checkpointer {
       clearTimeout(timer);
       this.#awaited = null;
     }
-    return epoch;
   }
 
   #refuse(): void {

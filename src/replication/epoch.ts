@@ -14,6 +14,7 @@ import type { LogRecord } from "../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "../meta/state-directory.js";
 import { MetadataError } from "../errors.js";
+import { salvageName } from "./salvage.js";
 
 const FILE_PATTERN = /^(?:hidden|active)-(\d+)(?:-\d+)?\.(?:log|data)$/;
 
@@ -42,6 +43,8 @@ export interface EpochStoreOptions {
   readonly disks: readonly BlockDevice[];
   /** false: never wait for the disk. */
   readonly sync: boolean;
+  /** The epoch whose before-images are kept when it is over, or null. */
+  readonly salvage: () => number | null;
 }
 
 export class EpochStore {
@@ -91,12 +94,15 @@ export class EpochStore {
     return epoch;
   }
 
-  /** Removes the files of every other epoch. */
+  /** Removes the files of every other epoch, but for before-images to be kept, which get another name. */
   async removeAllBut(number: number | null): Promise<void> {
-    const { directory } = this.#options;
+    const { directory, salvage } = this.#options;
     for (const file of await directory.list()) {
       const match = FILE_PATTERN.exec(file);
-      if (match !== null && Number(match[1]) !== number) await directory.remove(file);
+      if (match === null || Number(match[1]) === number) continue;
+      const kept = salvage();
+      if (kept !== null && file === hiddenName(kept)) await directory.rename(file, salvageName(kept));
+      else await directory.remove(file);
     }
   }
 

@@ -206,10 +206,14 @@ export class Link {
           disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
         };
       },
-      welcomed: async ({ tenure, known, epoch: replicaEpoch }) => {
+      welcomed: async ({ tenure, known, changed, epoch: replicaEpoch }) => {
         events.epochLearned(replicaEpoch);
-        // Before anything is written: the replica takes the map's old name until then, in case its answer is lost.
-        for (const { dirty } of disks) await dirty.describe(tenure, known);
+        for (const { name, dirty } of disks) {
+          for (const [offset, lengthBytes] of changed[name] ?? [])
+            await dirty.markMissed(offset, lengthBytes);
+          // Before anything is written: the replica takes the map's old name until then, in case its answer is lost.
+          await dirty.describe(tenure, known);
+        }
       },
       durable: (number) => {
         events.durable(number);

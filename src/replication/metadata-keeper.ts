@@ -1,9 +1,9 @@
 /** A node's metadata in memory and on disk: changes are written one after the other, each whole. */
-import { type PrimaryMetadata, type SecondaryMetadata, writeMetadata } from "../meta/metadata.js";
+import { type NodeMetadata, writeMetadata } from "../meta/metadata.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { Serial } from "./serial.js";
 
-export class MetadataKeeper<T extends SecondaryMetadata | PrimaryMetadata> {
+export class MetadataKeeper<T extends NodeMetadata> {
   readonly #directory: StateDirectory;
   readonly #serial = new Serial();
   #current: T;

@@ -31,6 +31,7 @@ export class PrimaryDisk {
   /** What guests see. */
   readonly guestExport: BlockDevice;
   readonly #filter: PrimaryFilter;
+  #resyncedBytes = 0;
 
   constructor(disk: NamedDisk, options: PrimaryDiskOptions) {
     this.name = disk.name;
@@ -54,6 +55,16 @@ export class PrimaryDisk {
   /** Changes and bytes that the replica has acknowledged. */
   get forwarded(): { readonly writes: number; readonly bytes: number } {
     return this.#filter.forwarded;
+  }
+
+  /** Content that resyncs have sent to replicas; holes are not. */
+  get resyncedBytes(): number {
+    return this.#resyncedBytes;
+  }
+
+  /** A resync has sent so much. */
+  resynced(lengthBytes: number): void {
+    this.#resyncedBytes += lengthBytes;
   }
 
   /** Puts the replication filter beside the primary disk, or takes it away. */

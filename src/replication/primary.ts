@@ -18,7 +18,9 @@ import {
   checkDisks,
   newPrimaryMetadata,
   type PrimaryMetadata,
-  readPrimaryMetadata,
+  metadataPath,
+  readMetadata,
+  writeMetadata,
 } from "../meta/metadata.js";
 import { formatSize } from "../config/units.js";
 import type { StateDirectory } from "../meta/state-directory.js";
@@ -32,8 +34,10 @@ import { MetadataKeeper } from "./metadata-keeper.js";
 import { PrimaryDisk } from "./primary-disk.js";
 import { RateLimit } from "./rate-limit.js";
 import type { NamedDisk } from "./secondary-disk.js";
+import { asPrimary, comingBack } from "./roles.js";
 import { Serial } from "./serial.js";
 import { initialState, type Mode, type Stage, type State, step } from "./stage.js";
+import { requestTakeOver } from "./take-over.js";
 
 /** Ack mode async: changes acknowledged to guests and not yet by the replica. Beyond it, guests wait. */
 const ASYNC_BYTES = 64 * 1024 * 1024;
@@ -64,6 +68,8 @@ export interface PrimaryKeeper {
   readonly current: PrimaryFacts;
   save(change: Partial<PrimaryFacts>): Promise<void>;
   saveSoon(change: Partial<PrimaryFacts>, onError: (error: unknown) => void): void;
+  /** From the next start on the node is the secondary of the one that took over. @param tenure of its dirty maps */
+  comeBack(tenure: string | null): Promise<void>;
 }
 
 type PrimaryFacts = Pick<
@@ -89,6 +95,8 @@ export class Primary {
   #link: Link | null = null;
   #lastCheckpoint: { readonly epoch: number; readonly at: string } | null = null;
   #checkpointIntervalMs: number;
+  #isHandedOver = false;
+  #isUndecided = false;
   #timer: NodeJS.Timeout | null = null;
   #loggedLink: LinkState | null = null;
 
@@ -121,6 +129,7 @@ export class Primary {
       },
       refusal: () => this.checkpointRefusal(),
       nextEpoch: () => this.epoch + 1,
+      atInstant: () => this.#beginFlush(),
       send: async (epoch) => {
         await this.#link?.checkpoint(epoch);
       },
@@ -134,10 +143,20 @@ export class Primary {
   static async open(options: PrimaryOptions): Promise<Primary> {
     const { directory, disks } = options;
     const identities = disks.map(({ name, device }) => ({ name, sizeBytes: device.info.sizeBytes }));
-    const known = await readPrimaryMetadata(directory);
+    const found = await readMetadata(directory);
+    const known = found === null ? null : asPrimary(found, metadataPath(directory));
     if (known !== null) checkDisks(directory, known.disks, identities);
     const keeper = new MetadataKeeper(directory, known ?? newPrimaryMetadata(identities));
-    const primary = await Primary.#open(options, keeper);
+    const primary = await Primary.#open(options, {
+      get current() {
+        return keeper.current;
+      },
+      save: (change) => keeper.save(change),
+      saveSoon: (change, onError) => {
+        keeper.saveSoon(change, onError);
+      },
+      comeBack: (tenure) => writeMetadata(directory, comingBack(keeper.current, tenure)),
+    });
     await keeper.save({ cleanShutdown: false });
     return primary;
   }
@@ -264,13 +283,43 @@ export class Primary {
 
   /** Resolves with the epoch when the checkpoint is durable on the secondary. @throws StateError if it is refused */
   async checkpoint(): Promise<number> {
-    const { generation, replicaGeneration } = this.metadata;
-    // On record before the replica can have it: what is written without it from then on is another line.
-    if (replicaGeneration !== generation) await this.#metadata.save({ replicaGeneration: generation });
+    await this.#recordReplica();
     const at = new Date().toISOString();
     const epoch = await this.#checkpointer.checkpoint();
     this.#lastCheckpoint = { epoch, at };
     return epoch;
+  }
+
+  /**
+   * Hands over to the replica at a checkpoint: no write is lost, guests are refused from then on, and the node's state is that
+   * of a secondary. To be closed afterwards.
+   * @returns the generation of the node that took over, and how long guests waited
+   * @throws StateError or QmpError if it can't be done: everything goes on as before
+   */
+  switchOver(): Promise<{ readonly generation: string; readonly pauseMs: number }> {
+    return this.#serial.run(async () => {
+      const control = this.#replica?.control ?? null;
+      if (control === null) {
+        const refusal = this.checkpointRefusal() ?? "no replica is attached";
+        throw new StateError("no-switch-over", `switch-over refused: ${refusal}`);
+      }
+      await this.#recordReplica();
+      const startMs = performance.now();
+      const generation = await this.#checkpointer.checkpointAndHold((epoch) =>
+        this.#handOver(control, epoch),
+      );
+      return { generation, pauseMs: performance.now() - startMs };
+    });
+  }
+
+  /** Whether another node has taken over: this one is to be closed. */
+  get isHandedOver(): boolean {
+    return this.#isHandedOver;
+  }
+
+  /** Which promise can't be kept any more, or null; for the exit code. */
+  brokenPromise(): string | null {
+    return this.#isUndecided ? "whether the secondary has taken over is unknown" : null;
   }
 
   /** Takes leave of the replica and records a clean state. The guests' exports are closed already. */
@@ -282,8 +331,44 @@ export class Primary {
         await local.flush();
         await dirty.close();
       }
-      await this.#metadata.save({ cleanShutdown: true });
+      if (!this.#isHandedOver) await this.#metadata.save({ cleanShutdown: true });
     });
+  }
+
+  /** The gate is shut and both sides are the same. */
+  async #handOver(control: Address, epoch: number): Promise<string> {
+    await this.#stopLink();
+    let generation: string;
+    try {
+      const timeoutMs = this.#options.replicaTimeoutMs;
+      generation = await requestTakeOver({ control, primary: this.metadata.uuid, epoch, timeoutMs });
+    } catch (error) {
+      this.#isUndecided = error instanceof LinkError && error.code === "undecided";
+      // It may have: whatever guests write from now on could be a second history.
+      if (this.#isUndecided) for (const { mirror } of this.disks) mirror.handOver();
+      else {
+        this.#state = initialState("primary");
+        await this.#start("primary");
+      }
+      throw error;
+    }
+    for (const { mirror } of this.disks) mirror.handOver();
+    this.#isHandedOver = true;
+    this.#log.info({ epoch, generation }, "handed over to the secondary");
+    const [first] = this.disks;
+    const tenure = first?.dirty.tenure ?? null;
+    for (const { local, dirty } of this.disks) {
+      await local.flush();
+      await dirty.close();
+    }
+    await this.#metadata.comeBack(tenure);
+    return generation;
+  }
+
+  /** On record before the replica can have it: what is written without it from then on is another line. */
+  async #recordReplica(): Promise<void> {
+    const { generation, replicaGeneration } = this.metadata;
+    if (replicaGeneration !== generation) await this.#metadata.save({ replicaGeneration: generation });
   }
 
   get #missedBytes(): number {
@@ -382,6 +467,15 @@ export class Primary {
     } catch (error) {
       this.#log.warn({ error: describeError(error) }, "checkpoint failed");
     }
+  }
+
+  /** A checkpoint makes durable on the replica what was acknowledged before it, as a flush does. */
+  #beginFlush(): (isDurable: boolean) => void {
+    const maps = this.disks.map(({ dirty }) => dirty).filter(({ isFlushing }) => !isFlushing);
+    for (const map of maps) map.beginFlush();
+    return (isDurable) => {
+      for (const map of maps) map.endFlush(isDurable);
+    };
   }
 
   #checkpointTaken(epoch: number, pauseMs: number): void {

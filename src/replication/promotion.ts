@@ -10,6 +10,7 @@ import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { Epoch } from "./epoch.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
 import { Primary, type PrimaryKeeper, type PrimaryOptions } from "./primary.js";
+import { comingBack } from "./roles.js";
 import type { SecondaryDisk } from "./secondary-disk.js";
 import type { FailoverTarget } from "./stage.js";
 
@@ -64,5 +65,6 @@ function keeperOf(metadata: MetadataKeeper<SecondaryMetadata>): PrimaryKeeper {
     saveSoon: (change, onError) => {
       metadata.saveSoon(change, onError);
     },
+    comeBack: (tenure) => metadata.save(comingBack(metadata.current, tenure)),
   };
 }

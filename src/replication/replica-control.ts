@@ -32,6 +32,8 @@ const welcomeSchema = z.object({
   known: z.boolean(),
   /** Names the time from now on; to be stored with the dirty maps before anything is written. */
   tenure: z.uuid(),
+  /** What the replica changed by itself when it was a primary: disk by disk, ranges of bytes. */
+  changed: z.record(z.string(), z.array(z.tuple([z.int().nonnegative(), z.int().positive()]))),
   epoch: z.int().nonnegative(),
   stage: z.string(),
 });
@@ -76,6 +78,12 @@ export class ReplicaControl {
   /** Begins an epoch; resolves when the secondary's disks are in it. */
   async checkpoint(session: string, epoch: number): Promise<void> {
     await this.#execute("x-repl-checkpoint", { session, epoch });
+  }
+
+  /** Has the secondary take over, if nothing changed since the checkpoint `epoch`. @returns its generation */
+  async takeOver(primary: string, epoch: number): Promise<string> {
+    const answer = await this.#execute("x-repl-take-over", { primary, epoch });
+    return parse(z.object({ generation: z.uuid() }), answer, "x-repl-take-over").generation;
   }
 
   /** @throws LinkError if there is no answer in time */

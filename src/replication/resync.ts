@@ -136,6 +136,7 @@ export class Resync {
       await this.disk.local.read(at, content);
       await this.#replica.write(at, content, 0);
       this.#sentBytes += content.length;
+      this.disk.resynced(content.length);
     }
   }
 

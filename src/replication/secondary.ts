@@ -9,13 +9,8 @@
  * - From failover on, no replication write reaches a disk: the export is closed before the view becomes the disk.
  */
 import type { Logger } from "pino";
-import { describeError, MetadataError, StateError } from "../errors.js";
-import {
-  checkDisks,
-  newSecondaryMetadata,
-  readSecondaryMetadata,
-  type SecondaryMetadata,
-} from "../meta/metadata.js";
+import { asError, describeError, MetadataError, StateError } from "../errors.js";
+import { checkDisks, newSecondaryMetadata, readMetadata, type SecondaryMetadata } from "../meta/metadata.js";
 import type { UndoErrorPolicy } from "../config/schema.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { DiskGroup } from "./disk-group.js";
@@ -26,10 +21,13 @@ import { ErrorRecord } from "./error-record.js";
 import type { Commit } from "./commit.js";
 import { Failover, type FailoverOption, failoverOptions } from "./failover.js";
 import { type Introduction, refuseOtherHistory } from "./introduction.js";
+import { type ChangedRanges, LocalChanges } from "./local-changes.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
 import type { Primary } from "./primary.js";
 import { guestExportsOf, type PrimarySettings, promote } from "./promotion.js";
 import type { NamedDisk, SecondaryDisk } from "./secondary-disk.js";
+import { asSecondary } from "./roles.js";
+import { salvageName } from "./salvage.js";
 import { Serial } from "./serial.js";
 import {
   type Effect,
@@ -51,6 +49,8 @@ export interface SecondaryOptions {
   readonly onUndoError: UndoErrorPolicy;
   /** How it replicates once it is promoted and takes a replica. */
   readonly asPrimary: PrimarySettings;
+  /** Give up what only this node has, for a primary with another history. */
+  readonly discardLocalChanges: boolean;
   readonly log: Logger;
   readonly events: SecondaryEvents;
 }
@@ -73,6 +73,16 @@ export interface CheckpointRequest {
   readonly epoch: number | null;
 }
 
+/** The answer to an introduction. */
+export interface Introduced {
+  /** Whether the primary's dirty maps, and `changed`, tell all that is missing here. */
+  readonly isKnown: boolean;
+  /** What to call the time from now on. */
+  readonly tenure: string;
+  /** What this node changed by itself. */
+  readonly changed: ChangedRanges;
+}
+
 interface EpochToBegin {
   readonly number: number;
   /** The history of the data in it, where it differs. */
@@ -92,6 +102,9 @@ export class Secondary {
   readonly #epochs: EpochChanger;
   readonly #failover: Failover;
   #promoted: Primary | null = null;
+  #conflict: string | null = null;
+  /** What this node changed by itself, until a new primary has resynced it. */
+  #changes: LocalChanges | null = null;
   #isFenced = false;
   readonly #tenures: Tenures;
   /** What the primary that introduced itself last told. */
@@ -110,13 +123,19 @@ export class Secondary {
     this.#tenures = new Tenures(this.#metadata, (error) => {
       this.#metadataFailed(error);
     });
-    this.#store = new EpochStore({ directory: options.directory, disks: this.#group.devices, sync: true });
+    this.#store = new EpochStore({
+      directory: options.directory,
+      disks: this.#group.devices,
+      sync: true,
+      salvage: () => this.metadata.salvage,
+    });
     this.#tracker = new WriterTracker(metadata.gap, () => {
       this.#saveSoon({ gap: this.#tracker.gap });
     });
     this.#epochs = new EpochChanger(this.#group, this.#store, this.#metadata, {
       durable: (epoch) => {
         this.#log.debug({ epoch }, "checkpoint");
+        this.#forgetChanges();
         options.events.checkpointDurable(epoch);
       },
       durabilityLost: (error) => {
@@ -143,10 +162,12 @@ export class Secondary {
   static async open(options: SecondaryOptions): Promise<Secondary> {
     const { directory, disks } = options;
     const identities = disks.map(({ name, device }) => ({ name, sizeBytes: device.info.sizeBytes }));
-    const known = await readSecondaryMetadata(directory);
+    const known = await readMetadata(directory);
     if (known !== null) checkDisks(directory, known.disks, identities);
-    const secondary = new Secondary(options, known ?? newSecondaryMetadata(identities));
+    const found = known ?? newSecondaryMetadata(identities);
+    const secondary = new Secondary(options, asSecondary(found, options.discardLocalChanges));
     if (known === null) await secondary.#refuseLeftovers();
+    else await secondary.#return(found !== secondary.metadata);
     await secondary.#recover();
     return secondary;
   }
@@ -200,10 +221,21 @@ export class Secondary {
     );
   }
 
+  /** Why the last primary that introduced itself was refused for its data's history, or null. */
+  get conflict(): string | null {
+    return this.#conflict;
+  }
+
+  /** Where what this node gave up last is saved, or null. */
+  get salvage(): string | null {
+    const { salvage } = this.metadata;
+    return salvage === null ? null : `${this.#options.directory.path}/${salvageName(salvage)}`;
+  }
+
   /** Why the replication exports take nobody, or null. */
   exportRefusal(): string | null {
     return this.#isFenced
-      ? "this node was promoted by a failover: it takes no replication writes any more"
+      ? "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory)"
       : null;
   }
 
@@ -216,6 +248,8 @@ export class Secondary {
   /** Which promise can't be kept any more, or null; for the exit code. */
   brokenPromise(): string | null {
     if (this.stage === "failover-failed") return "the failover has failed";
+    const undecided = this.#promoted?.brokenPromise() ?? null;
+    if (undecided !== null) return undecided;
     const isLost = this.overlays?.isBroken === true;
     return this.#group.failure ?? this.#epochs.failure ?? (isLost ? "the last checkpoint is lost" : null);
   }
@@ -264,6 +298,26 @@ export class Secondary {
     });
   }
 
+  /**
+   * A primary hands over at a checkpoint. Asked again after it was done, it says so.
+   * @returns this node's new generation
+   * @throws StateError if it can't take over: nothing has changed then
+   */
+  async takeOver(primary: string, epoch: number): Promise<string> {
+    await this.#serial.run(async () => {
+      if (isPromoted(this.stage)) return;
+      const refusal = this.#takeOverRefusal(primary, epoch);
+      if (refusal !== null) throw new StateError("no-take-over", `take-over refused: ${refusal}`);
+      await this.#apply({ type: "stop", failover: "latest" });
+    });
+    await this.commitEnded();
+    const { generation, epoch: number } = this.metadata;
+    if (this.stage !== "done" || generation === null || number !== epoch) {
+      throw new StateError("no-take-over", `take-over refused: this node was promoted in epoch ${number}`);
+    }
+    return generation;
+  }
+
   /** Resolves when the background part of a failover has ended, one way or the other. */
   commitEnded(): Promise<void> {
     return this.#failover.ended;
@@ -291,9 +345,8 @@ export class Secondary {
    * overwrite what this one sends. But nobody is cut off for another primary. Data of a line of history is not
    * overwritten before it can be gone back to.
    * @throws StateError if somebody else is replicating to this node, it was promoted, or its data has another history
-   * @returns whether the primary's dirty maps tell all that is missing here, and what to call the time from now on
    */
-  introduce(introduction: Introduction): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
+  introduce(introduction: Introduction): Promise<Introduced> {
     return this.#serial.run(async () => {
       this.#refuseIntroduction(introduction);
       this.#introduced = introduction;
@@ -303,8 +356,10 @@ export class Secondary {
       if (this.stage === "none" && this.metadata.generation !== null) {
         await this.#apply({ type: "start", mode: "secondary" });
       }
+      await this.#keepSalvage();
       this.#tracker.introduce(introduction.session);
-      return this.#tenures.renew(introduction.tenure);
+      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenure);
+      return { isKnown, tenure, changed: this.#changes?.ranges() ?? {} };
     });
   }
 
@@ -327,6 +382,7 @@ export class Secondary {
         cleanShutdown: this.#group.failure === null && this.#epochs.failure === null,
       });
       await this.overlays?.close();
+      await this.#changes?.close();
     });
   }
 
@@ -358,6 +414,15 @@ export class Secondary {
     }
   }
 
+  #takeOverRefusal(primary: string, epoch: number): string | null {
+    const refusal = this.checkpointRefusal();
+    if (refusal !== null) return refusal;
+    if (this.#introduced?.primary !== primary) return "another primary introduced itself last";
+    if (this.epoch !== epoch) return `this node is in epoch ${this.epoch}, not ${epoch}`;
+    const isSame = this.overlays?.overlays.every(({ hidden }) => hidden.mappedBytes === 0) === true;
+    return isSame ? null : "something was received since the checkpoint";
+  }
+
   #refuseIntroduction(introduction: Introduction): void {
     const refusal = this.exportRefusal();
     if (refusal !== null) throw new StateError("promoted", refusal);
@@ -368,14 +433,23 @@ export class Secondary {
         `another primary replicates to this node, from ${writer}: stop that first`,
       );
     }
-    refuseOtherHistory(this.metadata, introduction, null);
+    if (!this.metadata.discard) {
+      this.#conflict = null;
+      try {
+        refuseOtherHistory(this.metadata, introduction, this.#changes?.bytes ?? null);
+      } catch (error) {
+        this.#conflict = asError(error).message;
+        this.#log.error({ reason: this.#conflict }, "primary refused");
+        throw error;
+      }
+    }
   }
 
   /** What becomes of this node's data when a primary of ours says that nothing is missing: its line is the primary's. */
   #adopted(): Partial<SecondaryMetadata> {
     if (this.#introduced === null) return {};
     const { generation, ancestors } = this.#introduced;
-    return { generation, ancestors: [...ancestors], discard: false };
+    return { generation, ancestors: [...ancestors], discard: false, returning: false };
   }
 
   async #beginEpoch({ number, lineage }: EpochToBegin): Promise<void> {
@@ -416,6 +490,9 @@ export class Secondary {
   async #promote(overlays: Epoch | null, target: FailoverTarget): Promise<void> {
     const { directory, asPrimary, log } = this.#options;
     const { disks } = this;
+    // From here on they are the dirty maps of the primary that this node becomes.
+    await this.#changes?.close();
+    this.#changes = null;
     this.#promoted ??= await promote(
       disks,
       this.#metadata,
@@ -438,7 +515,9 @@ export class Secondary {
   /** Promise 5's policy: resolves to go on without the checkpoint, rejects to refuse the write. */
   async #imageLost(error: Error): Promise<void> {
     const { overlays } = this;
-    if (this.#options.onUndoError === "break-replication" || overlays === null) throw error;
+    // What a node gives up is in the before-images alone.
+    const isSalvage = overlays?.number === this.metadata.salvage;
+    if (this.#options.onUndoError === "break-replication" || overlays === null || isSalvage) throw error;
     if (overlays.isBroken) return;
     await overlays.breakCheckpoint();
     this.#log.error({ epoch: overlays.number }, "checkpoint lost: no rollback until the next checkpoint");
@@ -484,6 +563,45 @@ export class Secondary {
 
   #metadataFailed(error: unknown): void {
     this.#log.error({ error: describeError(error) }, "metadata could not be written");
+  }
+
+  /** @param hasChangedRole whether the state directory was a primary's until now */
+  async #return(hasChangedRole: boolean): Promise<void> {
+    const { directory, disks } = this.#options;
+    if (isPromoted(this.metadata.stage)) return;
+    if (!this.metadata.returning) return LocalChanges.forget(directory, disks);
+    this.#changes = await LocalChanges.open(directory, disks);
+    // Once: what is written to this node later by somebody else voids it.
+    if (hasChangedRole) await this.#metadata.save({ tenure: this.#changes.tenure });
+    this.#log.info(
+      { bytes: this.#changes.bytes },
+      "this node was a primary: what it changed by itself is known",
+    );
+  }
+
+  /** What is about to be overwritten is this node's own: it can be had from the before-images of this epoch. */
+  async #keepSalvage(): Promise<void> {
+    const { discard, salvage } = this.metadata;
+    const { overlays } = this;
+    const hasOwn = discard || (this.#changes?.bytes ?? 0) > 0;
+    if (!hasOwn || overlays === null || salvage === overlays.number) return;
+    await this.#metadata.save({ salvage: overlays.number });
+    const path = `${this.#options.directory.path}/${salvageName(overlays.number)}`;
+    this.#log.warn({ path }, "local changes are given up, and saved when the resync is done");
+  }
+
+  /** The new primary has resynced this node: its own changes are no more. */
+  #forgetChanges(): void {
+    const changes = this.#changes;
+    if (changes === null || this.metadata.returning) return;
+    this.#changes = null;
+    const { directory, disks } = this.#options;
+    changes
+      .close()
+      .then(() => LocalChanges.forget(directory, disks))
+      .catch((error: unknown) => {
+        this.#log.warn({ error: describeError(error) }, "old dirty maps could not be removed");
+      });
   }
 
   async #refuseLeftovers(): Promise<void> {

@@ -158,7 +158,8 @@ describe("replica that can't be used", () => {
         workspace.path("secondary"),
       ]);
       expect(promoted.code).to.equal(Exit.Done);
-      const message = "this node was promoted by a failover: it takes no replication writes any more";
+      const message =
+        "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory)";
       expectRefusal(await tryPrimary(...replica), Exit.WrongState, message);
     });
   });

@@ -12,7 +12,8 @@ import type { StateDirectory, StateFile } from "../../src/meta/state-directory.j
 import { turns } from "./outcome.js";
 import type { Random } from "./seed.js";
 
-export type StateOperation = "create" | "open" | "replace" | "remove" | "read" | "write" | "sync" | "close";
+export type StateOperation =
+  "create" | "open" | "replace" | "remove" | "rename" | "read" | "write" | "sync" | "close";
 
 /** Which calls a rule takes. */
 export interface StateMatch {
@@ -103,6 +104,11 @@ export class FailingStateDirectory implements StateDirectory {
 
   readText(name: string): Promise<string | null> {
     return this.#next.readText(name);
+  }
+
+  async rename(name: string, newName: string): Promise<void> {
+    await this.#decide("rename", name);
+    await this.#next.rename(name, newName);
   }
 
   async remove(name: string): Promise<void> {

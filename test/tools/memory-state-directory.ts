@@ -93,6 +93,12 @@ export class MemoryStateDirectory implements StateDirectory {
     return Promise.resolve();
   }
 
+  rename(name: string, newName: string): Promise<void> {
+    this.#files.set(newName, this.#content(name));
+    this.#files.delete(name);
+    return Promise.resolve();
+  }
+
   list(): Promise<string[]> {
     return Promise.resolve([...this.#files.keys()]);
   }

@@ -92,6 +92,7 @@ export function poweredDirectory(directory: StateDirectory, power: Power): State
     replaceText: (name, text) => power.change(() => directory.replaceText(name, text)),
     readText: (name) => power.pass(() => directory.readText(name)),
     remove: (name) => power.change(() => directory.remove(name)),
+    rename: (name, newName) => power.change(() => directory.rename(name, newName)),
     list: () => power.pass(() => directory.list()),
   };
 }

@@ -159,6 +159,7 @@ export class SecondaryNode {
         device: checked(device),
       })),
       onUndoError: onUndoError ?? "break-checkpoint",
+      discardLocalChanges: false,
       asPrimary: {
         ...DEFAULT_REPLICATION,
         events: { stateChanged: () => undefined, jobEnded: () => undefined },

@@ -9,20 +9,37 @@ import { FAILOVER_TARGETS, type FailoverOutcome, type FailoverPlan } from "../..
 import { type QmpCommand, qmpCommand } from "../command.js";
 import { replicaOf } from "../../replication/replica-uri.js";
 
-export function primaryPairCommands(primary: Primary): QmpCommand[] {
+export function primaryPairCommands(primary: Primary, quit: () => void): QmpCommand[] {
   return [
     qmpCommand({
       name: "x-repl-checkpoint",
       arguments: z.strictObject({}),
       run: async () => ({ epoch: await primary.checkpoint() }),
     }),
-    ...replicaCommands(() => primary),
+    ...replicaCommands(() => primary, quit),
   ];
 }
 
-/** For a node that can take a replica. @param primary throws while it can't */
-export function replicaCommands(primary: () => Primary): QmpCommand[] {
+/**
+ * For a node that can take a replica.
+ * @param primary throws while it can't
+ * @param quit begins an orderly shutdown
+ */
+export function replicaCommands(primary: () => Primary, quit: () => void): QmpCommand[] {
   return [
+    qmpCommand({
+      name: "x-repl-switch-over",
+      arguments: z.strictObject({}),
+      run: async () => {
+        const node = primary();
+        try {
+          return await node.switchOver();
+        } finally {
+          // It has handed over, or may have: it must not serve the disk any more.
+          if (node.isHandedOver || node.brokenPromise() !== null) quit();
+        }
+      },
+    }),
     qmpCommand({
       name: "x-repl-attach",
       arguments: z.strictObject({
@@ -53,8 +70,15 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
       arguments: helloSchema,
       run: async (hello) => {
         refuseMismatch(secondary, hello);
-        const { isKnown: known, tenure } = await secondary.introduce(hello);
-        return { known, tenure, epoch: secondary.epoch, stage: secondary.stage, version: HANDSHAKE_VERSION };
+        const { isKnown: known, tenure, changed } = await secondary.introduce(hello);
+        return {
+          known,
+          tenure,
+          changed,
+          epoch: secondary.epoch,
+          stage: secondary.stage,
+          version: HANDSHAKE_VERSION,
+        };
       },
     }),
     qmpCommand({
@@ -66,6 +90,11 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
         if (isOwn) return { epoch: await secondary.promoted.checkpoint() };
         return { epoch: await secondary.checkpoint({ session: session ?? null, epoch: epoch ?? null }) };
       },
+    }),
+    qmpCommand({
+      name: "x-repl-take-over",
+      arguments: z.strictObject({ primary: z.string(), epoch: z.int().positive() }),
+      run: async ({ primary, epoch }) => ({ generation: await secondary.takeOver(primary, epoch) }),
     }),
     qmpCommand({
       name: "x-repl-failover",

@@ -33,7 +33,13 @@ const MISTAKES: readonly (readonly [Role, readonly string[], string])[] = [
   ["secondary", ["failover"], "failover can lose data: without a terminal to ask on, it needs --yes"],
   ["secondary", ["failover", "--to", "yesterday"], '--to: "yesterday" is not one of checkpoint, latest'],
   ["secondary", ["failover", "--dry-run=yes"], '--dry-run: takes no value, "yes" was given'],
-  ["secondary", ["checkpoint"], 'unknown argument "checkpoint"'],
+  ["secondary", ["commit"], 'unknown argument "commit"'],
+  [
+    "secondary",
+    ["--disk", "a=/a", "--discard-local-changes"],
+    "--discard-local-changes gives up what only this node has: without a terminal to ask on, it needs --yes",
+  ],
+  ["secondary", ["--disk", "a=/a", "--yes=no"], '--yes: takes no value, "no" was given'],
   ["secondary", ["--disk", "a=/a", "--on-undo-error", "panic"], '--on-undo-error: "panic" is not one of'],
 ];
 

@@ -44,7 +44,14 @@ describe("cli/render", () => {
         firstAt: "2026-01-02T03:03:08.000Z",
         message: "Input/output error",
       },
-      secondary: { rollback: "lost", rollbackLostReason: "log full", undoBytes: 0, writer: null },
+      secondary: {
+        rollback: "lost",
+        rollbackLostReason: "log full",
+        undoBytes: 0,
+        conflict: null,
+        salvage: null,
+        writer: null,
+      },
     } as const;
     expect(renderStatus(status, NOW_MS, false).split("\n").slice(0, 6)).to.deep.equal([
       "secondary: running, epoch 12, no checkpoint yet",
@@ -61,7 +68,14 @@ describe("cli/render", () => {
       ...secondaryStatus,
       stage: "done",
       checkpointRefusal: "Block replication is not running",
-      secondary: { rollback: "none", rollbackLostReason: null, undoBytes: 0, writer: null },
+      secondary: {
+        rollback: "none",
+        rollbackLostReason: null,
+        undoBytes: 0,
+        conflict: null,
+        salvage: null,
+        writer: null,
+      },
     } as const;
     expect(renderStatus(status, NOW_MS, false).split("\n").slice(0, 3)).to.deep.equal([
       "secondary: done, epoch 12, last checkpoint 3 s ago",

@@ -220,9 +220,7 @@ describe("cli/run", () => {
     it("does nothing at any other answer", async () => {
       const { code, terminal } = await secondary("y", "failover", "--state-dir", stateDir);
       expect(code).to.equal(1);
-      expect(terminal.complaints).to.deep.equal([
-        "repl-secondary: failover was not confirmed, nothing was done",
-      ]);
+      expect(terminal.complaints).to.deep.equal(["repl-secondary: it was not confirmed, nothing was done"]);
       expect(received).to.deep.equal([dryRun]);
     });
   });

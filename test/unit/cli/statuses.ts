@@ -24,7 +24,13 @@ export const primaryStatus: NodeStatus = {
       name: "disk0",
       path: "/srv/disk0.img",
       sizeBytes: 1024 ** 3,
-      primary: { dirtyBytes: 0, writesReplicated: 4000, bytesReplicated: 12 * 1024 ** 2, inFlight: 3 },
+      primary: {
+        dirtyBytes: 0,
+        writesReplicated: 4000,
+        bytesReplicated: 12 * 1024 ** 2,
+        bytesResynced: 0,
+        inFlight: 3,
+      },
     },
   ],
   listeners: [{ purpose: "guest", address: "unix:/run/p.sock", clients: 1 }],
@@ -66,7 +72,14 @@ export const secondaryStatus: NodeStatus = {
   ],
   listeners: [],
   jobs: [],
-  secondary: { rollback: "available", rollbackLostReason: null, undoBytes: 1536, writer: "10.0.0.1:40000" },
+  secondary: {
+    rollback: "available",
+    rollbackLostReason: null,
+    undoBytes: 1536,
+    conflict: null,
+    salvage: null,
+    writer: "10.0.0.1:40000",
+  },
 };
 
 export const plan: FailoverPlan = {

@@ -52,6 +52,8 @@ describe("config/load", () => {
       listen: [{ kind: "tcp", host: "127.0.0.1", port: 10809 }],
       view: [{ kind: "unix", path: "/state/nbd-replication/secondary/view.sock" }],
       onBackupError: "break-checkpoint",
+      discardLocalChanges: false,
+      isConfirmed: false,
       qmp: [],
       stateDir: "/state/nbd-replication/secondary",
       logLevel: "info",

@@ -17,6 +17,9 @@ class Stage {
   sent: Promise<void> = Promise.resolve();
   readonly checkpointer: Checkpointer;
 
+  /** What became of the checkpoints, as the dirty map is told. */
+  readonly durable: boolean[] = [];
+
   constructor(parts: Partial<CheckpointerParts> = {}) {
     this.checkpointer = new Checkpointer({
       gate: this.gate,
@@ -26,6 +29,9 @@ class Stage {
       },
       refusal: () => this.refusal,
       nextEpoch: () => ++this.epoch,
+      atInstant: () => (isDurable) => {
+        this.durable.push(isDurable);
+      },
       send: (epoch): Promise<void> => {
         this.#note(`send ${epoch}`);
         return this.sent;

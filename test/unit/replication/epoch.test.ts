@@ -50,7 +50,7 @@ describe("epoch store", () => {
     directory = new MemoryStateDirectory();
     disks = [new MemoryDevice(SIZE_BYTES), new MemoryDevice(SIZE_BYTES)];
     for (const disk of disks) disk.fill(0, Buffer.alloc(SIZE_BYTES, 7));
-    store = new EpochStore({ directory, disks, sync: true });
+    store = new EpochStore({ directory, disks, sync: true, salvage: () => null });
   });
 
   const create = (number: number): Promise<Epoch> => store.create(number, Promise.resolve());
@@ -167,11 +167,11 @@ describe("epoch store", () => {
       { offset: 7 * BLOCK_BYTES, lengthBytes: BLOCK_BYTES, data: null },
     ]);
     const smaller = [disks[0], new MemoryDevice(SIZE_BYTES - 1)];
-    const other = new EpochStore({ directory, disks: smaller, sync: true });
+    const other = new EpochStore({ directory, disks: smaller, sync: true, salvage: () => null });
     expect((await failureOf(other.recover(1))).message).to.equal(
       "hidden-1.log names bytes 28672 to 32768 of disk 1, which has fewer",
     );
-    const fewer = new EpochStore({ directory, disks: [disks[0]], sync: true });
+    const fewer = new EpochStore({ directory, disks: [disks[0]], sync: true, salvage: () => null });
     expect(await outcome(fewer.recover(1))).to.equal("damaged");
   });
 

@@ -1,0 +1,61 @@
+/**
+ * What a state directory means to a node that is started on it in the other role (docs/adr/0001): a primary comes back as the
+ * secondary of the node that took over, a promoted secondary goes on as a primary.
+ */
+import { MetadataError, StateError } from "../errors.js";
+import type { NodeMetadata, PrimaryMetadata, SecondaryMetadata } from "../meta/metadata.js";
+
+/**
+ * @param discard whether what only this node has may be given up
+ * @throws StateError if a failover is under way
+ */
+export function asSecondary(metadata: NodeMetadata, discard: boolean): SecondaryMetadata {
+  if (metadata.role === "secondary" && !discard) return metadata;
+  if (metadata.role === "secondary" && metadata.stage.startsWith("failover")) {
+    throw new StateError(
+      "failing-over",
+      "the failover of this node is not over: start it without --discard-local-changes, to finish it",
+    );
+  }
+  if (metadata.role === "secondary" && metadata.stage !== "done") return { ...metadata, discard };
+  return { ...comingBack(metadata, null), discard };
+}
+
+/**
+ * A node that was a primary, as the secondary of another that took over.
+ * @param tenure of its dirty maps
+ */
+export function comingBack(metadata: NodeMetadata, tenure: string | null): SecondaryMetadata {
+  return {
+    ...common(metadata),
+    generation: metadata.generation,
+    role: "secondary",
+    stage: "none",
+    failoverTarget: null,
+    checkpointAt: null,
+    tenure,
+    offeredTenure: null,
+    returning: true,
+    discard: false,
+    salvage: null,
+    gap: null,
+  };
+}
+
+/** @throws MetadataError if it is a secondary's that was not promoted */
+export function asPrimary(metadata: NodeMetadata, path: string): PrimaryMetadata {
+  if (metadata.role === "primary") return metadata;
+  const { generation, stage } = metadata;
+  if (stage !== "done" || generation === null) {
+    throw new MetadataError(
+      "other-role",
+      `${path} belongs to a secondary that was not promoted: fail over first (repl-secondary failover), or give another --state-dir`,
+    );
+  }
+  return { ...common(metadata), generation, role: "primary" };
+}
+
+function common(metadata: NodeMetadata): Omit<PrimaryMetadata, "role" | "generation"> {
+  const { format, version, uuid, ancestors, replicaGeneration, epoch, disks, cleanShutdown } = metadata;
+  return { format, version, uuid, ancestors, replicaGeneration, epoch, disks, cleanShutdown };
+}

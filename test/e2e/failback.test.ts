@@ -1,0 +1,186 @@
+/** Roles that change: an old primary comes back, histories that parted, an orderly switch-over (design, promises 14, 20). */
+import { expect } from "chai";
+
+import { expectPattern, runFio, startFio, writePattern } from "../tools/clients.js";
+import { expectSameContent } from "../tools/disk-files.js";
+import { Host } from "../tools/host.js";
+import { MEBIBYTE } from "../tools/pair.js";
+import { runNode } from "../tools/node-process.js";
+import { succeed } from "../tools/process.js";
+import { useWorkspace } from "../tools/workspace.js";
+
+const SIZE_BYTES = 256 * MEBIBYTE;
+
+describe("roles that change", () => {
+  const workspace = useWorkspace();
+  let a: Host;
+  let b: Host;
+
+  beforeEach(() => {
+    a = new Host(workspace, "a", SIZE_BYTES);
+    b = new Host(workspace, "b", SIZE_BYTES);
+  });
+
+  /** A is the primary, B its secondary, and 128 MiB of the disk have content. */
+  async function startPair(): Promise<void> {
+    await succeed("truncate", ["-s", String(SIZE_BYTES), a.file]);
+    await writePattern(a.file, 0x11, "0", "128M");
+    await b.startSecondary();
+    await a.startPrimary(b);
+    await a.synchronised();
+  }
+
+  /** Content that a node's resyncs have sent. */
+  async function sentBytes(host: Host): Promise<number> {
+    const { disks } = await host.node.status();
+    return disks[0]?.primary?.bytesResynced ?? Number.NaN;
+  }
+
+  async function expectSameDisks(): Promise<void> {
+    await a.node.succeed("stop");
+    await b.node.succeed("stop");
+    await expectSameContent(a.file, b.file);
+  }
+
+  for (const to of ["checkpoint", "latest"] as const) {
+    it(`a primary that was killed under load comes back as the secondary of the node that failed over to ${to}: only what differs is copied`, async () => {
+      await startPair();
+      const fio = await startFio(workspace, a.uri, { size: "16m", io_size: "4g", iodepth: 16 });
+      await b.node.waitForStatus(
+        "undo data of the load",
+        ({ disks }) => (disks[0]?.secondary?.undoBytes ?? 0) > MEBIBYTE,
+      );
+      await a.kill();
+      await fio.ended();
+      await b.failOver(to);
+      await writePattern(b.uri, 0x22, "100M", "1M");
+
+      await a.startSecondary();
+      await b.attach(a);
+      expect(await sentBytes(b)).to.be.lessThan(32 * MEBIBYTE);
+      await writePattern(b.uri, 0x33, "110M", "1M");
+      await b.node.succeed("checkpoint");
+      await expectPattern(a.uri, [0x22, "100M", "1M"], [0x33, "110M", "1M"], [0x11, "64M", "8M"]);
+      await expectSameDisks();
+    });
+  }
+
+  it("what an old primary wrote alone makes a split brain: refused on both sides, settled by command, and saved", async () => {
+    await startPair();
+    await a.node.succeed("detach");
+    await writePattern(a.uri, 0x44, "10M", "3M");
+    await b.failOver("latest");
+    await writePattern(b.uri, 0x55, "12M", "3M");
+    await a.node.succeed("stop");
+
+    await a.startSecondary();
+    const refused = await b.node.verb("attach", ...(await a.replicaOptions()));
+    expect(refused.code).to.equal(3);
+    expect(refused.stderr).to.match(
+      /^repl-secondary: split brain: both nodes changed since they were the same, the primary 3 MiB, the secondary 3 MiB .*--discard-local-changes/,
+    );
+    await expectPattern(b.uri, [0x55, "12M", "3M"]);
+    expect((await a.node.status()).secondary?.conflict).to.match(/^split brain: /);
+    await a.node.succeed("stop");
+
+    await a.startSecondary("--discard-local-changes", "--yes");
+    await b.attach(a);
+    await expectPattern(a.uri, [0x55, "12M", "3M"], [0x11, "10M", "2M"], [0x11, "64M", "8M"]);
+    expect(await sentBytes(b)).to.be.lessThan(32 * MEBIBYTE);
+    expect((await a.node.status()).secondary?.conflict).to.equal(null);
+    expect((await a.node.status()).secondary?.salvage).to.match(/salvage-\d+\.log$/);
+    await expectSameDisks();
+
+    const output = workspace.path("salvaged");
+    const said = await runNode("secondary", ["salvage", "--output", output, "--state-dir", a.path("")]);
+    expect([said.code, said.stderr]).to.deep.equal([0, ""]);
+    await expectPattern(`${output}/disk0.img`, [0x44, "10M", "3M"], [0x11, "13M", "2M"]);
+  });
+
+  it("an old primary that is started as if nothing had happened serves nobody", async () => {
+    await startPair();
+    await a.kill();
+    await b.failOver("latest");
+    const { code, stderr } = await runNode("primary", [
+      ...["--disk", `disk0=${a.file}`, "--listen", "127.0.0.1:0", "--state-dir", a.path("")],
+      ...(await b.replicaOptions()),
+    ]);
+    expect(code).to.equal(3);
+    expect(stderr).to.match(/promoted by a failover.*repl-secondary/);
+  });
+
+  it("a secondary that was not promoted can't be started as a primary", async () => {
+    await startPair();
+    await b.node.succeed("stop");
+    const args = ["--disk", `disk0=${b.file}`, "--listen", "127.0.0.1:0", "--state-dir", b.path("")];
+    const { code, stderr } = await runNode("primary", args);
+    expect(code).to.equal(1);
+    expect(stderr).to.match(/belongs to a secondary that was not promoted: fail over first/);
+  });
+
+  it("a promoted secondary goes on as a primary after a restart, as either program", async () => {
+    await startPair();
+    await a.kill();
+    await b.failOver("checkpoint");
+    await b.node.succeed("stop");
+    await b.startPrimary(null);
+    await writePattern(b.uri, 0x66, "1M", "1M");
+    await b.node.succeed("stop");
+    await a.startSecondary();
+    await b.startPrimary(a);
+    await b.synchronised();
+    expect(await sentBytes(b)).to.be.lessThan(64 * MEBIBYTE);
+    await expectSameDisks();
+  });
+
+  it("switch-over under load: what was acknowledged is on both nodes, and the old primary serves no more", async () => {
+    await startPair();
+    const fio = await startFio(workspace, a.uri, {
+      size: "64m",
+      iodepth: 16,
+      verify: "crc32c",
+      do_verify: 0,
+    });
+    await b.node.waitForStatus("the load", ({ disks }) => (disks[0]?.secondary?.undoBytes ?? 0) > MEBIBYTE);
+    expect(await a.switchOver()).to.match(/^switched over: .*guests waited \d+ ms/);
+    expect(await a.ended()).to.equal(0);
+    expect((await fio.ended()).code, "its guest has to come over").to.not.equal(0);
+    expect((await b.node.status()).stage).to.equal("done");
+    await a.startSecondary();
+    await b.attach(a);
+    expect(await sentBytes(b), "nothing differed").to.equal(0);
+    await expectSameDisks();
+  });
+
+  it("switch-over there and back, ten times, with a write on each side: nothing is lost, nothing is copied twice", async () => {
+    await startPair();
+    let [active, other] = [a, b];
+    for (let turn = 1; turn <= 10; turn++) {
+      await writePattern(active.uri, turn, `${turn}M`, "1M");
+      await active.switchOver();
+      await active.startSecondary();
+      [active, other] = [other, active];
+      await active.attach(other);
+      expect(await sentBytes(active)).to.equal(0);
+      await expectPattern(
+        active.uri,
+        ...Array.from({ length: turn }, (_, index) => [index + 1, `${index + 1}M`, "1M"] as const),
+      );
+    }
+    const load = await runFio(workspace, active.uri, { size: "16m", iodepth: 8 });
+    expect(load.error).to.equal(0);
+    await expectSameDisks();
+  });
+
+  it("a switch-over that the secondary refuses changes nothing for the guest", async () => {
+    await startPair();
+    await b.kill();
+    await a.node.waitForStatus("away", ({ checkpointRefusal }) => checkpointRefusal !== null);
+    const { code, stderr } = await a.node.verb("switch-over");
+    expect(code).to.equal(3);
+    expect(stderr).to.match(/^repl-primary: .*the replica is/);
+    await writePattern(a.uri, 0x77, "0", "1M");
+    await expectPattern(a.uri, [0x77, "0", "1M"]);
+    await b.startSecondary();
+  });
+});

@@ -1,0 +1,60 @@
+import { expect } from "chai";
+
+import { MetadataError, StateError } from "../../../src/errors.js";
+import {
+  newPrimaryMetadata,
+  newSecondaryMetadata,
+  type SecondaryMetadata,
+} from "../../../src/meta/metadata.js";
+import { asPrimary, asSecondary } from "../../../src/replication/roles.js";
+
+const DISKS = [{ name: "disk0", sizeBytes: 4096 }];
+const GENERATION = "6f9d2b43-60c2-4f2e-9a53-0f8f6b1f0c11";
+
+function secondary(change: Partial<SecondaryMetadata>): SecondaryMetadata {
+  return { ...newSecondaryMetadata(DISKS), generation: GENERATION, ...change };
+}
+
+describe("a state directory in the other role", () => {
+  it("a primary's is that of a secondary that comes back, with the same identity and history", () => {
+    const primary = { ...newPrimaryMetadata(DISKS), ancestors: [GENERATION], epoch: 7 };
+    const metadata = asSecondary(primary, false);
+    const { uuid, generation, ancestors, epoch, disks } = primary;
+    expect(metadata).to.deep.include({ uuid, generation, ancestors, epoch, disks });
+    expect(metadata).to.deep.include({ role: "secondary", stage: "none", returning: true, discard: false });
+  });
+
+  it("a promoted secondary's is a primary's", () => {
+    const metadata = asPrimary(secondary({ stage: "done", epoch: 3 }), "metadata.json");
+    expect(metadata).to.deep.include({ role: "primary", generation: GENERATION, epoch: 3 });
+  });
+
+  for (const stage of ["none", "running", "failover", "failover-failed"] as const) {
+    it(`a secondary's in stage ${stage} is no primary's`, () => {
+      expect(() => asPrimary(secondary({ stage }), "metadata.json")).to.throw(
+        MetadataError,
+        /metadata.json belongs to a secondary that was not promoted/,
+      );
+    });
+  }
+
+  it("a promoted secondary stays promoted, unless it is told to give up what it has", () => {
+    const done = secondary({ stage: "done" });
+    expect(asSecondary(done, false)).to.equal(done);
+    expect(asSecondary(done, true)).to.deep.include({ stage: "none", returning: true, discard: true });
+  });
+
+  it("a secondary that gives up what it has keeps its stage, for its checkpoint is not lost yet", () => {
+    expect(asSecondary(secondary({ stage: "running" }), true)).to.deep.include({
+      stage: "running",
+      discard: true,
+      returning: false,
+    });
+  });
+
+  for (const stage of ["failover", "failover-failed"] as const) {
+    it(`nothing is given up in stage ${stage}`, () => {
+      expect(() => asSecondary(secondary({ stage }), true)).to.throw(StateError, /is not over/);
+    });
+  }
+});
