@@ -1,10 +1,12 @@
 /** Opens the disks of a node: raw files and block devices, or exports of an NBD server for any other format. */
+import { stat } from "node:fs/promises";
 import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import { openFileDevice } from "../block/file/file-device.js";
 import { ConfigError } from "../errors.js";
 import { connectNbd } from "../nbd/client/connect.js";
+import type { FileIdentity } from "../meta/disk-identity.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import type { DiskConfig } from "../config/fields.js";
 import type { NamedDisk } from "../replication/secondary-disk.js";
@@ -21,9 +23,16 @@ export async function openDisks(
   for (const { name, path } of disks) {
     const device = checked(await openDisk(path, createSizeBytes, log));
     lifecycle.add(() => device.close());
-    opened.push({ name, path, device });
+    opened.push({ name, path, device, identify: () => identifyFile(path) });
   }
   return opened;
+}
+
+/** Files are told by inode and time of change; devices and other servers' exports have neither. */
+async function identifyFile(path: string): Promise<FileIdentity | null> {
+  if (path.startsWith("nbd")) return null;
+  const file = await stat(path, { bigint: true });
+  return file.isFile() ? { inode: String(file.ino), modifiedNs: String(file.mtimeNs) } : null;
 }
 
 async function openDisk(path: string, createSizeBytes: number | null, log: Logger): Promise<BlockDevice> {

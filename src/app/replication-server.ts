@@ -113,11 +113,12 @@ export class ReplicationServer implements ManagedNbdServer {
     if (secondary === null || disk === undefined) {
       throw new ReplError("no-such-disk", `Cannot find device='${diskName}' nor node-name='${diskName}'`);
     }
-    this.#exports.add(replicationExport(secondary, disk, exportName, isWritable));
+    this.#exports.add(replicationExport(this.#log, secondary, disk, exportName, isWritable));
   }
 }
 
 function replicationExport(
+  log: Logger,
   secondary: Secondary,
   disk: SecondaryDisk,
   name: string,
@@ -130,17 +131,11 @@ function replicationExport(
     device: disk.replicationExport,
     refusal: () => secondary.exportRefusal(),
     connected: ({ peer }) => {
-      const observer = secondary.tracker.observe(peer);
       const isIntroduced = secondary.tracker.session !== null;
-      return {
-        firstWrite: (): void => {
-          secondary.written(isIntroduced);
-          observer.firstWrite?.();
-        },
-        closed: (summary): void => {
-          observer.closed?.(summary);
-        },
-      };
+      return secondary.tracker.observe(peer, name, (refusal) => {
+        secondary.written(isIntroduced && refusal === null);
+        if (refusal !== null) log.error({ peer, export: name, reason: refusal }, "writer refused");
+      });
     },
   };
 }

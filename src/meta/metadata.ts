@@ -8,7 +8,14 @@ const METADATA_FILE = "metadata.json";
 const FORMAT = "nbd-replication metadata";
 const VERSION = 2;
 
-const disk = z.strictObject({ name: z.string(), sizeBytes: z.int().positive() });
+const disk = z.strictObject({
+  name: z.string(),
+  sizeBytes: z.int().positive(),
+  /** Of the disk's file, to notice another one in its place; null where there is none. */
+  inode: z.string().nullable(),
+  /** Of the disk's file when the node stopped, in nanoseconds; null while it runs. */
+  modifiedNs: z.string().nullable(),
+});
 
 const common = {
   format: z.literal(FORMAT),
@@ -95,17 +102,19 @@ export function writeMetadata(directory: StateDirectory, metadata: NodeMetadata)
   return directory.replaceText(METADATA_FILE, `${JSON.stringify(metadata, null, 2)}\n`);
 }
 
+type SizedDisk = Pick<DiskIdentity, "name" | "sizeBytes">;
+
 /** @throws MetadataError if the disks given on the command line are not those that the state belongs to */
 export function checkDisks(
   directory: StateDirectory,
-  known: readonly DiskIdentity[],
-  given: readonly DiskIdentity[],
+  known: readonly SizedDisk[],
+  given: readonly SizedDisk[],
 ): void {
   const path = metadataPath(directory);
   for (const [index, { name, sizeBytes }] of known.entries()) {
     const other = given[index];
     if (other?.name !== name || given.length !== known.length) {
-      const list = (disks: readonly DiskIdentity[]): string => disks.map((entry) => entry.name).join(", ");
+      const list = (disks: readonly SizedDisk[]): string => disks.map((entry) => entry.name).join(", ");
       throw new MetadataError(
         "other-disks",
         `${path} belongs to the disks ${list(known)}, in this order, not to ${list(given)}: give those, or another --state-dir`,

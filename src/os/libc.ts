@@ -18,6 +18,10 @@ import type * as Koffi from "koffi";
 
 import { asError } from "../errors.js";
 
+/** futimens(2): leave this one as it is. */
+const UTIME_OMIT = 0x3f_ff_ff_fen;
+const NS_PER_S = 1_000_000_000n;
+
 /** fallocate(2) modes. */
 export const FallocateMode = { Allocate: 0, KeepSize: 0x01, PunchHole: 0x02, ZeroRange: 0x10 } as const;
 
@@ -81,6 +85,8 @@ export interface Libc {
    * @returns the bytes read; 0 where it would have to wait, or can't tell
    */
   readCached(fd: number, into: Buffer, offset: number): number;
+  /** futimens(2): sets the time of the last change, in nanoseconds since the epoch, and no other. */
+  setModified(fd: number, modifiedNs: bigint): void;
   /** flock(2), exclusive; false: someone else holds it. */
   tryFlock(fd: number): boolean;
   /** Puts a shared lock on one byte for as long as this file is open; null: done; else what is in its way. */
@@ -124,6 +130,7 @@ class KoffiLibc implements Libc {
   readonly #fallocate: NativeFunction;
   readonly #lseek: NativeFunction;
   readonly #preadv2: NativeFunction;
+  readonly #futimens: NativeFunction;
   readonly #flock: NativeFunction;
   readonly #fcntl: NativeFunction;
   readonly #iovec = new BigUint64Array(2);
@@ -139,6 +146,7 @@ class KoffiLibc implements Libc {
     this.#fallocate = library.func("int fallocate(int fd, int mode, int64_t offset, int64_t length)");
     this.#lseek = library.func("int64_t lseek(int fd, int64_t offset, int whence)");
     this.#preadv2 = library.func("int64_t preadv2(int fd, void *iov, int count, int64_t offset, int flags)");
+    this.#futimens = library.func("int futimens(int fd, void *times)");
     this.#flock = library.func("int flock(int fd, int operation)");
     this.#fcntl = library.func("int fcntl(int fd, int command, ...)");
   }
@@ -159,6 +167,12 @@ class KoffiLibc implements Libc {
     this.#iovec[0] = this.#koffi.address(into);
     this.#iovec[1] = BigInt(into.length);
     return Math.max(0, this.#preadv2(fd, this.#iovec, 1, offset, RWF_NOWAIT));
+  }
+
+  setModified(fd: number, modifiedNs: bigint): void {
+    // struct timespec[2]: of the last access, of the last change.
+    const times = new BigInt64Array([0n, UTIME_OMIT, modifiedNs / NS_PER_S, modifiedNs % NS_PER_S]);
+    if (this.#futimens(fd, times) !== 0) throw new SystemCallError("futimens", this.#koffi.errno());
   }
 
   tryFlock(fd: number): boolean {

@@ -24,6 +24,7 @@ import {
 } from "../meta/metadata.js";
 import { formatSize } from "../config/units.js";
 import type { StateDirectory } from "../meta/state-directory.js";
+import { findForeignDisk, identifyDisks } from "../meta/disk-identity.js";
 import type { Address } from "../net/address.js";
 import { Checkpointer } from "./checkpointer.js";
 import type { LinkState, SwallowedError } from "../status.js";
@@ -74,7 +75,7 @@ export interface PrimaryKeeper {
 
 type PrimaryFacts = Pick<
   PrimaryMetadata,
-  "uuid" | "generation" | "ancestors" | "replicaGeneration" | "epoch" | "cleanShutdown"
+  "uuid" | "generation" | "ancestors" | "replicaGeneration" | "epoch" | "cleanShutdown" | "disks"
 >;
 
 export class Primary {
@@ -142,7 +143,7 @@ export class Primary {
   /** @throws MetadataError if the state directory can't be trusted or belongs to other disks */
   static async open(options: PrimaryOptions): Promise<Primary> {
     const { directory, disks } = options;
-    const identities = disks.map(({ name, device }) => ({ name, sizeBytes: device.info.sizeBytes }));
+    const identities = await identifyDisks(disks, true);
     const found = await readMetadata(directory);
     const known = found === null ? null : asPrimary(found, metadataPath(directory));
     if (known !== null) checkDisks(directory, known.disks, identities);
@@ -157,7 +158,8 @@ export class Primary {
       },
       comeBack: (tenure) => writeMetadata(directory, comingBack(keeper.current, tenure)),
     });
-    await keeper.save({ cleanShutdown: false });
+    await keeper.save({ cleanShutdown: false, disks: await identifyDisks(disks, false) });
+    if (known !== null) await primary.#takeForeignDisk(findForeignDisk(known.disks, identities, disks));
     return primary;
   }
 
@@ -331,8 +333,18 @@ export class Primary {
         await local.flush();
         await dirty.close();
       }
-      if (!this.#isHandedOver) await this.#metadata.save({ cleanShutdown: true });
+      if (this.#isHandedOver) return;
+      const disks = await identifyDisks(this.#options.disks, true);
+      await this.#metadata.save({ cleanShutdown: true, disks });
     });
+  }
+
+  /** Somebody changed a disk, by what right is not ours to say: it is new data, all of which the replica lacks. */
+  async #takeForeignDisk(foreign: string | null): Promise<void> {
+    if (foreign === null) return;
+    this.#log.warn({ reason: foreign }, "the replica lacks everything: a full copy");
+    for (const { dirty } of this.disks) await dirty.describe(null, false);
+    await this.#goAlone();
   }
 
   /** The gate is shut and both sides are the same. */

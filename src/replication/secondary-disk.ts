@@ -4,10 +4,11 @@ import type { BlockDevice, DeviceInfo } from "../block/device.js";
 import { CopyBeforeWrite, type CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
 import { gated } from "../block/filters/gated.js";
 import { SecondaryFilter } from "../block/filters/replication.js";
+import type { IdentifiableDisk } from "../meta/disk-identity.js";
 import type { Gate } from "../block/gate.js";
 
 /** A disk as it was opened, by name. */
-export interface NamedDisk {
+export interface NamedDisk extends IdentifiableDisk {
   readonly name: string;
   /** Path or URI, for people. */
   readonly path: string;

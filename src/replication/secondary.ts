@@ -18,6 +18,7 @@ import { type Epoch, EpochStore } from "./epoch.js";
 import { EpochChanger } from "./epoch-changer.js";
 import type { SwallowedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
+import { findForeignDisk, identifyDisks } from "../meta/disk-identity.js";
 import type { Commit } from "./commit.js";
 import { Failover, type FailoverOption, failoverOptions } from "./failover.js";
 import { type Introduction, refuseOtherHistory } from "./introduction.js";
@@ -161,13 +162,16 @@ export class Secondary {
    */
   static async open(options: SecondaryOptions): Promise<Secondary> {
     const { directory, disks } = options;
-    const identities = disks.map(({ name, device }) => ({ name, sizeBytes: device.info.sizeBytes }));
+    const identities = await identifyDisks(disks, true);
     const known = await readMetadata(directory);
     if (known !== null) checkDisks(directory, known.disks, identities);
     const found = known ?? newSecondaryMetadata(identities);
     const secondary = new Secondary(options, asSecondary(found, options.discardLocalChanges));
     if (known === null) await secondary.#refuseLeftovers();
-    else await secondary.#return(found !== secondary.metadata);
+    else {
+      secondary.#refuseForeignDisk(findForeignDisk(known.disks, identities, disks));
+      await secondary.#return(found !== secondary.metadata);
+    }
     await secondary.#recover();
     return secondary;
   }
@@ -380,6 +384,7 @@ export class Secondary {
       await this.overlays?.flush();
       await this.#metadata.save({
         cleanShutdown: this.#group.failure === null && this.#epochs.failure === null,
+        disks: await identifyDisks(this.#options.disks, true),
       });
       await this.overlays?.close();
       await this.#changes?.close();
@@ -571,6 +576,8 @@ export class Secondary {
     if (isPromoted(this.metadata.stage)) return;
     if (!this.metadata.returning) return LocalChanges.forget(directory, disks);
     this.#changes = await LocalChanges.open(directory, disks);
+    // A map that is not there tells nothing.
+    if (this.#changes.tenure === null) await this.#metadata.save({ tenure: null, offeredTenure: null });
     // Once: what is written to this node later by somebody else voids it.
     if (hasChangedRole) await this.#metadata.save({ tenure: this.#changes.tenure });
     this.#log.info(
@@ -604,6 +611,16 @@ export class Secondary {
       });
   }
 
+  /** Before-images and what a primary knows of this node belong to the disks as they were. */
+  #refuseForeignDisk(foreign: string | null): void {
+    if (foreign === null || this.metadata.generation === null) return;
+    const { path } = this.#options.directory;
+    throw new MetadataError(
+      "foreign-disk",
+      `${foreign}: ${path} does not belong to it: put the disk back as it was, or remove the directory, which costs a full copy`,
+    );
+  }
+
   async #refuseLeftovers(): Promise<void> {
     const leftover = await this.#store.anyFile();
     if (leftover === null) return;
@@ -621,7 +638,10 @@ export class Secondary {
     this.#state = { ...this.#state, stage, target, hasError: stage === "failover-failed" };
     this.#isFenced = stage !== "none" && stage !== "running";
     if (this.#isFenced) this.#group.fence();
-    await this.#metadata.save({ cleanShutdown: false });
+    await this.#metadata.save({
+      cleanShutdown: false,
+      disks: await identifyDisks(this.#options.disks, false),
+    });
     if (overlays === null) {
       if (stage === "done") await this.#group.showDisks(() => this.#promote(null, target ?? "latest"));
       return;

@@ -5,6 +5,8 @@
  * primary reconnects by itself after a reset and goes on, and the writes between are lost without a trace. So a hole is
  * assumed as soon as a writer went away with requests unanswered, had one refused, or came back without a resync.
  *
+ * Beside a primary that introduced itself nobody else writes: a second writer is refused, and what is known of the first is void.
+ *
  * Invariants: `gap` only goes from set to null through `begin()`, when replication is started anew, or
  * `resynced()`, on the word of the session whose connections have all held since its handshake.
  */
@@ -20,6 +22,8 @@ export class WriterTracker {
   #handshakes = 0;
   #hasDeparted = false;
   #isWatching = false;
+  /** The connection that writes to each export, since the last handshake. A primary of ours has one. */
+  readonly #writers = new Map<string, symbol>();
   readonly #onChange: () => void;
 
   /** @param gap what is known from before a restart */
@@ -61,6 +65,7 @@ export class WriterTracker {
   introduce(session: SessionId): void {
     this.#session = session;
     this.#handshakes++;
+    this.#writers.clear();
     if (this.#isWatching)
       this.#setGap(this.#gap ?? "the primary has reconnected and its resync is not finished");
   }
@@ -78,22 +83,50 @@ export class WriterTracker {
     if (this.#isWatching) this.#setGap(this.#gap ?? reason);
   }
 
-  /** To be told of each connection to the replication export. */
-  observe(peer: string): ConnectionObserver {
+  /**
+   * To be told of each connection to a replication export.
+   * @param onWrite told at its first write, and why it is refused, if it is
+   */
+  observe(
+    peer: string,
+    exportName: string,
+    onWrite: (refusal: string | null) => void = () => undefined,
+  ): ConnectionObserver {
     const session = this.#session;
     const handshake = this.#handshakes;
+    const connection = Symbol(peer);
     return {
-      firstWrite: (): void => {
-        const isIntroduced = session !== null && session === this.#session;
-        if (this.#isWatching && this.#hasDeparted && !isIntroduced) {
-          this.#setGap(this.#gap ?? `writer ${peer} came back without a resync`);
-        }
+      firstWrite: (): string | null => {
+        const refusal = this.#firstWrite(peer, exportName, session, connection);
+        onWrite(refusal);
+        return refusal;
       },
       closed: (summary): void => {
+        if (this.#writers.get(exportName) === connection) this.#writers.delete(exportName);
         // A connection that a handshake replaced has been accounted for by that handshake.
         if (handshake === this.#handshakes) this.#closed(peer, summary);
       },
     };
+  }
+
+  #firstWrite(
+    peer: string,
+    exportName: string,
+    session: SessionId | null,
+    connection: symbol,
+  ): string | null {
+    const isIntroduced = session !== null && session === this.#session;
+    if (this.#isWatching && this.#hasDeparted && !isIntroduced) {
+      this.#setGap(this.#gap ?? `writer ${peer} came back without a resync`);
+    }
+    if (this.#handshakes === 0 || !this.#writers.has(exportName)) {
+      this.#writers.set(exportName, connection);
+      return null;
+    }
+    // Which of the two is the primary nobody can tell: it has to introduce itself again, and send everything.
+    this.#session = null;
+    if (this.#isWatching) this.#setGap(this.#gap ?? `${peer} is a second writer beside the primary`);
+    return "another client writes to this export: the primary that introduced itself";
   }
 
   #closed(peer: string, summary: ConnectionSummary): void {

@@ -124,6 +124,20 @@ describe("NBD server, life cycle", () => {
     });
   });
 
+  it("refuses each write of a client that may not write, with EPERM, and stays in step with it", async () => {
+    const observed = new FailingDevice(new MemoryDevice(MEBIBYTE));
+    harness.add("refused", observed, { connected: () => ({ firstWrite: () => "somebody else writes" }) });
+    const client = await RawNbdClient.transmitting(harness.address, "refused");
+    for (let turn = 0; turn < 2; turn++) {
+      expect((await client.ask(Command.Write, {}, Buffer.alloc(512, 1))).errorNumber).to.equal(1);
+      expect((await client.ask(Command.WriteZeroes, { lengthBytes: 512 })).errorNumber).to.equal(1);
+      expect((await client.ask(Command.Read, { lengthBytes: 512 })).errorNumber).to.equal(0);
+    }
+    expect(observed.log.filter(({ operation }) => operation === "write")).to.deep.equal([]);
+    client.disconnect();
+    await client.readToEnd();
+  });
+
   it("tells of the first write before the device sees it, and of no other", async () => {
     const events: string[] = [];
     const observed = new FailingDevice(new MemoryDevice(MEBIBYTE));
@@ -131,7 +145,10 @@ describe("NBD server, life cycle", () => {
       connected: ({ peer }) => {
         events.push(`connected ${peer.slice(0, 5)}`);
         return {
-          firstWrite: () => events.push(`first write, device saw ${observed.log.length} requests`),
+          firstWrite: () => {
+            events.push(`first write, device saw ${observed.log.length} requests`);
+            return null;
+          },
           closed: () => events.push("closed"),
         };
       },

@@ -7,9 +7,11 @@ import {
   mkdir,
   open,
   readFile,
+  rename,
   rm,
   stat,
   truncate,
+  utimes,
   writeFile,
 } from "node:fs/promises";
 import { join } from "node:path";
@@ -82,17 +84,12 @@ describe("state directory that can't be used", () => {
     await expectPattern(pair.viewUri(), [0x11, "0", "64k"]);
   });
 
-  it("of the other role", async () => {
+  it("of a secondary that was not promoted, given to a primary", async () => {
     const pair = await stopPair();
     await expectRefused(
       "primary",
-      "metadata.json belongs to a secondary, not to a primary: give another --state-dir",
+      "metadata.json belongs to a secondary that was not promoted: fail over first (repl-secondary failover), or give another --state-dir",
       workspace.path("secondary"),
-    );
-    await expectRefused(
-      "secondary",
-      "metadata.json belongs to a primary, not to a secondary: give another --state-dir",
-      workspace.path("primary"),
     );
     await expectIntact(pair);
   });
@@ -144,8 +141,8 @@ describe("state directory that can't be used", () => {
     ],
     [
       "of a newer version",
-      (text) => text.replace('"version": 1', '"version": 2'),
-      "metadata.json has version 2; this program reads 1",
+      (text) => text.replace('"version": 2', '"version": 3'),
+      "metadata.json has version 3; this program reads 2",
     ],
     ["lacking a member", (text) => text.replace(/"epoch": \d+,/, ""), /metadata.json is damaged: epoch: /],
     [
@@ -244,6 +241,51 @@ describe("state directory that can't be used", () => {
     }
     await pair.startSecondary();
     await expectPattern(pair.viewUri(), [0x11, "0", "1M"], [0, "1M", "3M"]);
+  });
+
+  it("a dirty map that is cut off, flipped in a header or a sector, or of another disk", async () => {
+    const pair = await stopPair();
+    const path = workspace.path("primary/dirty-0.map");
+    const good = await readFile(path);
+    const remedy = "restore it, or remove it, which costs a full copy";
+    const damages: readonly (readonly [message: string | RegExp, damage: () => Promise<void>])[] = [
+      [/dirty-0\.map is damaged: it has 4100 bytes and should have more/, () => truncate(path, 4100)],
+      [/dirty-0\.map is damaged: the sector at 4096 fails its checksum/, () => flipByte(path, 4096 + 77)],
+      [/neither of its headers is whole/, () => writeFile(path, Buffer.alloc(good.length, 0x41))],
+      [remedy, () => flipByte(path, 5000)],
+    ];
+    for (const [message, damage] of damages) {
+      await damage();
+      await expectRefused("primary", message);
+      await writeFile(path, good);
+    }
+    await rm(path);
+    await pair.startSecondary();
+    await pair.startPrimary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0x11, "0", "512k"], [0x22, "512k", "1M"], [0, "1536k", "1M"]);
+  });
+
+  it("of a disk that was replaced, or written to by somebody else: refused by a secondary, copied anew by a primary", async () => {
+    const pair = await stopPair();
+    const file = pair.secondaryFile();
+    const { atime, mtime } = await stat(file);
+    await writePattern(file, 0x55, "3M", "64k");
+    await expectRefused(
+      "secondary",
+      /secondary-disk0.img was written to while this node did not run: .* does not belong to it/,
+    );
+    await writePattern(file, 0, "3M", "64k");
+    await copyFile(file, `${file}.copy`);
+    await rename(`${file}.copy`, file);
+    await utimes(file, atime, mtime);
+    await expectRefused("secondary", /secondary-disk0.img is another file: /);
+    await rm(workspace.path("secondary"), { recursive: true });
+    await writePattern(pair.primaryFile(), 0x66, "2M", "64k");
+    await pair.startSecondary();
+    await pair.startPrimary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0x66, "2M", "64k"], [0x22, "512k", "1M"], [0, "3M", "1M"]);
   });
 
   it("a torn tail of the log of before-images is harmless: what it guards was never overwritten", async () => {

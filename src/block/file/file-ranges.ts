@@ -10,6 +10,7 @@ import { Flag } from "../device.js";
 import { isUnsupported } from "./file-errors.js";
 import { writeFully } from "./file-io.js";
 import type { OpenFile } from "./file-open.js";
+import { fstatSync } from "node:fs";
 import { DeviceError } from "../../errors.js";
 import type { Libc } from "../../os/libc.js";
 import { FallocateMode, Seek, SystemCallError } from "../../os/libc.js";
@@ -155,9 +156,16 @@ export class FileRanges {
   }
 }
 
-/** Punching behind the end of a regular file is a no-op that shows the answer; a block device tells when used. */
+/**
+ * Punching behind the end of a regular file is a no-op that shows the answer; a block device tells when used. The
+ * kernel takes it for a change all the same, which is undone: by that time others tell whether the disk was changed.
+ */
 async function canPunch(system: Libc, file: OpenFile): Promise<boolean> {
-  return file.isBlockDevice || succeeds(system.fallocate(file.fd, PUNCH_HOLE, file.sizeBytes, PROBE_BYTES));
+  if (file.isBlockDevice) return true;
+  const { mtimeNs } = fstatSync(file.fd, { bigint: true });
+  const punches = await succeeds(system.fallocate(file.fd, PUNCH_HOLE, file.sizeBytes, PROBE_BYTES));
+  system.setModified(file.fd, mtimeNs);
+  return punches;
 }
 
 async function succeeds(call: Promise<unknown>): Promise<boolean> {

@@ -17,8 +17,11 @@ export interface ConnectionSummary {
 
 /** Is told about one connection to an export. */
 export interface ConnectionObserver {
-  /** Before the connection's first write-like request is handed to the device. */
-  firstWrite?(): void;
+  /**
+   * Before the connection's first write-like request that would be carried out is.
+   * @returns null, or why this connection may not write, in one line: it is refused each with EPERM
+   */
+  firstWrite?(): string | null;
   /** The connection has ended and its last device request has settled. */
   closed?(summary: ConnectionSummary): void;
 }

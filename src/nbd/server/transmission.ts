@@ -59,7 +59,8 @@ export class Transmission implements RequestSink {
   #writes = 0;
   #unansweredWrites = 0;
   #failedWrites = 0;
-  #wroteToDevice = false;
+  /** Why this client may not write; undefined: it has not tried to. */
+  #writeRefusal: Refusal | null | undefined = undefined;
   #failureLogged = false;
   #bytesRead = 0;
   #bytesWritten = 0;
@@ -146,8 +147,9 @@ export class Transmission implements RequestSink {
 
   requestHeader(header: RequestHeader): boolean {
     if (header.type === Command.Disconnect) return false;
-    const refusal = this.#shuttingDown ? SHUTTING_DOWN : refusalOf(this.#rules, header);
     const isWrite = isWriteLike(header.type);
+    let refusal = this.#shuttingDown ? SHUTTING_DOWN : refusalOf(this.#rules, header);
+    if (isWrite && refusal === null && header.lengthBytes > 0) refusal = this.#refusalToWrite();
     const hasPayload = header.type === Command.Read || header.type === Command.Write;
     const payloadBytes = hasPayload && refusal === null ? header.lengthBytes : 0;
     this.#current = { header, refusal, isWrite, payloadBytes };
@@ -174,6 +176,14 @@ export class Transmission implements RequestSink {
     }
   }
 
+  #refusalToWrite(): Refusal | null {
+    if (this.#writeRefusal === undefined) {
+      const message = this.#observer.firstWrite?.() ?? null;
+      this.#writeRefusal = message === null ? null : { errno: "EPERM", message };
+    }
+    return this.#writeRefusal;
+  }
+
   #perform(open: OpenRequest, payload: Buffer | null): void {
     const { header } = open;
     const { device } = this.export;
@@ -183,10 +193,6 @@ export class Transmission implements RequestSink {
       const reply = isRead ? emptyReadReply(this.#rules.structuredReplies, header) : successReply(header);
       this.#send(open, reply);
       return;
-    }
-    if (open.isWrite && !this.#wroteToDevice) {
-      this.#wroteToDevice = true;
-      this.#observer.firstWrite?.();
     }
     switch (header.type) {
       case Command.Read:

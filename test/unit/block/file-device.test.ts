@@ -58,6 +58,7 @@ function systemRefusing(refused: (mode: number) => number | null): Libc {
   const proxy = Object.create(real) as Libc;
   return Object.assign(proxy, {
     seek: real.seek.bind(real),
+    setModified: real.setModified.bind(real),
     readCached: real.readCached.bind(real),
     lockByteShared: real.lockByteShared.bind(real),
     foreignLock: real.foreignLock.bind(real),

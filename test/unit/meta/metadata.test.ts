@@ -12,8 +12,8 @@ import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
 
 const METADATA_FILE = "metadata.json";
 const DISKS = [
-  { name: "disk0", sizeBytes: 4096 },
-  { name: "disk1", sizeBytes: 2 ** 50 },
+  { name: "disk0", sizeBytes: 4096, inode: null, modifiedNs: null },
+  { name: "disk1", sizeBytes: 2 ** 50, inode: null, modifiedNs: null },
 ];
 
 /** Code and text of what was thrown. */
@@ -116,7 +116,7 @@ describe("metadata", () => {
     }
     putJson({ ...whole, epoch: -1 });
     expect(await refusal(() => readMetadata(directory))).to.include("is damaged: epoch: ");
-    putJson({ ...whole, disks: [{ name: "disk0", sizeBytes: 0 }] });
+    putJson({ ...whole, disks: [{ name: "disk0", sizeBytes: 0, inode: null, modifiedNs: null }] });
     expect(await refusal(() => readMetadata(directory))).to.include("is damaged: disks.0.sizeBytes: ");
     putJson({ ...whole, novelty: true });
     expect(await refusal(() => readMetadata(directory))).to.match(/^damaged: .*novelty/);
@@ -133,11 +133,9 @@ describe("metadata", () => {
     });
 
     it("refuses other disks, more or fewer of them, or another order", async () => {
-      const [first, second] = DISKS as [
-        { name: string; sizeBytes: number },
-        { name: string; sizeBytes: number },
-      ];
-      const third = { name: "disk2", sizeBytes: 4096 };
+      const [first, second] = DISKS;
+      if (first === undefined || second === undefined) throw new Error("two disks are needed");
+      const third = { name: "disk2", sizeBytes: 4096, inode: null, modifiedNs: null };
       for (const given of [[first], [second, first], [first, third], [first, second, third], []]) {
         const names = given.map(({ name }) => name).join(", ");
         expect(await check(given)).to.equal(
@@ -147,7 +145,9 @@ describe("metadata", () => {
     });
 
     it("refuses a disk of another size, and names both", async () => {
-      expect(await check([{ name: "disk0", sizeBytes: 4097 }, ...DISKS.slice(1)])).to.equal(
+      expect(
+        await check([{ name: "disk0", sizeBytes: 4097, inode: null, modifiedNs: null }, ...DISKS.slice(1)]),
+      ).to.equal(
         "other-size: disk disk0 has 4097 bytes, but /state/metadata.json knows it with 4096: give the same disk, or another --state-dir",
       );
     });

@@ -106,6 +106,9 @@ describe("libc", () => {
     expect(loaded().tryFlock(fd)).to.equal(true);
     expect(loaded().tryFlock(other)).to.equal(false);
     closeSync(other);
+    expect(() => {
+      loaded().setModified(BAD_FD, 0n);
+    }).to.throw(SystemCallError, "EBADF");
     expect(() => loaded().tryFlock(BAD_FD)).to.throw(SystemCallError, "EBADF");
   });
 });

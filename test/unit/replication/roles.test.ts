@@ -8,7 +8,7 @@ import {
 } from "../../../src/meta/metadata.js";
 import { asPrimary, asSecondary } from "../../../src/replication/roles.js";
 
-const DISKS = [{ name: "disk0", sizeBytes: 4096 }];
+const DISKS = [{ name: "disk0", sizeBytes: 4096, inode: null, modifiedNs: null }];
 const GENERATION = "6f9d2b43-60c2-4f2e-9a53-0f8f6b1f0c11";
 
 function secondary(change: Partial<SecondaryMetadata>): SecondaryMetadata {

@@ -21,7 +21,7 @@ describe("WriterTracker", () => {
 
   /** A connection that has written. */
   function connect(): ConnectionObserver {
-    const observer = tracker.observe(PEER);
+    const observer = tracker.observe(PEER, "disk0");
     observer.firstWrite?.();
     return observer;
   }
@@ -87,7 +87,7 @@ describe("WriterTracker", () => {
 
     it("sees a gap when one comes back, as soon as it writes", () => {
       connect().closed?.(summary());
-      const observer = tracker.observe(PEER);
+      const observer = tracker.observe(PEER, "disk0");
       expect(tracker.gap).to.equal(null);
       observer.firstWrite?.();
       expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
@@ -102,7 +102,7 @@ describe("WriterTracker", () => {
     });
 
     it("does not mind readers that come and go, however they go", () => {
-      const reader = tracker.observe(PEER);
+      const reader = tracker.observe(PEER, "disk0");
       reader.closed?.(summary({ writes: 0, clean: false }));
       connect();
       expect(tracker.gap).to.equal(null);
@@ -180,8 +180,22 @@ describe("WriterTracker", () => {
     });
 
     it("lets no reader, scanner or monitor cost the session its word", () => {
-      tracker.observe("monitor").closed?.(summary({ peer: "monitor", writes: 0, clean: false }));
+      tracker.observe("monitor", "disk0").closed?.(summary({ peer: "monitor", writes: 0, clean: false }));
       expect([tracker.session, tracker.resynced("one")]).to.deep.equal(["one", true]);
+    });
+
+    it("lets nobody else write to an export that the primary writes to, and asks it to come back for it", () => {
+      const told: (string | null)[] = [];
+      const intruder = tracker.observe("intruder", "disk0", (refusal) => told.push(refusal));
+      expect(intruder.firstWrite?.()).to.match(/^another client writes to this export/);
+      expect(told).to.have.length(1);
+      expect(tracker.gap).to.match(/^intruder is a second writer beside the primary|RECONNECTED/);
+      expect(tracker.resynced("one")).to.equal(false);
+      expect(tracker.observe("again", "disk0").firstWrite?.(), "nor later").to.match(/^another client/);
+      expect(tracker.observe("primary", "disk1").firstWrite?.()).to.equal(null);
+      tracker.introduce("one");
+      expect(tracker.observe("primary", "disk0").firstWrite?.()).to.equal(null);
+      expect(tracker.resynced("one")).to.equal(true);
     });
 
     it("forgets session and gap when replication ends", () => {
