@@ -8,8 +8,9 @@ import { asError, LinkError, NegotiationError } from "../errors.js";
 import type { Address } from "../net/address.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import type { NbdDevice } from "../nbd/client/device.js";
+import { connectControl } from "./connect-control.js";
 import type { PrimaryDisk } from "./primary-disk.js";
-import { type Hello, ReplicaControl, type Welcome } from "./replica-control.js";
+import type { Hello, ReplicaControl, Welcome } from "./replica-control.js";
 
 /** How often the replica is asked to make durable what it acknowledged. */
 const FLUSH_INTERVAL_MS = 1000;
@@ -68,7 +69,7 @@ export class ReplicaConnections {
     const replicas: NbdDevice[] = [];
     try {
       if (options.control !== null) {
-        control = await ReplicaControl.connect(options.control, options.timeoutMs, (epoch) => {
+        control = await connectControl(options.control, options.timeoutMs, (epoch) => {
           events.durable(epoch);
         });
         // Before the disks: it cuts off older connections, whose late writes would overwrite newer ones.

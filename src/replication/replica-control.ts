@@ -1,8 +1,7 @@
 /** What a primary says to its secondary beside the data: handshake, checkpoint, heartbeat. Over QMP. */
 import { z } from "zod";
 import { ProtocolError } from "../errors.js";
-import type { Address } from "../net/address.js";
-import { QmpClient } from "../qmp/client.js";
+import type { QmpClient } from "../qmp/client.js";
 
 /** Version of the handshake; a node refuses another's. */
 export const HANDSHAKE_VERSION = 2;
@@ -41,12 +40,29 @@ const welcomeSchema = z.object({
 export type Hello = z.output<typeof helloSchema>;
 export type Welcome = z.output<typeof welcomeSchema>;
 
-export class ReplicaControl {
+/** A connection to whoever commands the replica: a node of ours, or a QEMU (qemu-control.ts). */
+export interface ReplicaControl {
+  /** Resolves with the reason when the connection has ended, with null after close(). */
+  readonly ended: Promise<Error | null>;
+  /** @throws QmpError or StateError if the secondary refuses */
+  handshake(hello: Hello): Promise<Welcome>;
+  /** Begins an epoch; resolves when the secondary's disks are in it. No write is under way, and none begins. */
+  checkpoint(session: string, epoch: number): Promise<void>;
+  /** Has the secondary take over, if nothing changed since the checkpoint `epoch`. @returns its generation */
+  takeOver(primary: string, epoch: number): Promise<string>;
+  /** @throws LinkError if there is no answer in time, StateError if the replica must not be written to any more */
+  heartbeat(): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** The control of a secondary of ours. */
+export class NodeControl implements ReplicaControl {
   readonly #client: QmpClient;
   readonly #timeoutMs: number;
   readonly #onDurable: (epoch: number) => void;
 
-  private constructor(client: QmpClient, timeoutMs: number, onDurable: (epoch: number) => void) {
+  /** @param onDurable told of each checkpoint that is durable there */
+  constructor(client: QmpClient, timeoutMs: number, onDurable: (epoch: number) => void) {
     this.#client = client;
     this.#timeoutMs = timeoutMs;
     this.#onDurable = onDurable;
@@ -56,37 +72,23 @@ export class ReplicaControl {
     });
   }
 
-  /** @throws UnreachableError */
-  static async connect(
-    address: Address,
-    timeoutMs: number,
-    onDurable: (epoch: number) => void,
-  ): Promise<ReplicaControl> {
-    return new ReplicaControl(await QmpClient.connect(address, { timeoutMs }), timeoutMs, onDurable);
-  }
-
-  /** Resolves with the reason when the connection has ended, with null after close(). */
   get ended(): Promise<Error | null> {
     return this.#client.ended;
   }
 
-  /** @throws QmpError if the secondary refuses */
   async handshake(hello: Hello): Promise<Welcome> {
     return parse(welcomeSchema, await this.#execute("x-repl-handshake", hello), "x-repl-handshake");
   }
 
-  /** Begins an epoch; resolves when the secondary's disks are in it. */
   async checkpoint(session: string, epoch: number): Promise<void> {
     await this.#execute("x-repl-checkpoint", { session, epoch });
   }
 
-  /** Has the secondary take over, if nothing changed since the checkpoint `epoch`. @returns its generation */
   async takeOver(primary: string, epoch: number): Promise<string> {
     const answer = await this.#execute("x-repl-take-over", { primary, epoch });
     return parse(z.object({ generation: z.uuid() }), answer, "x-repl-take-over").generation;
   }
 
-  /** @throws LinkError if there is no answer in time */
   async heartbeat(): Promise<void> {
     await this.#execute("query-status", {});
   }

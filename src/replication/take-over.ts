@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { asError, LinkError, UnreachableError } from "../errors.js";
 import type { Address } from "../net/address.js";
-import { ReplicaControl } from "./replica-control.js";
+import { connectControl } from "./connect-control.js";
 
 /** How long to ask for. Guests wait. */
 const DEADLINE_MS = 30_000;
@@ -27,7 +27,7 @@ export async function requestTakeOver({ control, primary, epoch, timeoutMs }: Ta
   let wasAsked = false;
   for (;;) {
     try {
-      const connection = await ReplicaControl.connect(control, timeoutMs, () => undefined);
+      const connection = await connectControl(control, timeoutMs, () => undefined);
       try {
         wasAsked = true;
         return await connection.takeOver(primary, epoch);

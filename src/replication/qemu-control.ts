@@ -1,0 +1,149 @@
+/**
+ * A QEMU as secondary (driver=replication,mode=secondary), commanded by its own QMP: docs/colo.md has its command line.
+ *
+ * It knows neither sessions nor epochs, and forgets its checkpoint when it ends. What is kept in it by us is one object
+ * whose name has the tenure: it goes with the process, and so do the before-images. Its driver is not asked to do what
+ * it can't: a checkpoint beside a write aborts it, so the caller has drained (Checkpointer); a failover doesn't close
+ * its NBD server, so it is looked at once a second.
+ *
+ * Invariant: before the first write of a connection, every older client of the export has been cut off and its
+ * requests have ended.
+ */
+import { randomUUID } from "node:crypto";
+import { z } from "zod";
+import { NegotiationError, ProtocolError, StateError } from "../errors.js";
+import type { QmpClient } from "../qmp/client.js";
+import type { Hello, ReplicaControl, Welcome } from "./replica-control.js";
+
+/** Name of the object that says which tenure the QEMU is in. */
+const TENURE_PREFIX = "nbd-replication-tenure-";
+
+const nodesSchema = z.array(z.object({ drv: z.string() }));
+const exportsSchema = z.array(z.object({ id: z.string(), "node-name": z.string() }));
+const objectsSchema = z.array(z.object({ name: z.string() }));
+const statusSchema = z.object({ error: z.boolean(), desc: z.string().optional() });
+
+/** Of its driver, in terms of our stages. */
+type QemuStage = "none" | "running" | "promoted";
+
+export class QemuControl implements ReplicaControl {
+  readonly #client: QmpClient;
+  readonly #timeoutMs: number;
+  readonly #onDurable: (epoch: number) => void;
+
+  /** @param onDurable told of each checkpoint at once: nothing of QEMU's is durable, nor will be */
+  constructor(client: QmpClient, timeoutMs: number, onDurable: (epoch: number) => void) {
+    this.#client = client;
+    this.#timeoutMs = timeoutMs;
+    this.#onDurable = onDurable;
+  }
+
+  get ended(): Promise<Error | null> {
+    return this.#client.ended;
+  }
+
+  async handshake({ disks, epoch, tenure: shown }: Hello): Promise<Welcome> {
+    const stage = await this.#stage();
+    refusePromoted(stage);
+    await this.#cutOff(disks.map(({ name }) => name));
+    const tenures = await this.#tenures();
+    const known = shown !== null && tenures.includes(TENURE_PREFIX + shown);
+    // The old name first: to lose the new one costs a full copy, to keep both might trust a map from a backup.
+    for (const id of tenures) await this.#execute("object-del", { id });
+    const tenure = randomUUID();
+    await this.#execute("object-add", {
+      "qom-type": "secret",
+      id: TENURE_PREFIX + tenure,
+      data: "no secret: this object's name tells a primary what this QEMU has",
+    });
+    return { known, tenure, changed: {}, epoch, stage };
+  }
+
+  /** The first one starts replication, whose view is what the disk holds then. */
+  async checkpoint(_session: string, epoch: number): Promise<void> {
+    const stage = await this.#stage();
+    refusePromoted(stage);
+    if (stage === "none") {
+      await this.#execute("xen-set-replication", { enable: true, primary: false });
+    } else {
+      const { error, desc = "no reason given" } = await this.#status();
+      if (error) {
+        throw new StateError("replica-error", `checkpoint refused: the QEMU secondary says: ${desc}`);
+      }
+      await this.#execute("xen-colo-do-checkpoint", {});
+    }
+    this.#onDurable(epoch);
+  }
+
+  takeOver(): Promise<string> {
+    const remedy = "stop the guest, take a checkpoint and fail over with QEMU's own QMP";
+    return Promise.reject(new StateError("no-take-over", `a QEMU secondary can't take over: ${remedy}`));
+  }
+
+  async heartbeat(): Promise<void> {
+    refusePromoted(await this.#stage());
+  }
+
+  close(): Promise<void> {
+    return this.#client.close();
+  }
+
+  /**
+   * Its status doesn't tell "running" from "done", but its graph does: the filter that makes before-images is
+   * there from start to stop, and the driver itself for ever.
+   */
+  async #stage(): Promise<QemuStage> {
+    const nodes = await this.#ask(nodesSchema, "query-named-block-nodes", { flat: true });
+    const drivers = new Set(nodes.map(({ drv }) => drv));
+    if (!drivers.has("replication")) {
+      throw new NegotiationError("no-replication", "the QEMU has no disk with driver=replication");
+    }
+    if (drivers.has("copy-before-write")) return "running";
+    const { desc } = await this.#status();
+    return desc === "Block replication is not running" ? "none" : "promoted";
+  }
+
+  /** Exports the disks anew: whoever was connected is gone, and nothing of theirs is under way any more. */
+  async #cutOff(names: readonly string[]): Promise<void> {
+    const exports = await this.#ask(exportsSchema, "query-block-exports", {});
+    for (const { id, "node-name": node } of exports.filter((found) => names.includes(found.id))) {
+      const deleted = this.#client.waitForEvent("BLOCK_EXPORT_DELETED", {
+        timeoutMs: this.#timeoutMs,
+        matches: ({ data }) => data["id"] === id,
+      });
+      await Promise.all([deleted, this.#execute("nbd-server-remove", { name: id, mode: "hard" })]);
+      await this.#execute("nbd-server-add", { device: node, name: id, writable: true });
+    }
+  }
+
+  async #tenures(): Promise<string[]> {
+    const objects = await this.#ask(objectsSchema, "qom-list", { path: "/objects" });
+    return objects.map(({ name }) => name).filter((name) => name.startsWith(TENURE_PREFIX));
+  }
+
+  #status(): Promise<z.output<typeof statusSchema>> {
+    return this.#ask(statusSchema, "query-xen-replication-status", {});
+  }
+
+  async #ask<T>(schema: z.ZodType<T>, command: string, args: object): Promise<T> {
+    const parsed = schema.safeParse(await this.#execute(command, args));
+    if (parsed.success) return parsed.data;
+    throw new ProtocolError(
+      "bad-answer",
+      `QEMU's answer to ${command} makes no sense: ${parsed.error.message}`,
+    );
+  }
+
+  #execute(command: string, args: object): Promise<unknown> {
+    return this.#client.execute(command, args, { timeoutMs: this.#timeoutMs });
+  }
+}
+
+function refusePromoted(stage: QemuStage): void {
+  if (stage === "promoted") {
+    throw new StateError(
+      "promoted",
+      "the QEMU secondary was promoted by a failover: it must not be written to",
+    );
+  }
+}

@@ -1,0 +1,136 @@
+/** Our primary with a QEMU as its secondary, commanded by QEMU's own QMP. */
+import { expect } from "chai";
+
+import { expectPattern, fioResult, startFio, tryQemuIo, writePattern } from "../tools/clients.js";
+import { expectSameContent } from "../tools/disk-files.js";
+import { NodeProcess } from "../tools/node-process.js";
+import { MEBIBYTE } from "../tools/pair.js";
+import { Qemu } from "../tools/qemu.js";
+import { waitFor } from "../tools/wait-for.js";
+import { useWorkspace } from "../tools/workspace.js";
+
+const SIZE_BYTES = 32 * MEBIBYTE;
+const CHECKPOINTS = 200;
+
+describe("QEMU as the secondary of our primary", () => {
+  const workspace = useWorkspace();
+  let qemu: Qemu;
+  let primary: NodeProcess;
+
+  const guest = (): string => `nbd+unix:///disk0?socket=${workspace.path("guest.sock")}`;
+
+  const startPrimary = async (): Promise<void> => {
+    primary = await NodeProcess.start(workspace, "primary", [
+      ...["--disk", `disk0=${workspace.path("primary.img")}`, "--size", String(SIZE_BYTES)],
+      ...["--listen", `unix:${workspace.path("guest.sock")}`, "--replica-timeout", "5s"],
+      ...["--replica", `nbd+unix:///?socket=${qemu.nbdPath}`, "--replica-qmp", qemu.peerQmp],
+    ]);
+  };
+
+  const synchronised = async (): Promise<void> => {
+    await primary.waitForStatus(
+      "replicating, with a checkpoint",
+      (status) => status.primary?.link.state === "replicating" && status.lastCheckpoint !== null,
+    );
+  };
+
+  beforeEach(async () => {
+    qemu = await Qemu.secondary(workspace, "secondary", SIZE_BYTES);
+    await qemu.serve({ disk0: "disk0", view: "top" });
+    await startPrimary();
+    await synchronised();
+  });
+
+  const checkpoint = (): Promise<unknown> => primary.withQmp((client) => client.execute("x-repl-checkpoint"));
+
+  /** Ends the primary as a crash would, and promotes QEMU. */
+  const failOver = async (): Promise<void> => {
+    await primary.process.kill();
+    await qemu.execute("nbd-server-remove", { name: "disk0", mode: "hard" });
+    await qemu.execute("xen-set-replication", { enable: false, primary: false, failover: true });
+    await waitFor(
+      "QEMU to have merged its overlays",
+      async () => (await qemu.execute("query-named-block-nodes", { flat: true })) as { drv: string }[],
+      (nodes) => !nodes.some(({ drv }) => drv === "qcow2"),
+    );
+  };
+
+  it("initial copy, forwarding, checkpoint, failover: the view and then the disk have the checkpoint", async () => {
+    await writePattern(guest(), 0x11, "0", "1M");
+    await checkpoint();
+    await writePattern(guest(), 0x22, "512k", "1M");
+    await expectPattern(qemu.uri("view"), [0x11, "0", "1M"], [0, "1M", "1M"]);
+    await writePattern(qemu.uri("view"), 0xaa, "0", "64k");
+    await failOver();
+    await expectPattern(qemu.uri("view"), [0xaa, "0", "64k"], [0x11, "64k", "960k"], [0, "1M", "1M"]);
+  });
+
+  for (const depth of [1, 32]) {
+    it(`${CHECKPOINTS} checkpoints with fio at depth ${depth}: QEMU does not abort, and the disks are the same`, async () => {
+      const options = { size: "16m", iodepth: depth, time_based: 1, runtime: 2, verify: "0" };
+      for (let taken = 0; taken < CHECKPOINTS;) {
+        const fio = await startFio(workspace, guest(), options);
+        for (; fio.isRunning; taken++) await checkpoint();
+        expect((await fioResult(fio)).error).to.equal(0);
+      }
+      await checkpoint();
+      expect(qemu.process.isRunning).to.equal(true);
+      await expectSameContent(workspace.path("primary.img"), workspace.path("secondary.img"));
+    });
+  }
+
+  it("a link that was cut is resynced inside QEMU's epoch: the view keeps the checkpoint till then", async () => {
+    await writePattern(guest(), 0x11, "0", "8M");
+    await checkpoint();
+    await qemu.execute("nbd-server-remove", { name: "disk0", mode: "hard" });
+    await writePattern(guest(), 0x22, "1M", "64k");
+    await primary.waitForStatus("the replica missed", ({ error }) => error !== null);
+    expect((await primary.verb("checkpoint")).code).to.equal(3);
+    await expectPattern(qemu.uri("view"), [0x11, "0", "8M"]);
+    const nodes = (await qemu.execute("query-named-block-nodes", { flat: true })) as {
+      drv: string;
+      "node-name": string;
+    }[];
+    const device = nodes.find(({ drv }) => drv === "copy-before-write")?.["node-name"];
+    await qemu.execute("nbd-server-add", { device, name: "disk0", writable: true });
+    await primary.waitForStatus("replicating", (status) => status.primary?.link.state === "replicating");
+    await checkpoint();
+    await expectPattern(qemu.uri("view"), [0x11, "0", "1M"], [0x22, "1M", "64k"]);
+  });
+
+  it("a restarted primary copies only what is dirty to the same QEMU, everything to another", async () => {
+    await writePattern(guest(), 0x11, "0", "8M");
+    await checkpoint();
+    await primary.succeed("stop");
+    // What nobody should do shows that this part was not copied.
+    await writePattern(qemu.uri("disk0"), 0x99, "4M", "64k");
+    await startPrimary();
+    await synchronised();
+    await expectPattern(qemu.uri("view"), [0x11, "0", "4M"], [0x99, "4M", "64k"]);
+    await primary.succeed("stop");
+    await qemu.qmp.close();
+    await qemu.process.kill();
+    await writePattern(workspace.path("secondary.img"), 0x77, "0", "1M");
+    qemu = await Qemu.secondary(workspace, "secondary", SIZE_BYTES);
+    await qemu.serve({ disk0: "disk0", view: "top" });
+    await startPrimary();
+    await synchronised();
+    await expectPattern(qemu.uri("view"), [0x11, "0", "8M"]);
+  });
+
+  it("a QEMU that was promoted is written to no more, although its export would take it", async () => {
+    await writePattern(guest(), 0x11, "0", "1M");
+    await checkpoint();
+    await qemu.execute("xen-set-replication", { enable: false, primary: false, failover: true });
+    const { primary: status } = await primary.waitForStatus(
+      "refused by its replica",
+      ({ primary: side }) => side?.link.state === "refused",
+    );
+    expect(status?.link.lastError).to.equal(
+      "the QEMU secondary was promoted by a failover: it must not be written to",
+    );
+    await writePattern(guest(), 0x22, "0", "1M");
+    await expectPattern(qemu.uri("view"), [0x11, "0", "1M"]);
+    expect((await tryQemuIo(qemu.uri("disk0"), "write -P 0x33 0 4k")).code, "QEMU doesn't fence").to.equal(0);
+  });
+});

@@ -1,0 +1,92 @@
+/** QEMU's own block replication as a process: a bare block layer with QMP, without a guest. */
+import { QmpClient } from "../../src/qmp/client.js";
+import type { TestProcess } from "./process.js";
+import { succeed } from "./process.js";
+import { serveOn } from "./socket-server.js";
+import type { Workspace } from "./workspace.js";
+
+const BARE = ["-machine", "none", "-nodefaults", "-display", "none", "-S", "-m", "16"];
+const DISK = "driver=raw,file.driver=file";
+
+export class Qemu {
+  readonly process: TestProcess;
+  /** What the tests command it with; it takes one client at a time. */
+  readonly qmp: QmpClient;
+  readonly #workspace: Workspace;
+  readonly #name: string;
+
+  private constructor(workspace: Workspace, name: string, process: TestProcess, qmp: QmpClient) {
+    this.#workspace = workspace;
+    this.#name = name;
+    this.process = process;
+    this.qmp = qmp;
+  }
+
+  /** Its disk is NAME.img, new and empty unless it is there; replication is not started. */
+  static async secondary(workspace: Workspace, name: string, sizeBytes: number): Promise<Qemu> {
+    const [active, hidden] = [workspace.path(`${name}-active.qcow2`), workspace.path(`${name}-hidden.qcow2`)];
+    await succeed("truncate", ["--size", String(sizeBytes), workspace.path(`${name}.img`)]);
+    for (const path of [active, hidden]) {
+      await succeed("qemu-img", ["create", "-q", "-f", "qcow2", path, String(sizeBytes)]);
+    }
+    const overlays = `file.driver=qcow2,file.file.filename=${active},file.backing.driver=qcow2,file.backing.file.filename=${hidden},file.backing.backing=disk0`;
+    return Qemu.#start(workspace, name, [
+      `if=none,id=disk0,discard=unmap,${DISK},file.filename=${workspace.path(`${name}.img`)}`,
+      `if=none,id=childs0,driver=replication,mode=secondary,top-id=top,${overlays}`,
+      "if=none,id=top,driver=quorum,read-pattern=fifo,vote-threshold=1,children.0=childs0",
+    ]);
+  }
+
+  /** Its disk is NAME.img, new and empty unless it is there; it has no replica. */
+  static async primary(workspace: Workspace, name: string, sizeBytes: number): Promise<Qemu> {
+    await succeed("truncate", ["--size", String(sizeBytes), workspace.path(`${name}.img`)]);
+    return Qemu.#start(workspace, name, [
+      `if=none,id=colo0,driver=quorum,read-pattern=fifo,vote-threshold=1,children.0.driver=raw,children.0.file.driver=file,children.0.file.filename=${workspace.path(`${name}.img`)}`,
+    ]);
+  }
+
+  static async #start(workspace: Workspace, name: string, drives: readonly string[]): Promise<Qemu> {
+    const [own, other] = [workspace.path(`${name}.qmp`), workspace.path(`${name}-peer.qmp`)];
+    const process = await serveOn(workspace, other, "qemu-system-x86_64", [
+      ...BARE,
+      ...["-qmp", `unix:${own},server=on,wait=off`, "-qmp", `unix:${other},server=on,wait=off`],
+      ...drives.flatMap((drive) => ["-drive", drive]),
+    ]);
+    const qmp = await QmpClient.connect({ kind: "unix", path: own });
+    workspace.onEnd(() => qmp.close());
+    return new Qemu(workspace, name, process, qmp);
+  }
+
+  /** A second QMP socket, for whoever is to command it. */
+  get peerQmp(): string {
+    return `unix:${this.#workspace.path(`${this.#name}-peer.qmp`)}`;
+  }
+
+  get nbdPath(): string {
+    return this.#workspace.path(`${this.#name}-nbd.sock`);
+  }
+
+  uri(exportName: string): string {
+    return `nbd+unix:///${exportName}?socket=${this.nbdPath}`;
+  }
+
+  execute(command: string, args: object = {}): Promise<unknown> {
+    return this.qmp.execute(command, args);
+  }
+
+  /** Exports devices for writing, each by its name or another. */
+  async serve(exports: Readonly<Record<string, string>>): Promise<void> {
+    await this.execute("nbd-server-start", { addr: { type: "unix", data: { path: this.nbdPath } } });
+    for (const [name, device] of Object.entries(exports)) {
+      await this.execute("nbd-server-add", { device, name, writable: true });
+    }
+  }
+
+  /** A primary begins to replicate to a unix socket or HOST:PORT. @param server QEMU's options of the NBD client */
+  async replicateTo(server: string): Promise<void> {
+    const drive = `driver=replication,mode=primary,node-name=replica,file.driver=nbd,${server},file.export=disk0`;
+    await this.execute("human-monitor-command", { "command-line": `drive_add -n buddy ${drive}` });
+    await this.execute("x-blockdev-change", { parent: "colo0", node: "replica" });
+    await this.execute("xen-set-replication", { enable: true, primary: true });
+  }
+}
