@@ -56,6 +56,11 @@ export interface LinkEvents {
   synchronised(): void;
   stateChanged(state: LinkState): void;
   jobEnded(resync: Resync, error: Error | null): void;
+  /**
+   * The replica is not the one that the dirty maps told of.
+   * @returns whether that one may have the present generation, so that this one gets another
+   */
+  otherReplica(): Promise<boolean>;
   /** The secondary said in which epoch it is. */
   epochLearned(epoch: number): void;
   durable(epoch: number): void;
@@ -213,6 +218,12 @@ export class Link {
             await dirty.markMissed(offset, lengthBytes);
           // Before anything is written: the replica takes the map's old name until then, in case its answer is lost.
           await dirty.describe(tenure, known);
+        }
+        if (!known && (await events.otherReplica())) {
+          throw new LinkError(
+            "new-generation",
+            "this replica is not the one before: a new generation begins",
+          );
         }
       },
       durable: (number) => {

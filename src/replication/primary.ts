@@ -417,6 +417,12 @@ export class Primary {
           this.#logLink(state);
           this.#options.events.stateChanged(state);
         },
+        otherReplica: async () => {
+          const mayHaveOurs = this.metadata.replicaGeneration === this.metadata.generation;
+          // Else what is written from now on would pass for the line that the one before was left with.
+          if (mayHaveOurs) await this.#goAlone();
+          return mayHaveOurs;
+        },
         epochLearned: (epoch) => {
           if (epoch > this.epoch) this.#saveEpoch(epoch);
         },

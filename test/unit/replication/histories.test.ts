@@ -95,6 +95,27 @@ describe("histories of a pair", () => {
     expect(pair.node.secondary.metadata).to.deep.equal(before);
   });
 
+  it("another replica is of another generation: the one before can be told from it for good", async () => {
+    await open();
+    await pair.attach();
+    const [first] = generations();
+    await pair.primary.detach();
+    const other = await InProcessPair.open({ sizes: [SIZE_BYTES] });
+    try {
+      const { replicationAddress: address, qmpAddress: control } = other;
+      await pair.primary.attach({ address, control, uri: "another" });
+      await pair.synchronised();
+      await pair.guest().write(0, BLOCK, Flag.None);
+      const [second] = generations();
+      expect(second).to.not.equal(first);
+      expect(other.node.secondary.metadata.generation).to.equal(second);
+      expect(pair.node.secondary.metadata.generation).to.equal(first);
+      await pair.primary.detach();
+    } finally {
+      await other.dispose();
+    }
+  });
+
   it("a primary with older data than the secondary is refused", async () => {
     await open();
     await pair.attach();
