@@ -68,6 +68,8 @@ export interface DiskStatus {
     readonly bytesResynced: number;
     /** Requests sent to the replica and not answered. */
     readonly inFlight: number;
+    /** What the last verify found since the node started; null: there was none. */
+    readonly lastVerify: VerifyReport | null;
   };
   readonly secondary?: {
     /** Before-images in the hidden overlay. */
@@ -79,10 +81,35 @@ export interface DiskStatus {
   };
 }
 
+/** What an online verify found. */
+export interface VerifyReport {
+  readonly startedAt: string;
+  readonly endedAt: string;
+  readonly outcome: "completed" | "cancelled" | "failed";
+  /** Why it failed; null if it did not. */
+  readonly error: string | null;
+  readonly comparedBytes: number;
+  /** Known not to be replicated, and not compared. */
+  readonly skippedBytes: number;
+  /** In blocks of 4 KiB. */
+  readonly differingBytes: number;
+  /** Of those, sent to the replica again. */
+  readonly repairedBytes: number;
+  /** The first of what differs, in order. */
+  readonly differences: readonly DifferingExtent[];
+  /** Whether `differences` names all. */
+  readonly differencesAreAll: boolean;
+}
+
+export interface DifferingExtent {
+  readonly offset: number;
+  readonly lengthBytes: number;
+}
+
 /** A running block job, in QEMU's terms (BlockJobInfo). */
 export interface JobStatus {
   readonly id: string;
-  readonly type: "mirror" | "commit";
+  readonly type: "mirror" | "commit" | "verify";
   readonly disk: string;
   /** Bytes done of `len`. */
   readonly offset: number;

@@ -3,6 +3,8 @@ import type { PrimaryConfig } from "../config/schema.js";
 import type { NbdServer } from "../nbd/server/server.js";
 import type { Primary } from "../replication/primary.js";
 import type { Resync } from "../replication/resync.js";
+import type { Verify } from "../replication/verify.js";
+import type { BlockJobsParts } from "../qmp/commands/block-jobs.js";
 import type { DiskStatus, JobStatus, NodeStatus, PrimaryStatus } from "../status.js";
 import { listenerStatus, type NodeParts } from "./run-node.js";
 
@@ -29,7 +31,7 @@ export function primaryStatus(
       ...listenerStatus("guest", guests.addresses, guests.connections().length),
       ...parts.qmpListeners(),
     ],
-    jobs: mirrorJobs(primary),
+    jobs: primaryJobs(primary),
     primary: primaryPart(primary, config, parts.startedMs),
   };
 }
@@ -55,8 +57,39 @@ export function primaryPart(
   };
 }
 
-export function mirrorJobs(primary: Primary): JobStatus[] {
-  return (primary.link?.resyncs ?? []).map((resync) => mirrorJob(resync, primary.rate.bytesPerSecond));
+export function primaryJobs(primary: Primary): JobStatus[] {
+  const { bytesPerSecond } = primary.rate;
+  return [
+    ...(primary.link?.resyncs ?? []).map((resync) => mirrorJob(resync, bytesPerSecond)),
+    ...primary.verifier.verifies.map(verifyJob),
+  ];
+}
+
+/** What a manager can do to the jobs of a primary. */
+export function jobControls(primary: () => Primary): Omit<BlockJobsParts, "jobs"> {
+  const verifyOf = (id: string): Verify | null =>
+    primary().verifier.verifies.find((verify) => verifyJob(verify).id === id) ?? null;
+  return {
+    setSpeed: (id, bytesPerSecond) => {
+      (verifyOf(id)?.rate ?? primary().rate).set(bytesPerSecond);
+    },
+    cancel: (id) => {
+      verifyOf(id)?.cancel();
+    },
+  };
+}
+
+export function verifyJob(verify: Verify): JobStatus {
+  const { name } = verify.disk;
+  return {
+    id: `verify-${name}`,
+    type: "verify",
+    disk: name,
+    offset: verify.doneBytes,
+    len: verify.totalBytes,
+    speed: verify.rate.bytesPerSecond,
+    ready: false,
+  };
 }
 
 export function mirrorJob(resync: Resync, speed: number): JobStatus {
@@ -92,5 +125,6 @@ export function primaryDiskPart(primary: Primary, index: number): NonNullable<Di
     bytesReplicated: disk.forwarded.bytes,
     bytesResynced: disk.resyncedBytes,
     inFlight: primary.link?.inFlight(index) ?? 0,
+    lastVerify: primary.verifier.lastReport(disk),
   };
 }

@@ -7,7 +7,7 @@ import { primaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { Primary, type PrimaryOptions } from "../replication/primary.js";
 import { replicaOf } from "../replication/replica-uri.js";
-import { mirrorJob, mirrorJobs, primaryStatus } from "./primary-status.js";
+import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob } from "./primary-status.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
 
 /** How long guests may take to take their last replies when the node stops. */
@@ -43,10 +43,8 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
       ...replicationCommands(replicationGroup(primary), emit),
       ...primaryPairCommands(primary, parts.quit),
       ...blockJobCommands({
-        jobs: () => mirrorJobs(primary),
-        setSpeed: (bytesPerSecond) => {
-          primary.rate.set(bytesPerSecond);
-        },
+        jobs: () => primaryJobs(primary),
+        ...jobControls(() => primary),
       }),
     ],
     status: () => primaryStatus(parts, config, primary, guests),
@@ -65,6 +63,10 @@ export function linkEvents(emit: NodeParts["emit"], speed: () => number): Primar
       if (error === null) emit("BLOCK_JOB_READY", data);
       else emit("BLOCK_JOB_ERROR", jobErrorEvent(mirrorJob(resync, speed())));
       emit("BLOCK_JOB_COMPLETED", data);
+    },
+    verifyEnded: (verify, { outcome, error }) => {
+      const data = jobEvent(verifyJob(verify), error === null ? null : new Error(error));
+      emit(outcome === "cancelled" ? "BLOCK_JOB_CANCELLED" : "BLOCK_JOB_COMPLETED", data);
     },
   };
 }

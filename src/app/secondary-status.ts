@@ -5,7 +5,7 @@ import type { NbdServer } from "../nbd/server/server.js";
 import type { Secondary } from "../replication/secondary.js";
 import type { DiskStatus, JobStatus, NodeStatus } from "../status.js";
 import type { ReplicationServer } from "./replication-server.js";
-import { mirrorJobs, primaryDiskPart, primaryPart } from "./primary-status.js";
+import { primaryJobs, primaryDiskPart, primaryPart } from "./primary-status.js";
 import { listenerStatus, type NodeParts } from "./run-node.js";
 
 const ROLLBACK_LOST = "a before-image could not be kept: there is no rollback until the next checkpoint";
@@ -54,7 +54,7 @@ function lastCheckpoint({ checkpointAt, epoch }: SecondaryMetadata): NodeStatus[
 }
 
 export function secondaryJobs(secondary: Secondary): JobStatus[] {
-  if (secondary.stage === "done") return mirrorJobs(secondary.promoted);
+  if (secondary.stage === "done") return primaryJobs(secondary.promoted);
   return secondary.commit === null ? [] : [commitJob(secondary)];
 }
 

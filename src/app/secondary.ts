@@ -11,6 +11,7 @@ import { Secondary } from "../replication/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
 import { linkEvents } from "./primary.js";
+import { jobControls } from "./primary-status.js";
 import { commitJob, secondaryJobs, secondaryStatus } from "./secondary-status.js";
 
 /** Runs a secondary in the foreground. @returns the exit code @throws ReplError if it can't start */
@@ -63,9 +64,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
       ...nbdServerCommands(writers),
       ...blockJobCommands({
         jobs: () => secondaryJobs(secondary),
-        setSpeed: (bytesPerSecond) => {
-          secondary.promoted.rate.set(bytesPerSecond);
-        },
+        ...jobControls(() => secondary.promoted),
       }),
     ],
     status: () => secondaryStatus(parts, secondary, writers, view),

@@ -90,6 +90,19 @@ export class Mirror implements BlockDevice {
     }
   }
 
+  /** Sends the replica once more what the primary disk holds there, as a write that changes nothing here. */
+  resend(offset: number, lengthBytes: number): Promise<void> {
+    const content = Buffer.allocUnsafe(lengthBytes);
+    return this.#changeLocalFirst({
+      offset,
+      lengthBytes,
+      flags: Flag.None,
+      local: (device) => device.read(offset, content),
+      replica: (device, flags) => device.write(offset, content, flags),
+      heldBytes: 0,
+    });
+  }
+
   /** Resolves when the replica has answered every change that is under way, or was given up. */
   async drain(): Promise<void> {
     while (this.#forwarding.size > 0) await Promise.allSettled(this.#forwarding);

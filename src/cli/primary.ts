@@ -4,7 +4,15 @@ import type { PrimaryConfig } from "../config/schema.js";
 import type { Program } from "./program.js";
 import { runProgram } from "./run.js";
 import { processTerminal } from "./terminal.js";
-import { attachVerb, checkpointVerb, detachVerb, statusVerb, stopVerb, switchOverVerb } from "./verbs.js";
+import {
+  attachVerb,
+  checkpointVerb,
+  detachVerb,
+  statusVerb,
+  stopVerb,
+  switchOverVerb,
+  verifyVerb,
+} from "./verbs.js";
 
 /** The program, with the function that runs a node. */
 export function primaryProgram(runPrimary: (config: PrimaryConfig) => Promise<number>): Program {
@@ -18,7 +26,7 @@ export function primaryProgram(runPrimary: (config: PrimaryConfig) => Promise<nu
       "repl-primary checkpoint",
       "repl-primary status --watch",
     ],
-    verbs: [checkpointVerb, statusVerb, attachVerb, detachVerb, switchOverVerb, stopVerb],
+    verbs: [checkpointVerb, statusVerb, attachVerb, detachVerb, switchOverVerb, verifyVerb, stopVerb],
     start: (values, environment) => runPrimary(loadPrimaryConfig(values, environment)),
   };
 }

@@ -9,6 +9,7 @@ import type {
   NodeStatus,
   PrimaryStatus,
   SecondaryStatus,
+  VerifyReport,
 } from "../status.js";
 
 type Paint = (text: string, style: keyof typeof STYLES) => string;
@@ -25,7 +26,7 @@ export function renderStatus(status: NodeStatus, nowMs: number, colour: boolean)
   const rows: Row[] = [
     ...(status.primary === undefined ? [] : primaryRows(status.primary, nowMs)),
     ...(status.secondary === undefined ? [] : secondaryRows(status.secondary)),
-    ...status.disks.flatMap(diskRows),
+    ...status.disks.flatMap((disk) => diskRows(disk, nowMs)),
     ...status.jobs.map(jobRow),
     ...status.listeners.map(({ purpose, address, clients }): Row => [
       `${purpose} at`,
@@ -56,6 +57,18 @@ export function renderFailoverPlan(plan: FailoverPlan): string {
   ].join("\n");
 }
 
+/** One line on what a verify found. */
+export function renderVerify(report: VerifyReport): string {
+  const { outcome, error, comparedBytes, skippedBytes, differingBytes, repairedBytes } = report;
+  const parts = [
+    `verify ${outcome}${error === null ? "" : ` (${error})`}: ${formatSize(comparedBytes)} compared`,
+    differingBytes === 0 ? "no difference" : `${formatSize(differingBytes)} differ`,
+  ];
+  if (repairedBytes > 0) parts.push(`${formatSize(repairedBytes)} sent again`);
+  if (skippedBytes > 0) parts.push(`${formatSize(skippedBytes)} not compared, as they are dirty`);
+  return parts.join(", ");
+}
+
 function headline(status: NodeStatus, nowMs: number): string {
   const { lastCheckpoint } = status;
   const checkpoint =
@@ -84,6 +97,15 @@ function troublesOf(status: NodeStatus, nowMs: number): string[] {
     troubles.push(`a primary was refused: ${secondary.conflict}`);
   if (primary?.link.state === "refused")
     troubles.push(`the replica refuses: ${primary.link.lastError ?? "no reason given"}`);
+  for (const { name, primary: disk } of status.disks) {
+    const report = disk?.lastVerify ?? null;
+    const differing = report === null ? 0 : report.differingBytes - report.repairedBytes;
+    if (differing > 0) {
+      troubles.push(
+        `the replica of ${name} differs in ${formatSize(differing)}: repl-${status.role} verify --repair sends them again`,
+      );
+    }
+  }
   // Before the start and after a failover there is nothing that a checkpoint could be refused to.
   if (checkpointRefusal !== null && status.stage === "running")
     troubles.push(`a checkpoint would be refused: ${checkpointRefusal}`);
@@ -121,12 +143,18 @@ function secondaryRows(secondary: SecondaryStatus): Row[] {
   return rows;
 }
 
-function diskRows(disk: DiskStatus): Row[] {
+function diskRows(disk: DiskStatus, nowMs: number): Row[] {
   const rows: Row[] = [[disk.name, `${formatSize(disk.sizeBytes)}, ${disk.path}`]];
   if (disk.primary !== undefined) {
     const { dirtyBytes, bytesReplicated, writesReplicated, inFlight } = disk.primary;
     const sent = `${formatSize(bytesReplicated)} in ${count(writesReplicated, "write")} replicated`;
     rows.push(["", `${formatSize(dirtyBytes)} dirty, ${sent}, ${inFlight} in flight`]);
+    if (disk.primary.lastVerify !== null) {
+      rows.push([
+        "",
+        `last ${renderVerify(disk.primary.lastVerify)}, ${ago(disk.primary.lastVerify.endedAt, nowMs)}`,
+      ]);
+    }
   }
   if (disk.secondary !== undefined) {
     const { undoBytes, activeBytes, pendingBytes } = disk.secondary;

@@ -7,7 +7,15 @@ import type { Program } from "./program.js";
 import { runProgram } from "./run.js";
 import { salvageVerb } from "./salvage.js";
 import { processTerminal } from "./terminal.js";
-import { attachVerb, checkpointVerb, detachVerb, statusVerb, stopVerb, switchOverVerb } from "./verbs.js";
+import {
+  attachVerb,
+  checkpointVerb,
+  detachVerb,
+  statusVerb,
+  stopVerb,
+  switchOverVerb,
+  verifyVerb,
+} from "./verbs.js";
 
 /** The program, with the function that runs a node. */
 export function secondaryProgram(runSecondary: (config: SecondaryConfig) => Promise<number>): Program {
@@ -27,6 +35,7 @@ export function secondaryProgram(runSecondary: (config: SecondaryConfig) => Prom
       detachVerb,
       checkpointVerb,
       switchOverVerb,
+      verifyVerb,
       salvageVerb,
       stopVerb,
     ],

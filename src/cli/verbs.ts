@@ -1,16 +1,17 @@
 /** The verbs that both programs have, and the primary's; failover has a file of its own. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { addressField, durationField, readField, replicaField } from "../config/fields.js";
-import { ConfigError, LinkError } from "../errors.js";
+import { addressField, durationField, rateField, readField, replicaField } from "../config/fields.js";
+import { ConfigError, LinkError, ReplError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
 import type { NodeStatus } from "../status.js";
 import type { Verb } from "./program.js";
-import { renderStatus } from "./render.js";
+import { renderStatus, renderVerify } from "./render.js";
 
 /** Ample for draining what is in flight over a slow link; then the outcome is unknown, and `status` tells. */
 export const OPERATION_TIMEOUT_MS = 120_000;
 
 const WATCH_INTERVAL_MS = 1000;
+const VERIFY_POLL_MS = 200;
 
 export const checkpointVerb: Verb = {
   name: "checkpoint",
@@ -90,6 +91,49 @@ export const attachVerb: Verb = {
       client.execute("x-repl-attach", { replica, ...options }, { timeoutMs: OPERATION_TIMEOUT_MS }),
     );
     terminal.print(`attached to ${replica}`);
+  },
+};
+
+export const verifyVerb: Verb = {
+  name: "verify",
+  describe: "compare the replica with the disks, by digests, while guests go on; exit code 1 if they differ",
+  options: {
+    disk: { type: "string", requiresArg: true, describe: "NAME: this disk only" },
+    repair: { type: "boolean", describe: "send the replica again what differs" },
+    rate: {
+      type: "string",
+      requiresArg: true,
+      describe: "RATE: limit of the reading on each node, a second",
+      defaultDescription: "as --resync-rate",
+    },
+  },
+  run: async ({ args, terminal, withNode }) => {
+    const { disk, rate } = args.texts;
+    const request = {
+      ...(disk !== undefined && { disk }),
+      ...(rate !== undefined && { speed: readField(rateField, "--rate", rate) }),
+      repair: args.flags.has("repair"),
+    };
+    const isAsked = (name: string): boolean => disk === undefined || name === disk;
+    const status = await withNode(async (client) => {
+      await client.execute("x-repl-verify", request);
+      for (;;) {
+        const now = await queryStatus(client);
+        if (!now.jobs.some((job) => job.type === "verify" && isAsked(job.disk))) return now;
+        await sleep(VERIFY_POLL_MS);
+      }
+    });
+    const bad: string[] = [];
+    for (const { name, primary } of status.disks) {
+      const report = primary?.lastVerify ?? null;
+      if (report === null || !isAsked(name)) continue;
+      terminal.print(`${name}: ${renderVerify(report)}`);
+      for (const { offset, lengthBytes } of report.differences) terminal.print(`  ${offset}+${lengthBytes}`);
+      if (!report.differencesAreAll) terminal.print("  ...");
+      if (report.outcome !== "completed") bad.push(`the verify of ${name} was not finished`);
+      else if (report.differingBytes > report.repairedBytes) bad.push(`the replica of ${name} differs`);
+    }
+    if (bad.length > 0) throw new ReplError("differs", bad.join("; "));
   },
 };
 

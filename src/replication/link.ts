@@ -15,6 +15,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
+import type { BlockDevice } from "../block/device.js";
 import { settleAll } from "../block/settle-all.js";
 import {
   asError,
@@ -106,6 +107,12 @@ export class Link {
   /** Whether this side drives the checkpoints. */
   get hasControl(): boolean {
     return this.#options.control !== null;
+  }
+
+  /** A disk's replica; null while it can't be reached. */
+  replica(index: number): BlockDevice | null {
+    const replica = this.#connections?.replicas[index];
+    return replica === undefined ? null : checked(replica);
   }
 
   /** Requests on their way to the replica. */

@@ -39,6 +39,7 @@ import { asPrimary, comingBack } from "./roles.js";
 import { Serial } from "./serial.js";
 import { initialState, type Mode, type Stage, type State, step } from "./stage.js";
 import { requestTakeOver } from "./take-over.js";
+import { Verifier, type VerifierOptions } from "./verifier.js";
 
 /** Ack mode async: changes acknowledged to guests and not yet by the replica. Beyond it, guests wait. */
 const ASYNC_BYTES = 64 * 1024 * 1024;
@@ -61,7 +62,7 @@ export interface PrimaryOptions {
   /** 0: on demand only. */
   readonly checkpointIntervalMs: number;
   readonly log: Logger;
-  readonly events: Pick<LinkEvents, "stateChanged" | "jobEnded">;
+  readonly events: Pick<LinkEvents, "stateChanged" | "jobEnded"> & Pick<VerifierOptions, "verifyEnded">;
 }
 
 /** What a primary must know after a restart, and how it is kept. */
@@ -81,6 +82,7 @@ type PrimaryFacts = Pick<
 export class Primary {
   readonly disks: readonly PrimaryDisk[];
   readonly rate: RateLimit;
+  readonly verifier: Verifier;
   readonly #options: PrimaryOptions;
   readonly #log: Logger;
   readonly #metadata: PrimaryKeeper;
@@ -122,6 +124,15 @@ export class Primary {
         },
         onAlone: () => this.#goAlone(),
       });
+    });
+    this.verifier = new Verifier({
+      disks: this.disks,
+      session: this.#session,
+      timeoutMs: options.replicaTimeoutMs,
+      link: () => this.#link,
+      control: () => this.#replica?.control ?? null,
+      log: options.log,
+      verifyEnded: options.events.verifyEnded,
     });
     this.#checkpointer = new Checkpointer({
       gate: this.#gate,
@@ -414,6 +425,7 @@ export class Primary {
               new LinkError("link-lost", "the link was lost before the checkpoint was durable"),
             );
           }
+          this.verifier.linkChanged(state === "replicating");
           this.#logLink(state);
           this.#options.events.stateChanged(state);
         },
@@ -454,7 +466,9 @@ export class Primary {
   async #stopLink(): Promise<void> {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
+    const cancelled = this.verifier.cancel();
     await this.#link?.stop();
+    await cancelled;
     this.#link = null;
   }
 

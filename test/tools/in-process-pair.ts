@@ -199,6 +199,9 @@ export class InProcessPair {
         jobEnded: () => {
           this.#wake();
         },
+        verifyEnded: () => {
+          this.#wake();
+        },
       },
     });
   }

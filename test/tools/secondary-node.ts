@@ -162,7 +162,7 @@ export class SecondaryNode {
       discardLocalChanges: false,
       asPrimary: {
         ...DEFAULT_REPLICATION,
-        events: { stateChanged: () => undefined, jobEnded: () => undefined },
+        events: { stateChanged: () => undefined, jobEnded: () => undefined, verifyEnded: () => undefined },
       },
       log: pino({ level: "silent" }),
       events: {

@@ -1,4 +1,7 @@
-/** Background work as QEMU shows it: initial copy and resync are `mirror` jobs, a failover's merge is a `commit` job. */
+/**
+ * Background work as QEMU shows it: initial copy and resync are `mirror` jobs, a failover's merge is a `commit` job; a
+ * comparison is a `verify` job, which QEMU has none of.
+ */
 import { z } from "zod";
 import { NegotiationError } from "../../errors.js";
 import type { JobStatus } from "../../status.js";
@@ -7,11 +10,12 @@ import { QmpError } from "../errors.js";
 
 export interface BlockJobsParts {
   readonly jobs: () => readonly JobStatus[];
-  /** null: these jobs have no limit to set. */
-  readonly setSpeed: ((bytesPerSecond: number) => void) | null;
+  readonly setSpeed: (id: string, bytesPerSecond: number) => void;
+  /** Of a verify. */
+  readonly cancel: (id: string) => void;
 }
 
-export function blockJobCommands({ jobs, setSpeed }: BlockJobsParts): QmpCommand[] {
+export function blockJobCommands({ jobs, setSpeed, cancel }: BlockJobsParts): QmpCommand[] {
   const find = (device: string): JobStatus => {
     const job = jobs().find(({ id }) => id === device);
     if (job === undefined) throw new QmpError("DeviceNotActive", "no-job", `Block job '${device}' not found`);
@@ -27,9 +31,8 @@ export function blockJobCommands({ jobs, setSpeed }: BlockJobsParts): QmpCommand
       name: "block-job-set-speed",
       arguments: z.strictObject({ device: z.string(), speed: z.int().nonnegative() }),
       run: ({ device, speed }) => {
-        const { type } = find(device);
-        if (setSpeed === null) throw new NegotiationError("no-speed", `a ${type} job has no speed limit`);
-        setSpeed(speed);
+        find(device);
+        setSpeed(device, speed);
         return Promise.resolve({});
       },
     }),
@@ -38,6 +41,10 @@ export function blockJobCommands({ jobs, setSpeed }: BlockJobsParts): QmpCommand
       arguments: z.strictObject({ device: z.string(), force: z.boolean().optional() }),
       run: ({ device }) => {
         const { type } = find(device);
+        if (type === "verify") {
+          cancel(device);
+          return Promise.resolve({});
+        }
         const remedy =
           type === "mirror" ? "the replica needs it; x-repl-detach ends both" : "the failover needs it";
         throw new NegotiationError("not-cancellable", `Job '${device}' can't be cancelled: ${remedy}`);

@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { NegotiationError } from "../../errors.js";
 import { addressField, durationField, replicaField } from "../../config/fields.js";
+import { answerDigests, digestRequestSchema } from "../../replication/digest.js";
 import type { Primary } from "../../replication/primary.js";
 import { HANDSHAKE_VERSION, helloSchema } from "../../replication/replica-control.js";
 import type { Secondary } from "../../replication/secondary.js";
@@ -53,6 +54,19 @@ export function replicaCommands(primary: () => Primary, quit: () => void): QmpCo
       },
     }),
     qmpCommand({
+      name: "x-repl-verify",
+      arguments: z.strictObject({
+        disk: z.string().optional(),
+        repair: z.boolean().optional(),
+        speed: z.int().nonnegative().optional(),
+      }),
+      run: ({ disk, repair = false, speed }) => {
+        const { verifier, rate } = primary();
+        verifier.start({ disk: disk ?? null, repair, bytesPerSecond: speed ?? rate.bytesPerSecond });
+        return Promise.resolve({});
+      },
+    }),
+    qmpCommand({
       name: "x-repl-detach",
       arguments: z.strictObject({}),
       run: async () => {
@@ -80,6 +94,11 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
           version: HANDSHAKE_VERSION,
         };
       },
+    }),
+    qmpCommand({
+      name: "x-repl-digest",
+      arguments: digestRequestSchema,
+      run: async (request) => ({ digests: await answerDigests(secondary, request) }),
     }),
     qmpCommand({
       name: "x-repl-checkpoint",

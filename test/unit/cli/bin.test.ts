@@ -88,7 +88,7 @@ describe("bin", () => {
       ]) {
         expect(stdout).to.include(word);
       }
-      for (const word of ["--tls", "verify"]) expect(stdout).to.not.include(word);
+      for (const word of ["--tls", "invalidate"]) expect(stdout).to.not.include(word);
     });
   }
 });

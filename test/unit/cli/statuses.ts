@@ -29,6 +29,7 @@ export const primaryStatus: NodeStatus = {
         writesReplicated: 4000,
         bytesReplicated: 12 * 1024 ** 2,
         bytesResynced: 0,
+        lastVerify: null,
         inFlight: 3,
       },
     },
