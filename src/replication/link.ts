@@ -35,6 +35,8 @@ import { Resync } from "./resync.js";
 
 const FIRST_BACKOFF_MS = 100;
 const LONGEST_BACKOFF_MS = 5000;
+/** How often a link that holds is looked at for blocks that the replica lacks all the same. */
+const RECHECK_MS = 1000;
 /** Refusals by a secondary that a new handshake mends: it takes the session for lost, or somebody else began an epoch. */
 const OUT_OF_STEP: ReadonlySet<string> = new Set(["session-lost", "old-epoch"]);
 
@@ -113,6 +115,11 @@ export class Link {
   replica(index: number): BlockDevice | null {
     const replica = this.#connections?.replicas[index];
     return replica === undefined ? null : checked(replica);
+  }
+
+  /** Whether there are connections, of whatever use. */
+  get isConnected(): boolean {
+    return this.#connections !== null;
   }
 
   /** Requests on their way to the replica. */
@@ -250,17 +257,30 @@ export class Link {
   /** Resyncs, then stays until the link is lost, which it reports by throwing. */
   async #serve(connections: ReplicaConnections): Promise<never> {
     if (this.#isStopping()) connections.giveUp(new LinkError("stopped", "the link was stopped"));
-    const synchronised = this.#synchronise(connections).catch((error: unknown) => {
+    const over = new AbortController();
+    const synchronised = this.#keepSynchronised(connections, over.signal).catch((error: unknown) => {
       connections.giveUp(asError(error));
     });
     try {
       return await connections.lost;
     } finally {
+      over.abort();
       this.#connections = null;
       for (const disk of this.#options.disks) disk.setReplica(null);
       await connections.control?.close();
       for (const resync of this.#resyncs) resync.stop();
       await synchronised;
+    }
+  }
+
+  /** An error of the primary disk leaves blocks that have to be sent again although the link holds. */
+  async #keepSynchronised(connections: ReplicaConnections, over: AbortSignal): Promise<void> {
+    await this.#synchronise(connections);
+    for (;;) {
+      await Promise.allSettled([sleep(RECHECK_MS, undefined, { signal: over })]);
+      if (over.aborted) return;
+      const isWhole = this.#options.disks.every(({ dirty }) => dirty.missedBytes === 0);
+      if (!isWhole) await this.#synchronise(connections);
     }
   }
 
