@@ -1,0 +1,240 @@
+/**
+ * The seven failures of QEMU's docs/block-replication.txt, each brought about for real, with what follows from it: what
+ * the guest sees, status, QMP and log; and that the pair is whole again once the cause is gone.
+ */
+import { expect } from "chai";
+import { mkdir, rm, writeFile } from "node:fs/promises";
+
+import { expectPattern, tryQemuIo, writePattern } from "../tools/clients.js";
+import { LinkProxy } from "../tools/link-proxy.js";
+import type { NodeProcess } from "../tools/node-process.js";
+import { MEBIBYTE, type Pair, type PairOptions, startPair } from "../tools/pair.js";
+import { succeed } from "../tools/process.js";
+import { startNbdkit } from "../tools/socket-server.js";
+import { waitFor } from "../tools/wait-for.js";
+import { useWorkspace } from "../tools/workspace.js";
+
+const SIZE_BYTES = 16 * MEBIBYTE;
+/** Small enough to be full soon, large enough for the logs of two epochs. */
+const STATE_SIZE = "4m";
+
+const WARN = 40;
+
+describe("failure of block replication", () => {
+  const workspace = useWorkspace();
+
+  const trigger = (): string => workspace.path("trigger");
+  const failNow = (): Promise<void> => writeFile(trigger(), "");
+  const mend = (): Promise<void> => rm(trigger());
+
+  /** The nodes find out by themselves what has to be sent again; till then a checkpoint is refused. */
+  const checkpointWhenMended = async (pair: Pair): Promise<void> => {
+    await waitFor(
+      "a checkpoint",
+      () => pair.primary.verb("checkpoint"),
+      ({ code }) => code === 0,
+    );
+  };
+
+  /** QEMU's answer to its manager. */
+  const xenStatus = (node: NodeProcess): Promise<unknown> =>
+    node.withQmp((client) => client.execute("query-xen-replication-status"));
+  const warnings = (node: NodeProcess): string[] =>
+    node.log.filter(({ level }) => level >= WARN).map(({ msg }) => msg);
+
+  /** A pair of which one disk is behind nbdkit, whose writes fail with EIO while the trigger is there. */
+  const startFaultyPair = async (
+    faulty: "primary" | "secondary",
+    options: PairOptions = {},
+  ): Promise<Pair> => {
+    const socket = workspace.path("nbdkit.sock");
+    const files = { primary: workspace.path("p.img"), secondary: workspace.path("s.img") };
+    for (const file of Object.values(files)) await succeed("truncate", ["--size", String(SIZE_BYTES), file]);
+    await startNbdkit(
+      workspace,
+      socket,
+      ...["--filter=error", "file", files[faulty]],
+      ...["error=EIO", "error-pwrite-rate=100%", "error-zero-rate=100%"],
+      ...[`error-pwrite-file=${trigger()}`, `error-zero-file=${trigger()}`],
+    );
+    const diskPath = (role: "primary" | "secondary"): string =>
+      role === faulty ? `nbd+unix:///?socket=${socket}` : files[role];
+    return startPair(workspace, { diskPath, sizeBytes: SIZE_BYTES, ...options });
+  };
+
+  /** A pair whose secondary has its state on a small file system of its own. */
+  const startCrampedPair = async (options: PairOptions = {}): Promise<Pair> => {
+    const directory = workspace.path("secondary");
+    await mkdir(directory, { mode: 0o700 });
+    await succeed("mount", ["-t", "tmpfs", "-o", `size=${STATE_SIZE},mode=0700`, "tmpfs", directory]);
+    // Busy until the node that uses it has ended: detached now, gone then.
+    workspace.onEnd(() => succeed("umount", ["--lazy", directory]));
+    return startPair(workspace, { sizeBytes: SIZE_BYTES, ...options });
+  };
+
+  /** The state directory has no byte left. */
+  const fill = async (): Promise<void> => {
+    await succeed("sh", [
+      "-c",
+      'dd if=/dev/zero of="$0" bs=4k 2>/dev/null || true',
+      workspace.path("secondary/filler"),
+    ]);
+  };
+
+  it("1, primary disk: the guest gets the error, and the pair goes on", async () => {
+    const pair = await startFaultyPair("primary");
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await failNow();
+    const write = await tryQemuIo(pair.primaryUri(), "write -P 0x22 0 64k");
+    expect(write.stdout + write.stderr).to.include("Input/output error");
+    expect(pair.primary.log.some(({ msg }) => msg.startsWith("request failed: "))).to.equal(true);
+    // QEMU's status is about what no guest was told of.
+    expect(await xenStatus(pair.primary)).to.deep.equal({ error: false });
+    await mend();
+    await writePattern(pair.primaryUri(), 0x33, "0", "64k");
+    await checkpointWhenMended(pair);
+    await expectPattern(pair.primaryUri(), [0x33, "0", "64k"], [0x11, "64k", "960k"]);
+    await expectPattern(pair.viewUri(), [0x33, "0", "64k"], [0x11, "64k", "960k"]);
+  });
+
+  it("2, forwarding: the guest goes on, the status tells, no checkpoint is taken over the hole", async () => {
+    const links: LinkProxy[] = [];
+    const pair = await startPair(workspace, {
+      sizeBytes: SIZE_BYTES,
+      primary: ["--replica-timeout", "1s"],
+      route: async ({ replication, qmp }) => {
+        for (const target of [replication, qmp]) links.push(await LinkProxy.start(workspace, target));
+        const [nbd, control] = links;
+        return { replication: nbd?.address ?? "", qmp: control?.address ?? "" };
+      },
+    });
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    for (const link of links) link.cut();
+    await writePattern(pair.primaryUri(), 0x22, "0", "64k");
+    expect(await xenStatus(pair.primary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
+    expect((await pair.primary.status()).error).to.deep.include({ operation: "write", disk: "disk0" });
+    expect(warnings(pair.primary)).to.include("change not replicated");
+    expect((await pair.primary.verb("checkpoint")).code).to.equal(3);
+    await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
+    for (const link of links) link.heal();
+    await pair.synchronised();
+    await pair.checkpoint();
+    expect(await xenStatus(pair.primary)).to.deep.equal({ error: false });
+    await expectPattern(pair.viewUri(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+  });
+
+  it("3, backup, break-checkpoint: the write counts, the rollback is lost until the next checkpoint", async () => {
+    const pair = await startCrampedPair();
+    await writePattern(pair.primaryUri(), 0x11, "0", "8M");
+    await pair.checkpoint();
+    await fill();
+    await writePattern(pair.primaryUri(), 0x22, "0", "1M");
+    const status = await pair.secondary.waitForStatus("an error", ({ error }) => error !== null);
+    expect(status.error).to.deep.include({ operation: "copy-before-write" });
+    expect(status.secondary?.rollback).to.equal("lost");
+    expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
+    expect(warnings(pair.secondary)).to.include("checkpoint lost: no rollback until the next checkpoint");
+    expect((await pair.secondary.verb("failover", "--yes")).stderr).to.include("the last checkpoint is lost");
+    await rm(workspace.path("secondary/filler"));
+    await pair.checkpoint();
+    expect(await xenStatus(pair.secondary)).to.deep.equal({ error: false });
+    await expectPattern(pair.viewUri(), [0x22, "0", "1M"], [0x11, "1M", "7M"]);
+  });
+
+  it("3, backup, break-replication: the write is refused, the rollback stays, the guest goes on", async () => {
+    const pair = await startCrampedPair({ secondary: ["--on-undo-error", "break-replication"] });
+    await writePattern(pair.primaryUri(), 0x11, "0", "8M");
+    await pair.checkpoint();
+    await fill();
+    await writePattern(pair.primaryUri(), 0x22, "0", "1M");
+    const { secondary } = await pair.secondary.waitForStatus("an error", ({ error }) => error !== null);
+    expect(secondary?.rollback).to.equal("available");
+    expect(warnings(pair.secondary)).to.include("I/O error on the secondary");
+    expect((await pair.primary.verb("checkpoint")).code).to.not.equal(0);
+    await expectPattern(pair.viewUri(), [0x11, "0", "8M"]);
+  });
+
+  it("4, secondary disk: the status of both tells, no checkpoint; mended, the blocks are sent again", async () => {
+    const pair = await startFaultyPair("secondary");
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    await failNow();
+    await writePattern(pair.primaryUri(), 0x22, "0", "64k");
+    const { error } = await pair.secondary.waitForStatus("an error", (status) => status.error !== null);
+    expect(error).to.deep.include({ disk: "disk0", errno: "EIO" });
+    expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
+    expect(warnings(pair.secondary)).to.include("I/O error on the secondary");
+    expect((await pair.primary.verb("checkpoint")).code).to.not.equal(0);
+    await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
+    await mend();
+    await checkpointWhenMended(pair);
+    await expectPattern(pair.viewUri(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+    expect(await xenStatus(pair.secondary)).to.deep.equal({ error: false });
+  });
+
+  it("5, active disk: the view's client gets the error, replication goes on", async () => {
+    const pair = await startCrampedPair();
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    await fill();
+    const write = await tryQemuIo(pair.viewUri(), "write -P 0xaa 0 4M", "flush");
+    expect(write.stdout + write.stderr).to.match(
+      /write failed: (No space left on device|Input\/output error)/,
+    );
+    expect(pair.secondary.log.some(({ msg }) => msg.startsWith("request failed: "))).to.equal(true);
+    expect((await pair.secondary.status()).stage).to.equal("running");
+    await rm(workspace.path("secondary/filler"));
+    await writePattern(pair.primaryUri(), 0x22, "0", "64k");
+    await pair.checkpoint();
+    await expectPattern(pair.viewUri(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+  });
+
+  it("6, making the overlays empty: the checkpoint fails and says so, the last one stays", async () => {
+    const pair = await startCrampedPair();
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    await writePattern(pair.primaryUri(), 0x22, "0", "64k");
+    await fill();
+    const { code, stderr } = await pair.primary.verb("checkpoint");
+    expect(code, stderr).to.not.equal(0);
+    expect(stderr).to.match(/no space|ENOSPC/i);
+    await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
+    await rm(workspace.path("secondary/filler"));
+    await pair.synchronised();
+    await pair.checkpoint();
+    await expectPattern(pair.viewUri(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+  });
+
+  it("7, failover: stage failover-failed, reads and writes go on as specified, and it can be tried again", async () => {
+    const pair = await startFaultyPair("secondary");
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    await writePattern(pair.primaryUri(), 0x22, "0", "64k");
+    await writePattern(pair.viewUri(), 0xaa, "64k", "64k");
+    await pair.primary.succeed("stop");
+    await failNow();
+    await pair.secondary.verb("failover", "--yes");
+    await pair.secondary.waitForStatus("failover-failed", ({ stage }) => stage === "failover-failed");
+    expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
+    expect(warnings(pair.secondary)).to.include("failover failed");
+    // Reads through the chain; writes to active where an overlay holds the block, else to the disk, which fails.
+    await expectPattern(pair.viewUri(), [0x11, "0", "64k"], [0xaa, "64k", "64k"], [0x11, "128k", "896k"]);
+    await writePattern(pair.viewUri(), 0xbb, "0", "4k");
+    const write = await tryQemuIo(pair.viewUri(), "write -P 0xcc 512k 4k");
+    expect(write.stdout + write.stderr).to.include("Input/output error");
+    await mend();
+    await writePattern(pair.viewUri(), 0xdd, "512k", "4k");
+    await pair.failOver();
+    const expected = [
+      [0xbb, "0", "4k"],
+      [0x11, "4k", "60k"],
+      [0xaa, "64k", "64k"],
+      [0x11, "128k", "384k"],
+      [0xdd, "512k", "4k"],
+    ] as const;
+    await expectPattern(pair.viewUri(), ...expected);
+    await pair.secondary.succeed("stop");
+    await expectPattern(workspace.path("s.img"), ...expected);
+  });
+});
