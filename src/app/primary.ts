@@ -1,10 +1,12 @@
 /** The composition root of repl-primary. */
 import type { PrimaryConfig } from "../config/schema.js";
+import { LinkError } from "../errors.js";
 import { ExportTable } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
 import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
 import { primaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
+import { yankCommands } from "../qmp/commands/yank.js";
 import { Primary, type PrimaryOptions } from "../replication/primary.js";
 import { replicaOf } from "../replication/replica-uri.js";
 import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob } from "./primary-status.js";
@@ -41,6 +43,10 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
   return {
     commands: [
       ...replicationCommands(replicationGroup(primary), emit),
+      ...yankCommands({
+        connected: () => (primary.link?.isConnected === true ? primary.disks.map(({ name }) => name) : []),
+        yank: () => primary.link?.giveUp(new LinkError("yanked", "the connection was yanked by command")),
+      }),
       ...primaryPairCommands(primary, parts.quit),
       ...blockJobCommands({
         jobs: () => primaryJobs(primary),

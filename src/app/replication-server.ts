@@ -15,6 +15,9 @@ import type { SecondaryDisk } from "../replication/secondary-disk.js";
 /** How long a writer that is cut off may take to take its last replies. */
 export const DISCONNECT_DEADLINE_MS = 2000;
 
+/** QEMU's id_wellformed(), for what is the export's name too. */
+const EXPORT_ID = /^[A-Za-z][A-Za-z0-9._-]*$/;
+
 export class ReplicationServer implements ManagedNbdServer {
   readonly #log: Logger;
   readonly #exports = new ExportTable();
@@ -52,13 +55,16 @@ export class ReplicationServer implements ManagedNbdServer {
 
   add(diskName: string, exportName: string, isWritable: boolean): void {
     if (this.#server === null) throw new StateError("nbd-server-stopped", "NBD server not running");
+    if (!EXPORT_ID.test(exportName)) throw new ReplError("bad-export", "Invalid block export id");
+    if (this.#exports.get(exportName) !== undefined) {
+      throw new ReplError("export-exists", `Block export id '${exportName}' is already in use`);
+    }
     this.#add(diskName, exportName, isWritable);
   }
 
   async remove(name: string, isForced: boolean): Promise<void> {
     const server = this.#server;
-    if (server === null) throw new StateError("nbd-server-stopped", "NBD server not running");
-    if (this.#exports.get(name) === undefined) {
+    if (server === null || this.#exports.get(name) === undefined) {
       throw new ReplError("no-export", `Export '${name}' is not found`);
     }
     const isInUse = server.connections().some(({ exportName }) => exportName === name);

@@ -6,6 +6,7 @@ import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block
 import { nbdServerCommands } from "../qmp/commands/nbd-server.js";
 import { replicaCommands, secondaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
+import { yankCommands } from "../qmp/commands/yank.js";
 import { CHECKPOINT_EVENT } from "../replication/replica-control.js";
 import { Secondary } from "../replication/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
@@ -62,6 +63,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
       ...secondaryPairCommands(secondary),
       ...replicaCommands(() => secondary.promoted, parts.quit),
       ...nbdServerCommands(writers),
+      ...yankCommands(null),
       ...blockJobCommands({
         jobs: () => secondaryJobs(secondary),
         ...jobControls(() => secondary.promoted),

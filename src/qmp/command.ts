@@ -44,10 +44,10 @@ export function checkArguments(command: QmpCommand, args: unknown): unknown {
 }
 
 function describeIssue(issue: z.core.$ZodIssue): string {
-  const name = issue.path.join(".");
+  const name = nameOf(issue.path);
   switch (issue.code) {
     case "unrecognized_keys":
-      return `Parameter '${[...issue.path, issue.keys[0] ?? ""].join(".")}' is unexpected`;
+      return `Parameter '${nameOf([...issue.path, issue.keys[0] ?? ""])}' is unexpected`;
     case "invalid_type":
       if (issue.input === undefined) return `Parameter '${name}' is missing`;
       return `Invalid parameter type for '${name}', expected: ${typeName(issue.expected)}`;
@@ -64,6 +64,14 @@ function describeIssue(issue: z.core.$ZodIssue): string {
     case "custom":
       return name === "" ? issue.message : `Parameter '${name}': ${issue.message}`;
   }
+}
+
+/** As QEMU writes it: `instances[0].node-name`. */
+function nameOf(path: readonly PropertyKey[]): string {
+  return path.reduce<string>((name, member) => {
+    if (typeof member === "number") return `${name}[${member}]`;
+    return name === "" ? String(member) : `${name}.${String(member)}`;
+  }, "");
 }
 
 /** QEMU names the last member alone here. */

@@ -46,7 +46,7 @@ describe("QMP session", () => {
       ...["xen-set-replication", "query-xen-replication-status", "xen-colo-do-checkpoint"],
       ...["x-colo-lost-heartbeat", "query-colo-status"],
       ...["nbd-server-start", "nbd-server-add", "nbd-server-remove", "nbd-server-stop"],
-      ...["query-block-jobs", "block-job-set-speed", "block-job-cancel"],
+      ...["query-block-jobs", "block-job-set-speed", "block-job-cancel", "query-yank", "yank"],
       ...["x-repl-status", "x-repl-handshake", "x-repl-checkpoint", "x-repl-failover"],
     ]);
     session.send('{"execute": "query-status", "id": {"of": ["any", 1]}}\n');
@@ -159,6 +159,25 @@ describe("QMP session", () => {
     expect((await pair.primary.status()).stage).to.equal("none");
     await writePattern(pair.primaryUri(), 0x33, "0", "64k");
     await expectPattern(pair.primaryUri(), [0x33, "0", "64k"]);
+  });
+
+  it("yanks a primary's connections to its replica, which is resynced then", async () => {
+    const pair = await startPair(workspace);
+    const session = await negotiate(pair.primary);
+    const replica = { type: "block-node", "node-name": "disk0" };
+    expect(await session.command("query-yank")).to.deep.equal({ return: [replica] });
+    const unknown = { type: "block-node", "node-name": "disk1" };
+    expect((await session.command("yank", { instances: [replica, unknown] }))["error"]).to.deep.include(
+      refusal("Instance not found", "DeviceNotFound"),
+    );
+    expect((await pair.primary.status()).primary?.link.reconnects).to.equal(0);
+    expect(await session.command("yank", { instances: [replica] })).to.deep.equal(DONE);
+    const { primary } = await pair.primary.waitForStatus(
+      "replicating again",
+      (status) => status.primary?.link.state === "replicating" && status.primary.link.reconnects === 1,
+    );
+    expect(primary?.link.reconnects).to.equal(1);
+    await pair.checkpoint();
   });
 
   it("answers nonsense with an error, on the same connection, and goes on", async () => {

@@ -69,7 +69,7 @@ export function replicationCommands(
       name: "x-colo-lost-heartbeat",
       arguments: none,
       run: async () => {
-        if (!group.isActive) throw new StateError("not-running", "VM is not in COLO mode");
+        if (!group.isActive) throw new StateError("not-running", "The feature 'colo' is not enabled");
         wasInColo = true;
         await group.stop(true);
         emit("COLO_EXIT", { mode: group.mode, reason: "request" });
