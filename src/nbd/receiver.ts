@@ -12,12 +12,18 @@
  * - At most one chunk, one scratch header and one body are held.
  * - After a ProtocolError the receiver is not used again.
  */
-import { Command } from "./wire/constants.js";
+import { ProtocolError } from "../errors.js";
+import { Command, CommandFlag } from "./wire/constants.js";
 import { CLIENT_FLAGS_BYTES, decodeClientFlags } from "./wire/handshake.js";
 import type { OptionHeader } from "./wire/option.js";
 import { OPTION_HEADER_BYTES, decodeOptionHeader } from "./wire/option.js";
 import type { RequestHeader } from "./wire/request.js";
-import { REQUEST_HEADER_BYTES, readRequestHeader } from "./wire/request.js";
+import {
+  EXTENDED_REQUEST_HEADER_BYTES,
+  REQUEST_HEADER_BYTES,
+  readExtendedRequestHeader,
+  readRequestHeader,
+} from "./wire/request.js";
 
 /** Takes the messages of the handshake. */
 export interface OptionSink {
@@ -40,6 +46,9 @@ export interface RequestSink {
   request(request: RequestHeader, payload: Buffer | null): void;
 }
 
+/** The longest payload that is swallowed with an extended header: what a compact one can announce. */
+const EXTENDED_PAYLOAD_LIMIT_BYTES = 2 ** 32;
+
 const EMPTY: Buffer = Buffer.alloc(0);
 
 /** What is expected next. */
@@ -49,13 +58,16 @@ export class RequestReceiver {
   readonly #options: OptionSink;
   #requests: RequestSink | null = null;
   #phase: Phase = "client-flags";
+  /** NBD_OPT_EXTENDED_HEADERS was granted. */
+  #extended = false;
+  #requestHeaderBytes = REQUEST_HEADER_BYTES;
   /** The messages whose bodies are arriving. */
   #option: OptionHeader | null = null;
   #request: RequestHeader | null = null;
   #chunk = EMPTY;
   #at = 0;
   /** A header that spans chunks. */
-  readonly #scratch = Buffer.alloc(REQUEST_HEADER_BYTES);
+  readonly #scratch = Buffer.alloc(EXTENDED_REQUEST_HEADER_BYTES);
   #scratchFilled = 0;
   /** A body that spans chunks; null while it is swallowed or lies in one chunk. */
   #body: Buffer | null = null;
@@ -66,8 +78,10 @@ export class RequestReceiver {
     this.#options = options;
   }
 
-  /** From the next byte on the client sends requests. To be called by the sink, from option(). */
-  enterTransmission(requests: RequestSink): void {
+  /** From the next byte on the client sends requests, compact or extended. To be called by the sink, from option(). */
+  enterTransmission(requests: RequestSink, extended = false): void {
+    this.#extended = extended;
+    this.#requestHeaderBytes = extended ? EXTENDED_REQUEST_HEADER_BYTES : REQUEST_HEADER_BYTES;
     this.#requests = requests;
     this.#phase = "request-header";
   }
@@ -132,20 +146,27 @@ export class RequestReceiver {
 
   #requestHeader(): void {
     // Read in place: a view of the header would be the dearest part of a small request.
-    if (this.#scratchFilled === 0 && this.#chunk.length - this.#at >= REQUEST_HEADER_BYTES) {
+    if (this.#scratchFilled === 0 && this.#chunk.length - this.#at >= this.#requestHeaderBytes) {
       const at = this.#at;
-      this.#at += REQUEST_HEADER_BYTES;
-      this.#startRequest(readRequestHeader(this.#chunk, at));
+      this.#at += this.#requestHeaderBytes;
+      this.#startRequest(this.#chunk, at);
       return;
     }
-    const bytes = this.#wholeHeader(REQUEST_HEADER_BYTES);
-    if (bytes !== null) this.#startRequest(readRequestHeader(bytes, 0));
+    const bytes = this.#wholeHeader(this.#requestHeaderBytes);
+    if (bytes !== null) this.#startRequest(bytes, 0);
   }
 
-  #startRequest(request: RequestHeader): void {
+  #startRequest(from: Buffer, at: number): void {
+    const request = this.#extended ? readExtendedRequestHeader(from, at) : readRequestHeader(from, at);
     this.#request = request;
     this.#phase = "payload";
-    const payloadBytes = request.type === Command.Write ? request.lengthBytes : 0;
+    const hasPayload = this.#extended
+      ? (request.flags & CommandFlag.PayloadLen) !== 0
+      : request.type === Command.Write;
+    const payloadBytes = hasPayload ? request.lengthBytes : 0;
+    if (payloadBytes >= EXTENDED_PAYLOAD_LIMIT_BYTES) {
+      throw new ProtocolError("payload-too-long", "a request announces a payload of 4 GiB or more");
+    }
     this.#startBody(payloadBytes, this.#requests?.requestHeader(request) === true);
   }
 

@@ -1,6 +1,7 @@
 /** What a server tells of an export: transmission flags and size constraints. */
 import type { BlockSize } from "../../block/device.js";
 import { PAYLOAD_MAXIMUM_BYTES, TransmissionFlag } from "../wire/constants.js";
+import type { Agreement } from "./agreement.js";
 import type { NbdExport } from "./exports.js";
 
 /** "Preferred block size ... at least as large as the maximum of the minimum block size and 2^9". */
@@ -14,7 +15,8 @@ function isReadOnly(e: NbdExport): boolean {
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#transmission-flags
  * All connections share the device, so that a flush on one covers the writes of all (CAN_MULTI_CONN).
  */
-export function transmissionFlagsOf(e: NbdExport, structuredReplies: boolean): number {
+export function transmissionFlagsOf(agreement: Agreement): number {
+  const { export: e, structuredReplies, extendedHeaders, contexts } = agreement;
   const { trim, zero, fua } = e.device.info;
   let flags =
     TransmissionFlag.HasFlags |
@@ -23,6 +25,7 @@ export function transmissionFlagsOf(e: NbdExport, structuredReplies: boolean): n
     TransmissionFlag.CanMultiConn;
   if (fua !== "none") flags |= TransmissionFlag.SendFua;
   if (structuredReplies) flags |= TransmissionFlag.SendDf;
+  if (extendedHeaders && contexts.length > 0) flags |= TransmissionFlag.BlockStatusPayload;
   if (isReadOnly(e)) return flags | TransmissionFlag.ReadOnly;
   if (trim !== "none") flags |= TransmissionFlag.SendTrim;
   if (zero !== "none") flags |= TransmissionFlag.SendWriteZeroes | TransmissionFlag.SendFastZero;

@@ -4,7 +4,9 @@ import type { SelectedContext } from "./metadata-context.js";
 
 export interface Agreement {
   readonly export: NbdExport;
+  /** Also where extended headers are. */
   readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
   /** None without structured replies. */
   readonly contexts: readonly SelectedContext[];
 }

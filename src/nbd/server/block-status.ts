@@ -9,8 +9,9 @@ import type { SelectedContext } from "./metadata-context.js";
 export async function blockStatus(
   request: RequestHeader,
   contexts: readonly SelectedContext[],
+  lengthBytes: number,
 ): Promise<Buffer[]> {
-  const { offset, lengthBytes, flags } = request;
+  const { offset, flags } = request;
   const maximum = (flags & CommandFlag.ReqOne) === 0 ? BLOCK_STATUS_DESCRIPTORS : 1;
   const chunks: Buffer[] = [];
   for (const { id, context } of contexts) {

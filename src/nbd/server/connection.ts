@@ -167,7 +167,7 @@ export class Connection implements OptionSink {
         this.#progress();
       },
     });
-    this.#receiver.enterTransmission(this.#transmission);
+    this.#receiver.enterTransmission(this.#transmission, agreement.extendedHeaders);
     const { peer, exportName } = this;
     this.#options.log.debug({ peer, export: exportName }, "client entered transmission");
   }

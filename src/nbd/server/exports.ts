@@ -1,6 +1,7 @@
 /** The exports of a server, by name. */
 import type { BlockDevice } from "../../block/device.js";
 import { StateError } from "../../errors.js";
+import type { BlockDescriptor } from "../wire/structured-reply.js";
 
 /** What became of a connection, once nothing of it is left. */
 export interface ConnectionSummary {
@@ -26,6 +27,17 @@ export interface ConnectionObserver {
   closed?(summary: ConnectionSummary): void;
 }
 
+/** What NBD_CMD_BLOCK_STATUS can tell of an export. */
+export interface MetadataContext {
+  /** Namespace, colon, leaf. */
+  readonly name: string;
+  /**
+   * Describes the range from `offset` on: one descriptor or more, none empty, none past the range.
+   * @throws DeviceError by rejection
+   */
+  describe(offset: number, lengthBytes: number, maxDescriptors: number): Promise<BlockDescriptor[]>;
+}
+
 export interface NbdExport {
   readonly name: string;
   readonly description?: string;
@@ -34,6 +46,8 @@ export interface NbdExport {
   readonly readOnly: boolean;
   /** Wrapped by checked(); the server never calls it out of range. */
   readonly device: BlockDevice;
+  /** Metadata contexts besides base:allocation. */
+  readonly contexts?: readonly MetadataContext[];
   /** Asked before a client may use the export: null to admit it, or the reason not to, in one line. */
   refusal?(): string | null;
   /** A client enters transmission. */

@@ -2,7 +2,7 @@
 import { InfoType } from "../wire/constants.js";
 import { encodeInfoItem } from "../wire/option-reply.js";
 import { blockSizeOf, needsBlockSizeAgreement, transmissionFlagsOf } from "./advertise.js";
-import type { NbdExport } from "./exports.js";
+import type { Agreement } from "./agreement.js";
 
 export interface InfoItems {
   /** Data of one NBD_REP_INFO each. */
@@ -12,9 +12,10 @@ export interface InfoItems {
 }
 
 /** Block sizes come unasked, too; they may spare the client a round trip. */
-export function infoItems(e: NbdExport, structuredReplies: boolean, requested: readonly number[]): InfoItems {
+export function infoItems(agreement: Agreement, requested: readonly number[]): InfoItems {
+  const e = agreement.export;
   const sizeBytes = e.device.info.sizeBytes;
-  const transmissionFlags = transmissionFlagsOf(e, structuredReplies);
+  const transmissionFlags = transmissionFlagsOf(agreement);
   const sent = [encodeInfoItem({ kind: "block-size", ...blockSizeOf(e) })];
   if (!requested.includes(InfoType.BlockSize) && needsBlockSizeAgreement(e)) {
     return { sent, lacksBlockSize: true };

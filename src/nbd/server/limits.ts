@@ -20,6 +20,9 @@ export const HANDOVER_BYTES = 1024 * 1024;
 /** Data of one option; the longest sensible one is a list of metadata context queries. */
 export const OPTION_DATA_BYTES = 64 * 1024;
 
+/** Payload of a BLOCK_STATUS that names contexts; an export has a handful of them. */
+export const STATUS_FILTER_BYTES = 1024;
+
 /** Descriptors for each metadata context in the reply to one BLOCK_STATUS. */
 export const BLOCK_STATUS_DESCRIPTORS = 1024;
 

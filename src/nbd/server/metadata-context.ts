@@ -2,22 +2,12 @@
  * Metadata contexts: what NBD_CMD_BLOCK_STATUS can tell of an export.
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#metadata-querying
- * A context to come is one more entry of metadataContexts().
+ * Other contexts than base:allocation come with the export.
  */
 import type { BlockDevice, Extent } from "../../block/device.js";
 import { BASE_ALLOCATION, BlockState } from "../wire/constants.js";
 import type { BlockDescriptor } from "../wire/structured-reply.js";
-import type { NbdExport } from "./exports.js";
-
-export interface MetadataContext {
-  /** Namespace, colon, leaf. */
-  readonly name: string;
-  /**
-   * Describes the range from `offset` on: one descriptor or more, none empty, none past the range.
-   * @throws DeviceError by rejection
-   */
-  describe(offset: number, lengthBytes: number, maxDescriptors: number): Promise<BlockDescriptor[]>;
-}
+import type { MetadataContext, NbdExport } from "./exports.js";
 
 /** A context that a client has selected. */
 export interface SelectedContext {
@@ -28,14 +18,16 @@ export interface SelectedContext {
 
 /** All that can be selected on an export; the place in the list is stable. */
 function metadataContexts(e: NbdExport): MetadataContext[] {
-  return [baseAllocation(e.device)];
+  return [baseAllocation(e.device), ...(e.contexts ?? [])];
 }
 
-/** Contexts that NBD_OPT_LIST_META_CONTEXT names: no query asks for all, `base:` for a whole namespace. */
+/** Contexts that NBD_OPT_LIST_META_CONTEXT names: no query asks for all, `base:` or `qemu:dirty-bitmap:` for all that start so. */
 export function listedContexts(e: NbdExport, queries: readonly string[]): MetadataContext[] {
   const contexts = metadataContexts(e);
   if (queries.length === 0) return contexts;
-  return contexts.filter(({ name }) => queries.includes(name) || queries.includes(namespaceOf(name)));
+  return contexts.filter(({ name }) =>
+    queries.some((query) => query === name || (query.endsWith(":") && name.startsWith(query))),
+  );
 }
 
 /** Contexts that NBD_OPT_SET_META_CONTEXT selects: only whole names do. */
@@ -43,10 +35,6 @@ export function selectedContexts(e: NbdExport, queries: readonly string[]): Sele
   return metadataContexts(e)
     .map((context, index) => ({ id: index + 1, context }))
     .filter(({ context }) => queries.includes(context.name));
-}
-
-function namespaceOf(name: string): string {
-  return name.slice(0, name.indexOf(":") + 1);
 }
 
 function baseAllocation(device: BlockDevice): MetadataContext {

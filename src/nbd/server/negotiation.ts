@@ -28,12 +28,14 @@ import { listedContexts, selectedContexts } from "./metadata-context.js";
 /** What options have changed so far; STARTTLS is to begin with a fresh one. */
 interface NegotiationState {
   structuredReplies: boolean;
+  /** These take precedence over structured replies. */
+  extendedHeaders: boolean;
   /** Of the last SET_META_CONTEXT; of use only if that very export is chosen. */
   selection: { readonly export: NbdExport; readonly contexts: readonly SelectedContext[] } | null;
 }
 
 function freshState(): NegotiationState {
-  return { structuredReplies: false, selection: null };
+  return { structuredReplies: false, extendedHeaders: false, selection: null };
 }
 
 /** What an option leads to. */
@@ -110,18 +112,25 @@ export class Negotiation {
         `at most ${OPTION_DATA_BYTES} bytes of option data`,
       );
     }
-    if (option !== Option.List && option !== Option.StructuredReply) {
+    if (!isWithoutData(option)) {
       return this.#refuse(option, OptionReplyType.ErrUnsup, `option ${option} is not supported`);
     }
     if (lengthBytes > 0) return this.#refuse(option, OptionReplyType.ErrInvalid, "this option takes no data");
+    if (option === Option.StructuredReply && this.#state.extendedHeaders) {
+      return this.#refuse(option, OptionReplyType.ErrExtHeaderReqd, "extended headers are agreed on already");
+    }
     if (option === Option.List) this.#list();
     else this.#state.structuredReplies = true;
+    if (option === Option.ExtendedHeaders) this.#state.extendedHeaders = true;
     return this.#acknowledge(option);
   }
 
   /** Can't be answered with an error: the session ends instead. */
   #exportName(data: Buffer | null): Outcome {
     if (data === null) throw new ProtocolError("bad-export-name", "an export name longer than 4096 bytes");
+    if (this.#state.extendedHeaders) {
+      throw new ProtocolError("bad-export-name", "extended headers go with NBD_OPT_GO only");
+    }
     const name = decodeString(data);
     const found = this.#options.exports.get(name);
     if (found === undefined) throw new ProtocolError("unknown-export", `there is no export "${name}"`);
@@ -136,7 +145,7 @@ export class Negotiation {
     const agreement = this.#agreement(found);
     const geometry = {
       sizeBytes: found.device.info.sizeBytes,
-      transmissionFlags: transmissionFlagsOf(found, agreement.structuredReplies),
+      transmissionFlags: transmissionFlagsOf(agreement),
     };
     this.#options.send(encodeExportNameReply(geometry, (this.#clientFlags & ClientFlag.NoZeroes) !== 0));
     return { kind: "transmission", agreement };
@@ -160,7 +169,7 @@ export class Negotiation {
     if (found === undefined) return this.#refuseUnknown(option, request.exportName);
     const reason = found.refusal?.() ?? null;
     if (reason !== null) return this.#refuse(option, OptionReplyType.ErrPolicy, reason);
-    const items = infoItems(found, this.#state.structuredReplies, request.infoTypes);
+    const items = infoItems(this.#agreement(found), request.infoTypes);
     for (const item of items.sent) this.#reply(option, OptionReplyType.Info, item);
     if (items.lacksBlockSize) {
       return this.#refuse(option, OptionReplyType.ErrBlockSizeReqd, "ask for the block size constraints");
@@ -198,10 +207,11 @@ export class Negotiation {
   }
 
   #agreement(chosen: NbdExport): Agreement {
-    const { structuredReplies, selection } = this.#state;
+    const { structuredReplies, extendedHeaders, selection } = this.#state;
     return {
       export: chosen,
       structuredReplies,
+      extendedHeaders,
       contexts: selection?.export === chosen ? selection.contexts : [],
     };
   }
@@ -232,4 +242,8 @@ function takesData(option: number): boolean {
     option === Option.ListMetaContext ||
     option === Option.SetMetaContext
   );
+}
+
+function isWithoutData(option: number): boolean {
+  return option === Option.List || option === Option.StructuredReply || option === Option.ExtendedHeaders;
 }

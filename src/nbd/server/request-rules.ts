@@ -6,6 +6,8 @@
 import type { Errno } from "../../errors.js";
 import { Command, CommandFlag, TransmissionFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
+import { readUint64 } from "../wire/uint64.js";
+import { STATUS_FILTER_BYTES } from "./limits.js";
 
 /** What was agreed on for a connection. */
 export interface RequestRules {
@@ -16,6 +18,7 @@ export interface RequestRules {
   /** As advertised. */
   readonly transmissionFlags: number;
   readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
   /** A metadata context was selected. */
   readonly hasContexts: boolean;
 }
@@ -45,6 +48,12 @@ const LONG_WRITE: Refusal = { errno: "EINVAL", message: "the payload is longer t
 const LONG_READ: Refusal = { errno: "EOVERFLOW", message: "the read is longer than the advertised maximum" };
 const LONG_SIMPLE_READ: Refusal = { ...LONG_READ, errno: "EINVAL" };
 
+const NO_PAYLOAD: Refusal = { errno: "EINVAL", message: "a write without the flag for its payload" };
+const BAD_STATUS_PAYLOAD: Refusal = {
+  errno: "EINVAL",
+  message: "the payload is not a list of selected contexts",
+};
+
 /** Answers every request once the connection is being shut down. */
 export const SHUTTING_DOWN: Refusal = { errno: "ESHUTDOWN", message: "the export is being closed" };
 
@@ -59,6 +68,9 @@ export function refusalOf(rules: RequestRules, request: RequestHeader): Refusal 
   if (type > Command.BlockStatus || type === Command.Disconnect) return UNKNOWN_COMMAND;
   // The plain request, by far the most frequent, needs no look at its flags.
   if (flags !== 0 && (flags & ~allowedFlags(rules, type)) !== 0) return WRONG_FLAG;
+  if (rules.extendedHeaders && type === Command.Write && (flags & CommandFlag.PayloadLen) === 0) {
+    return NO_PAYLOAD;
+  }
   if (type === Command.Flush) {
     return request.offset === 0 && request.lengthBytes === 0 ? null : FLUSH_WITH_RANGE;
   }
@@ -70,9 +82,40 @@ export function refusalOf(rules: RequestRules, request: RequestHeader): Refusal 
   }
   if (type === Command.BlockStatus) {
     if (!rules.hasContexts) return NO_CONTEXT;
+    if ((flags & CommandFlag.PayloadLen) !== 0)
+      return isFilterLength(request.lengthBytes) ? null : BAD_STATUS_PAYLOAD;
     if (request.lengthBytes === 0) return EMPTY_STATUS;
   }
   return rangeRefusal(rules, request);
+}
+
+/** A length of 64 bits, then the identifiers of one context or more. */
+function isFilterLength(payloadBytes: number): boolean {
+  return payloadBytes >= 12 && payloadBytes <= STATUS_FILTER_BYTES && payloadBytes % 4 === 0;
+}
+
+/** What a BLOCK_STATUS with a payload asks for. */
+export interface StatusQuery {
+  readonly lengthBytes: number;
+  readonly contextIds: readonly number[];
+}
+
+/** Reads the payload of a BLOCK_STATUS that refusalOf() let pass; the rest of its rules. */
+export function statusQueryOf(
+  rules: RequestRules,
+  request: RequestHeader,
+  payload: Buffer,
+  selectedIds: readonly number[],
+): StatusQuery | Refusal {
+  const lengthBytes = readUint64(payload, 0);
+  if (lengthBytes === 0) return EMPTY_STATUS;
+  const contextIds: number[] = [];
+  for (let at = 8; at < payload.length; at += 4) {
+    const id = payload.readUInt32BE(at);
+    if (contextIds.includes(id) || !selectedIds.includes(id)) return BAD_STATUS_PAYLOAD;
+    contextIds.push(id);
+  }
+  return rangeRefusal(rules, { ...request, lengthBytes }) ?? { lengthBytes, contextIds };
 }
 
 function rangeRefusal(rules: RequestRules, request: RequestHeader): Refusal | null {
@@ -99,7 +142,11 @@ function allowedFlags(rules: RequestRules, type: number): number {
   const anyCommand = isSet(rules, TransmissionFlag.SendFua) ? CommandFlag.Fua : 0;
   if (type === Command.Read && isSet(rules, TransmissionFlag.SendDf)) return anyCommand | CommandFlag.Df;
   if (type === Command.WriteZeroes) return anyCommand | CommandFlag.NoHole | CommandFlag.FastZero;
-  if (type === Command.BlockStatus) return anyCommand | CommandFlag.ReqOne;
+  if (type === Command.Write && rules.extendedHeaders) return anyCommand | CommandFlag.PayloadLen;
+  if (type === Command.BlockStatus) {
+    const filter = isSet(rules, TransmissionFlag.BlockStatusPayload) ? CommandFlag.PayloadLen : 0;
+    return anyCommand | CommandFlag.ReqOne | filter;
+  }
   return anyCommand;
 }
 

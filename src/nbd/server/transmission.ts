@@ -23,7 +23,7 @@ import { PAYLOAD_IN_FLIGHT_BYTES, QUEUED_REPLY_BYTES, REQUESTS_IN_FLIGHT } from 
 import { dataChunk, emptyReadReply, errorReply, simpleDataReply, successReply } from "./replies.js";
 import type { ReplyWriter } from "./reply-writer.js";
 import type { Refusal, RequestRules } from "./request-rules.js";
-import { SHUTTING_DOWN, errnoForWire, isWriteLike, refusalOf } from "./request-rules.js";
+import { SHUTTING_DOWN, errnoForWire, isWriteLike, refusalOf, statusQueryOf } from "./request-rules.js";
 import { isWorthLookup, sparseRead } from "./sparse-read.js";
 
 /** A request from its header to the moment the kernel has its answer. */
@@ -66,7 +66,7 @@ export class Transmission implements RequestSink {
   #bytesWritten = 0;
 
   constructor(options: TransmissionOptions) {
-    const { export: e, structuredReplies, contexts } = options.agreement;
+    const { export: e, structuredReplies, extendedHeaders, contexts } = options.agreement;
     const { minimumBytes, maximumBytes } = blockSizeOf(e);
     this.#options = options;
     this.export = e;
@@ -74,8 +74,9 @@ export class Transmission implements RequestSink {
       sizeBytes: e.device.info.sizeBytes,
       minimumBytes,
       maximumPayloadBytes: maximumBytes,
-      transmissionFlags: transmissionFlagsOf(e, structuredReplies),
+      transmissionFlags: transmissionFlagsOf(options.agreement),
       structuredReplies,
+      extendedHeaders,
       hasContexts: contexts.length > 0,
     };
     this.#observer = e.connected?.({ peer: options.peer }) ?? {};
@@ -212,13 +213,30 @@ export class Transmission implements RequestSink {
         this.#finish(open, device.flush(), successReply(header));
         break;
       case Command.BlockStatus:
-        this.#finishWith(open, blockStatus(header, this.#options.agreement.contexts));
+        this.#blockStatus(open, payload);
         break;
       case Command.Cache:
         // A hint, and no layer of ours reads ahead.
         this.#send(open, successReply(header));
         break;
     }
+  }
+
+  #blockStatus(open: OpenRequest, payload: Buffer | null): void {
+    const { header } = open;
+    const { contexts } = this.#options.agreement;
+    if ((header.flags & CommandFlag.PayloadLen) === 0 || payload === null) {
+      this.#finishWith(open, blockStatus(header, contexts, header.lengthBytes));
+      return;
+    }
+    const selectedIds = contexts.map(({ id }) => id);
+    const query = statusQueryOf(this.#rules, header, payload, selectedIds);
+    if ("errno" in query) {
+      this.#send(open, this.#errorReply(open, query));
+      return;
+    }
+    const asked = contexts.filter(({ id }) => query.contextIds.includes(id));
+    this.#finishWith(open, blockStatus(header, asked, query.lengthBytes));
   }
 
   #read(open: OpenRequest): void {

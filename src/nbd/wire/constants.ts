@@ -21,6 +21,9 @@ export const OLDSTYLE_MAGIC_LOW = 0x81861253;
 export const REQUEST_MAGIC = 0x25609513;
 export const SIMPLE_REPLY_MAGIC = 0x67446698;
 export const STRUCTURED_REPLY_MAGIC = 0x668e33ef;
+/** Of the branch extension-ext-header of the document, as are the option, the flag and the chunk type that go with them. */
+export const EXTENDED_REQUEST_MAGIC = 0x21e41c71;
+export const EXTENDED_REPLY_MAGIC = 0x6e8a278c;
 
 /** Names, descriptions, queries and messages "MUST be no longer than 4096 bytes". */
 export const STRING_MAXIMUM_BYTES = 4096;

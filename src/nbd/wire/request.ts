@@ -4,11 +4,13 @@
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-message
  */
 import { ProtocolError } from "../../errors.js";
-import { REQUEST_MAGIC } from "./constants.js";
+import { EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC } from "./constants.js";
 import { readUint64, writeUint64 } from "./uint64.js";
 
 /** 32 bits magic, 16 flags, 16 type, 64 cookie, 64 offset, 32 length. */
 export const REQUEST_HEADER_BYTES = 28;
+/** The same with a length of 64 bits. */
+export const EXTENDED_REQUEST_HEADER_BYTES = 32;
 
 /** The client's own name for a request, 64 bits that mean nothing to the server. */
 export interface Cookie {
@@ -16,13 +18,23 @@ export interface Cookie {
   readonly cookieLow: number;
 }
 
-export interface RequestHeader extends Cookie {
+/** What a reply repeats of its request. */
+export interface ReplyTarget extends Cookie {
+  /** The request had an extended header, so its reply must; absent for a compact one. */
+  readonly extended?: true;
+  /** The offset bit by bit, also where no number can hold it; with `extended` only. */
+  readonly offsetHigh?: number;
+  readonly offsetLow?: number;
+}
+
+export interface RequestHeader extends ReplyTarget {
   /** Any combination of `CommandFlag` values, and whatever else the client sent. */
   readonly flags: number;
   /** A `Command` value, or whatever else the client sent. */
   readonly type: number;
   /** UINT64_TOO_LARGE where a number can't hold it. */
   readonly offset: number;
+  /** Of an extended header: UINT64_TOO_LARGE where a number can't hold it. */
   readonly lengthBytes: number;
 }
 
@@ -49,5 +61,23 @@ export function readRequestHeader(from: Buffer, at: number): RequestHeader {
     cookieLow: from.readUInt32BE(at + 12),
     offset: readUint64(from, at + 16),
     lengthBytes: from.readUInt32BE(at + 24),
+  };
+}
+
+/** @throws ProtocolError bad-request-magic */
+export function readExtendedRequestHeader(from: Buffer, at: number): RequestHeader {
+  if (from.readUInt32BE(at) !== EXTENDED_REQUEST_MAGIC) {
+    throw new ProtocolError("bad-request-magic", "an extended request starts with a wrong magic");
+  }
+  return {
+    flags: from.readUInt16BE(at + 4),
+    type: from.readUInt16BE(at + 6),
+    cookieHigh: from.readUInt32BE(at + 8),
+    cookieLow: from.readUInt32BE(at + 12),
+    offset: readUint64(from, at + 16),
+    lengthBytes: readUint64(from, at + 24),
+    extended: true,
+    offsetHigh: from.readUInt32BE(at + 16),
+    offsetLow: from.readUInt32BE(at + 20),
   };
 }

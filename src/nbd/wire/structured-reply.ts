@@ -1,16 +1,19 @@
 /**
- * Chunks of structured replies, server to client: a header and, by type, its payload.
+ * Chunks of structured and extended replies, server to client: a header and, by type, its payload.
+ * A request with an extended header gets extended replies, which differ in their header and in BLOCK_STATUS_EXT.
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-chunk-message
  */
 import { ProtocolError } from "../../errors.js";
-import { ChunkType, STRUCTURED_REPLY_MAGIC } from "./constants.js";
-import type { Cookie } from "./request.js";
+import { ChunkType, EXTENDED_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC } from "./constants.js";
+import type { Cookie, ReplyTarget } from "./request.js";
 import { decodeString, encodeMessage } from "./strings.js";
 import { readUint64, writeUint64 } from "./uint64.js";
 
 /** 32 bits magic, 16 flags, 16 type, 64 cookie, 32 payload length. */
 export const CHUNK_HEADER_BYTES = 20;
+/** 32 bits magic, 16 flags, 16 type, 64 cookie, 64 offset of the request, 64 payload length. */
+export const EXTENDED_CHUNK_HEADER_BYTES = 32;
 /** What precedes the data in the payload of an OFFSET_DATA chunk. */
 export const OFFSET_DATA_PREFIX_BYTES = 8;
 /** Payload of an OFFSET_HOLE chunk. */
@@ -18,6 +21,9 @@ export const OFFSET_HOLE_PAYLOAD_BYTES = 12;
 /** What precedes the descriptors in the payload of a BLOCK_STATUS chunk. */
 export const BLOCK_STATUS_PREFIX_BYTES = 4;
 export const BLOCK_DESCRIPTOR_BYTES = 8;
+/** The same of BLOCK_STATUS_EXT, which has a count and 64-bit fields. */
+const EXTENDED_STATUS_PREFIX_BYTES = 8;
+const EXTENDED_DESCRIPTOR_BYTES = 16;
 /** What precedes the message in the payload of an error chunk. */
 export const ERROR_PREFIX_BYTES = 6;
 
@@ -28,21 +34,33 @@ export interface ChunkHeader extends Cookie {
   readonly lengthBytes: number;
 }
 
-/** Writes CHUNK_HEADER_BYTES. */
+/** How long the headers of the chunks that answer this request are. */
+export function chunkHeaderBytes(target: ReplyTarget): number {
+  return target.extended === true ? EXTENDED_CHUNK_HEADER_BYTES : CHUNK_HEADER_BYTES;
+}
+
+/** Writes chunkHeaderBytes(). */
 export function writeChunkHeader(
   into: Buffer,
   at: number,
-  cookie: Cookie,
+  target: ReplyTarget,
   flags: number,
   type: number,
   lengthBytes: number,
 ): void {
-  into.writeUInt32BE(STRUCTURED_REPLY_MAGIC, at);
+  const extended = target.extended === true;
+  into.writeUInt32BE(extended ? EXTENDED_REPLY_MAGIC : STRUCTURED_REPLY_MAGIC, at);
   into.writeUInt16BE(flags, at + 4);
   into.writeUInt16BE(type, at + 6);
-  into.writeUInt32BE(cookie.cookieHigh, at + 8);
-  into.writeUInt32BE(cookie.cookieLow, at + 12);
-  into.writeUInt32BE(lengthBytes, at + 16);
+  into.writeUInt32BE(target.cookieHigh, at + 8);
+  into.writeUInt32BE(target.cookieLow, at + 12);
+  if (extended) {
+    into.writeUInt32BE(target.offsetHigh ?? 0, at + 16);
+    into.writeUInt32BE(target.offsetLow ?? 0, at + 20);
+    writeUint64(into, at + 24, lengthBytes);
+  } else {
+    into.writeUInt32BE(lengthBytes, at + 16);
+  }
 }
 
 /** @throws ProtocolError bad-reply-magic */
@@ -59,17 +77,17 @@ export function readChunkHeader(from: Buffer, at: number): ChunkHeader {
   };
 }
 
-/** Writes CHUNK_HEADER_BYTES + OFFSET_DATA_PREFIX_BYTES; `dataBytes` bytes of content go after them. */
+/** Writes chunkHeaderBytes() + OFFSET_DATA_PREFIX_BYTES; `dataBytes` bytes of content go after them. */
 export function writeOffsetDataHeader(
   into: Buffer,
   at: number,
-  cookie: Cookie,
+  target: ReplyTarget,
   flags: number,
   offset: number,
   dataBytes: number,
 ): void {
-  writeChunkHeader(into, at, cookie, flags, ChunkType.OffsetData, OFFSET_DATA_PREFIX_BYTES + dataBytes);
-  writeUint64(into, at + CHUNK_HEADER_BYTES, offset);
+  writeChunkHeader(into, at, target, flags, ChunkType.OffsetData, OFFSET_DATA_PREFIX_BYTES + dataBytes);
+  writeUint64(into, at + chunkHeaderBytes(target), offset);
 }
 
 /**
@@ -87,15 +105,16 @@ export function readOffsetDataPrefix(
 
 /** A whole OFFSET_HOLE chunk. */
 export function encodeOffsetHoleChunk(
-  cookie: Cookie,
+  target: ReplyTarget,
   flags: number,
   offset: number,
   holeBytes: number,
 ): Buffer {
-  const bytes = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + OFFSET_HOLE_PAYLOAD_BYTES);
-  writeChunkHeader(bytes, 0, cookie, flags, ChunkType.OffsetHole, OFFSET_HOLE_PAYLOAD_BYTES);
-  writeUint64(bytes, CHUNK_HEADER_BYTES, offset);
-  bytes.writeUInt32BE(holeBytes, CHUNK_HEADER_BYTES + 8);
+  const headerBytes = chunkHeaderBytes(target);
+  const bytes = Buffer.allocUnsafe(headerBytes + OFFSET_HOLE_PAYLOAD_BYTES);
+  writeChunkHeader(bytes, 0, target, flags, ChunkType.OffsetHole, OFFSET_HOLE_PAYLOAD_BYTES);
+  writeUint64(bytes, headerBytes, offset);
+  bytes.writeUInt32BE(holeBytes, headerBytes + 8);
   return bytes;
 }
 
@@ -114,16 +133,17 @@ export interface BlockDescriptor {
   readonly status: number;
 }
 
-/** A whole BLOCK_STATUS chunk, with one descriptor or more. */
+/** A whole BLOCK_STATUS or BLOCK_STATUS_EXT chunk, with one descriptor or more. */
 export function encodeBlockStatusChunk(
-  cookie: Cookie,
+  target: ReplyTarget,
   flags: number,
   contextId: number,
   descriptors: readonly BlockDescriptor[],
 ): Buffer {
+  if (target.extended === true) return encodeExtendedStatus(target, flags, contextId, descriptors);
   const payloadBytes = BLOCK_STATUS_PREFIX_BYTES + BLOCK_DESCRIPTOR_BYTES * descriptors.length;
   const bytes = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + payloadBytes);
-  writeChunkHeader(bytes, 0, cookie, flags, ChunkType.BlockStatus, payloadBytes);
+  writeChunkHeader(bytes, 0, target, flags, ChunkType.BlockStatus, payloadBytes);
   let at = bytes.writeUInt32BE(contextId, CHUNK_HEADER_BYTES);
   for (const descriptor of descriptors) {
     at = bytes.writeUInt32BE(descriptor.lengthBytes, at);
@@ -147,23 +167,23 @@ export function decodeBlockStatus(payload: Buffer): { contextId: number; descrip
 
 /** A whole ERROR chunk. */
 export function encodeErrorChunk(
-  cookie: Cookie,
+  target: ReplyTarget,
   flags: number,
   errorNumber: number,
   message: string,
 ): Buffer {
-  return encodeError(cookie, flags, ChunkType.Error, errorNumber, message, 0);
+  return encodeError(target, flags, ChunkType.Error, errorNumber, message, 0);
 }
 
 /** A whole ERROR_OFFSET chunk. */
 export function encodeErrorOffsetChunk(
-  cookie: Cookie,
+  target: ReplyTarget,
   flags: number,
   errorNumber: number,
   message: string,
   offset: number,
 ): Buffer {
-  const bytes = encodeError(cookie, flags, ChunkType.ErrorOffset, errorNumber, message, 8);
+  const bytes = encodeError(target, flags, ChunkType.ErrorOffset, errorNumber, message, 8);
   writeUint64(bytes, bytes.length - 8, offset);
   return bytes;
 }
@@ -194,8 +214,27 @@ export function decodeErrorChunk(type: number, payload: Buffer): ErrorChunk {
   };
 }
 
+function encodeExtendedStatus(
+  target: ReplyTarget,
+  flags: number,
+  contextId: number,
+  descriptors: readonly BlockDescriptor[],
+): Buffer {
+  const payloadBytes = EXTENDED_STATUS_PREFIX_BYTES + EXTENDED_DESCRIPTOR_BYTES * descriptors.length;
+  const bytes = Buffer.allocUnsafe(EXTENDED_CHUNK_HEADER_BYTES + payloadBytes);
+  writeChunkHeader(bytes, 0, target, flags, ChunkType.BlockStatusExt, payloadBytes);
+  let at = bytes.writeUInt32BE(contextId, EXTENDED_CHUNK_HEADER_BYTES);
+  at = bytes.writeUInt32BE(descriptors.length, at);
+  for (const descriptor of descriptors) {
+    writeUint64(bytes, at, descriptor.lengthBytes);
+    writeUint64(bytes, at + 8, descriptor.status);
+    at += EXTENDED_DESCRIPTOR_BYTES;
+  }
+  return bytes;
+}
+
 function encodeError(
-  cookie: Cookie,
+  target: ReplyTarget,
   flags: number,
   type: number,
   errorNumber: number,
@@ -204,11 +243,12 @@ function encodeError(
 ): Buffer {
   const text = encodeMessage(message);
   const payloadBytes = ERROR_PREFIX_BYTES + text.length + tailBytes;
-  const bytes = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + payloadBytes);
-  writeChunkHeader(bytes, 0, cookie, flags, type, payloadBytes);
-  bytes.writeUInt32BE(errorNumber, CHUNK_HEADER_BYTES);
-  bytes.writeUInt16BE(text.length, CHUNK_HEADER_BYTES + 4);
-  text.copy(bytes, CHUNK_HEADER_BYTES + ERROR_PREFIX_BYTES);
+  const headerBytes = chunkHeaderBytes(target);
+  const bytes = Buffer.allocUnsafe(headerBytes + payloadBytes);
+  writeChunkHeader(bytes, 0, target, flags, type, payloadBytes);
+  bytes.writeUInt32BE(errorNumber, headerBytes);
+  bytes.writeUInt16BE(text.length, headerBytes + 4);
+  text.copy(bytes, headerBytes + ERROR_PREFIX_BYTES);
   return bytes;
 }
 
