@@ -9,6 +9,7 @@ import { type ReplicationGroup, replicationCommands } from "../qmp/commands/repl
 import { yankCommands } from "../qmp/commands/yank.js";
 import { Primary, type PrimaryOptions } from "../replication/primary.js";
 import { replicaOf } from "../replication/replica-uri.js";
+import { dirtyContext } from "./dirty-context.js";
 import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob } from "./primary-status.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
 
@@ -79,8 +80,9 @@ export function linkEvents(emit: NodeParts["emit"], speed: () => number): Primar
 
 function guestExports(primary: Primary): ExportTable {
   const exports = new ExportTable();
-  for (const { name, guestExport } of primary.disks) {
-    exports.add({ name, description: `disk ${name}`, readOnly: false, device: guestExport });
+  for (const { name, guestExport, dirty } of primary.disks) {
+    const contexts = [dirtyContext(dirty)];
+    exports.add({ name, description: `disk ${name}`, readOnly: false, device: guestExport, contexts });
   }
   return exports;
 }

@@ -18,8 +18,8 @@ describe("tools of others on a pair", () => {
 
   it("nbdinfo describes the guest's disk and the view alike", async () => {
     const pair = await start();
-    for (const [uri, description] of [
-      [pair.primaryUri(), "disk disk0"],
+    for (const [uri, description, ...more] of [
+      [pair.primaryUri(), "disk disk0", "qemu:dirty-bitmap:replica"],
       [pair.viewUri(), "view of disk disk0"],
     ] as const) {
       const { exports } = JSON.parse(await succeed("nbdinfo", ["--json", uri])) as { exports: object[] };
@@ -29,7 +29,7 @@ describe("tools of others on a pair", () => {
         description,
         "export-size": SIZE_BYTES,
         is_read_only: false,
-        contexts: ["base:allocation"],
+        contexts: ["base:allocation", ...more],
         can_flush: true,
         can_fua: true,
         can_trim: true,
