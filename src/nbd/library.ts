@@ -1,0 +1,28 @@
+/**
+ * `nbd-replication/nbd`: the NBD server and client for other programs; docs/nbd.md shows their use.
+ *
+ * The one file that only passes on what others define: a package needs a single door, and what isn't named here
+ * may change at any time. Nothing inside this project imports it.
+ */
+export { checked } from "../block/checked.js";
+export { Flag } from "../block/device.js";
+export type { BlockDevice, BlockSize, Capability, DeviceInfo, Extent, Flags } from "../block/device.js";
+export {
+  ConfigError,
+  DeviceError,
+  LinkError,
+  NegotiationError,
+  ProtocolError,
+  ReplError,
+} from "../errors.js";
+export type { Errno } from "../errors.js";
+export type { Address } from "../net/address.js";
+export { connectNbd, listExports } from "./client/connect.js";
+export type { NbdClientOptions } from "./client/connect.js";
+export type { NbdDevice } from "./client/device.js";
+export { ExportTable } from "./server/exports.js";
+export type { ConnectionObserver, ConnectionSummary, MetadataContext, NbdExport } from "./server/exports.js";
+export { NbdServer } from "./server/server.js";
+export type { NbdServerOptions } from "./server/server.js";
+export { formatNbdUri, parseNbdUri } from "./uri.js";
+export type { NbdUri, TlsParameters } from "./uri.js";
