@@ -1,5 +1,5 @@
 /** Whether a primary that introduces itself may write to a secondary: by their data's histories (docs/adr/0001). */
-import { StateError } from "../errors.js";
+import { asError, StateError } from "../errors.js";
 import { formatSize } from "../config/units.js";
 import { type Lineage, relationOf } from "./generation.js";
 
@@ -15,6 +15,51 @@ export interface Introduction extends Lineage {
   readonly dirty: number;
 }
 
+/** What a secondary is to a primary that introduces itself. */
+export interface AskedSecondary extends Lineage {
+  /** Who is connected to its replication exports, or null. */
+  readonly writer: string | null;
+  /** Whether what only it has may be given up. */
+  readonly discard: boolean;
+  /** What it changed by itself and knows of; null: it knows of nothing. */
+  readonly changedBytes: number | null;
+}
+
+/** Who introduced itself to a secondary. */
+export class Introductions {
+  #last: Introduction | null = null;
+  #conflict: string | null = null;
+
+  /** The primary that was admitted last. */
+  get last(): Introduction | null {
+    return this.#last;
+  }
+
+  /** Why the last one was refused for its data's history, or null. */
+  get conflict(): string | null {
+    return this.#conflict;
+  }
+
+  /** @throws StateError if another primary is connected, or the histories forbid it */
+  admit(introduction: Introduction, secondary: AskedSecondary): void {
+    const { writer, discard, changedBytes } = secondary;
+    if (writer !== null && introduction.primary !== this.#last?.primary) {
+      throw new StateError(
+        "other-writer",
+        `another primary replicates to this node, from ${writer}: stop that first`,
+      );
+    }
+    try {
+      if (!discard) refuseOtherHistory(secondary, introduction, changedBytes);
+    } catch (error) {
+      this.#conflict = asError(error).message;
+      throw error;
+    }
+    this.#conflict = null;
+    this.#last = introduction;
+  }
+}
+
 const REMEDY =
   "to give up what only the secondary has, start it once with --discard-local-changes, which saves it first";
 
@@ -22,11 +67,7 @@ const REMEDY =
  * @param changedBytes what the secondary changed by itself and knows of; null: it knows of nothing
  * @throws StateError if writing would overwrite what only the secondary has
  */
-export function refuseOtherHistory(
-  secondary: Lineage,
-  primary: Introduction,
-  changedBytes: number | null,
-): void {
+function refuseOtherHistory(secondary: Lineage, primary: Introduction, changedBytes: number | null): void {
   const relation = relationOf(secondary, primary);
   const generations = `the secondary's data is of generation ${short(secondary)}, the primary's of ${short(primary)}`;
   switch (relation) {

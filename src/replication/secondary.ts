@@ -9,7 +9,7 @@
  * - From failover on, no replication write reaches a disk: the export is closed before the view becomes the disk.
  */
 import type { Logger } from "pino";
-import { asError, describeError, MetadataError, StateError } from "../errors.js";
+import { describeError, MetadataError, StateError } from "../errors.js";
 import { checkDisks, newSecondaryMetadata, readMetadata, type SecondaryMetadata } from "../meta/metadata.js";
 import type { UndoErrorPolicy } from "../config/schema.js";
 import type { StateDirectory } from "../meta/state-directory.js";
@@ -17,18 +17,18 @@ import { DiskGroup } from "./disk-group.js";
 import { type Epoch, EpochStore } from "./epoch.js";
 import { EpochChanger } from "./epoch-changer.js";
 import type { SwallowedError } from "../status.js";
-import { ErrorRecord } from "./error-record.js";
+import { IoTrouble } from "./io-trouble.js";
 import { findForeignDisk, identifyDisks } from "../meta/disk-identity.js";
 import type { Commit } from "./commit.js";
 import { Failover, type FailoverOption, failoverOptions } from "./failover.js";
-import { type Introduction, refuseOtherHistory } from "./introduction.js";
-import { type ChangedRanges, LocalChanges } from "./local-changes.js";
+import { type Introduction, Introductions } from "./introduction.js";
+import type { ChangedRanges } from "./local-changes.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
+import { OwnData } from "./own-data.js";
 import type { Primary } from "./primary.js";
 import { guestExportsOf, type PrimarySettings, promote } from "./promotion.js";
 import type { NamedDisk, SecondaryDisk } from "./secondary-disk.js";
 import { asSecondary } from "./roles.js";
-import { salvageName } from "./salvage.js";
 import { Serial } from "./serial.js";
 import {
   type Effect,
@@ -97,33 +97,32 @@ export class Secondary {
   readonly #store: EpochStore;
   readonly #metadata: MetadataKeeper<SecondaryMetadata>;
   readonly #tracker: WriterTracker;
-  readonly #errors = new ErrorRecord();
+  readonly #trouble: IoTrouble;
   readonly #serial = new Serial();
   #state: State = initialState("secondary");
   readonly #epochs: EpochChanger;
   readonly #failover: Failover;
   #promoted: Primary | null = null;
-  #conflict: string | null = null;
-  /** What this node changed by itself, until a new primary has resynced it. */
-  #changes: LocalChanges | null = null;
+  readonly #own: OwnData;
   #isFenced = false;
   readonly #tenures: Tenures;
-  /** What the primary that introduced itself last told. */
-  #introduced: Introduction | null = null;
+  readonly #introductions = new Introductions();
 
   private constructor(options: SecondaryOptions, metadata: SecondaryMetadata) {
     this.#options = options;
     this.#log = options.log;
     this.#metadata = new MetadataKeeper(options.directory, metadata);
     this.#group = new DiskGroup(options.disks, {
-      imageLost: (error) => this.#imageLost(error),
+      imageLost: (error) => this.#trouble.imageLost(error),
       ioError: (disk, failure) => {
-        this.#ioError(disk, failure);
+        this.#trouble.failed(disk, failure);
       },
     });
     this.#tenures = new Tenures(this.#metadata, (error) => {
       this.#metadataFailed(error);
     });
+    const { directory, disks, log } = options;
+    this.#own = new OwnData({ directory, disks, metadata: this.#metadata, log });
     this.#store = new EpochStore({
       directory: options.directory,
       disks: this.#group.devices,
@@ -133,14 +132,24 @@ export class Secondary {
     this.#tracker = new WriterTracker(metadata.gap, () => {
       this.#saveSoon({ gap: this.#tracker.gap });
     });
+    this.#trouble = new IoTrouble({
+      policy: options.onUndoError,
+      overlays: () => this.overlays,
+      isSalvage: (epoch) => epoch === this.metadata.salvage,
+      tracker: this.#tracker,
+      onError: () => {
+        this.#become(step(this.#state, { type: "io-error" })[0]);
+      },
+      log,
+    });
     this.#epochs = new EpochChanger(this.#group, this.#store, this.#metadata, {
       durable: (epoch) => {
         this.#log.debug({ epoch }, "checkpoint");
-        this.#forgetChanges();
+        this.#own.forgetIfGivenUp();
         options.events.checkpointDurable(epoch);
       },
       durabilityLost: (error) => {
-        this.#ioError("", { operation: "flush", offset: 0, lengthBytes: 0, error });
+        this.#trouble.failed("", { operation: "flush", offset: 0, lengthBytes: 0, error });
       },
     });
     this.#failover = new Failover({
@@ -170,7 +179,7 @@ export class Secondary {
     if (known === null) await secondary.#refuseLeftovers();
     else {
       secondary.#refuseForeignDisk(findForeignDisk(known.disks, identities, disks));
-      await secondary.#return(found !== secondary.metadata);
+      if (!isPromoted(secondary.metadata.stage)) await secondary.#own.open(found !== secondary.metadata);
     }
     await secondary.#recover();
     return secondary;
@@ -203,7 +212,7 @@ export class Secondary {
   }
 
   get error(): SwallowedError | null {
-    return this.#errors.get();
+    return this.#trouble.error;
   }
 
   /** The commit of a failover, while there is one. */
@@ -227,13 +236,12 @@ export class Secondary {
 
   /** Why the last primary that introduced itself was refused for its data's history, or null. */
   get conflict(): string | null {
-    return this.#conflict;
+    return this.#introductions.conflict;
   }
 
   /** Where what this node gave up last is saved, or null. */
   get salvage(): string | null {
-    const { salvage } = this.metadata;
-    return salvage === null ? null : `${this.#options.directory.path}/${salvageName(salvage)}`;
+    return this.#own.salvage;
   }
 
   /** Why the replication exports take nobody, or null. */
@@ -353,17 +361,16 @@ export class Secondary {
   introduce(introduction: Introduction): Promise<Introduced> {
     return this.#serial.run(async () => {
       this.#refuseIntroduction(introduction);
-      this.#introduced = introduction;
       await this.#options.events.disconnectWriters();
       await this.#group.drain();
       this.#group.forgetFailures();
       if (this.stage === "none" && this.metadata.generation !== null) {
         await this.#apply({ type: "start", mode: "secondary" });
       }
-      await this.#keepSalvage();
+      if (this.overlays !== null) await this.#own.keep(this.overlays.number);
       this.#tracker.introduce(introduction.session);
       const { isKnown, tenure } = await this.#tenures.renew(introduction.tenure);
-      return { isKnown, tenure, changed: this.#changes?.ranges() ?? {} };
+      return { isKnown, tenure, changed: this.#own.changed() };
     });
   }
 
@@ -387,7 +394,7 @@ export class Secondary {
         disks: await identifyDisks(this.#options.disks, true),
       });
       await this.overlays?.close();
-      await this.#changes?.close();
+      await this.#own.close();
     });
   }
 
@@ -422,7 +429,7 @@ export class Secondary {
   #takeOverRefusal(primary: string, epoch: number): string | null {
     const refusal = this.checkpointRefusal();
     if (refusal !== null) return refusal;
-    if (this.#introduced?.primary !== primary) return "another primary introduced itself last";
+    if (this.#introductions.last?.primary !== primary) return "another primary introduced itself last";
     if (this.epoch !== epoch) return `this node is in epoch ${this.epoch}, not ${epoch}`;
     const isSame = this.overlays?.overlays.every(({ hidden }) => hidden.mappedBytes === 0) === true;
     return isSame ? null : "something was received since the checkpoint";
@@ -431,29 +438,23 @@ export class Secondary {
   #refuseIntroduction(introduction: Introduction): void {
     const refusal = this.exportRefusal();
     if (refusal !== null) throw new StateError("promoted", refusal);
-    const [writer] = this.#options.events.writers();
-    if (writer !== undefined && introduction.primary !== this.#introduced?.primary) {
-      throw new StateError(
-        "other-writer",
-        `another primary replicates to this node, from ${writer}: stop that first`,
-      );
-    }
-    if (!this.metadata.discard) {
-      this.#conflict = null;
-      try {
-        refuseOtherHistory(this.metadata, introduction, this.#changes?.bytes ?? null);
-      } catch (error) {
-        this.#conflict = asError(error).message;
-        this.#log.error({ reason: this.#conflict }, "primary refused");
-        throw error;
-      }
+    const [writer = null] = this.#options.events.writers();
+    try {
+      this.#introductions.admit(introduction, {
+        ...this.metadata,
+        writer,
+        changedBytes: this.#own.changedBytes,
+      });
+    } catch (error) {
+      this.#log.error({ reason: describeError(error) }, "primary refused");
+      throw error;
     }
   }
 
   /** What becomes of this node's data when a primary of ours says that nothing is missing: its line is the primary's. */
   #adopted(): Partial<SecondaryMetadata> {
-    if (this.#introduced === null) return {};
-    const { generation, ancestors } = this.#introduced;
+    if (this.#introductions.last === null) return {};
+    const { generation, ancestors } = this.#introductions.last;
     return { generation, ancestors: [...ancestors], discard: false, returning: false };
   }
 
@@ -466,7 +467,7 @@ export class Secondary {
   async #dropOverlays(): Promise<void> {
     await this.#epochs.end();
     this.#tracker.end();
-    this.#errors.clear();
+    this.#trouble.clear();
   }
 
   async #fence(target: FailoverTarget | null): Promise<void> {
@@ -496,8 +497,7 @@ export class Secondary {
     const { directory, asPrimary, log } = this.#options;
     const { disks } = this;
     // From here on they are the dirty maps of the primary that this node becomes.
-    await this.#changes?.close();
-    this.#changes = null;
+    await this.#own.close();
     this.#promoted ??= await promote(
       disks,
       this.#metadata,
@@ -509,38 +509,12 @@ export class Secondary {
   }
 
   #failoverEnded(failure: Error | null): void {
-    if (failure === null) this.#errors.clear();
+    if (failure === null) this.#trouble.clear();
     else this.#log.error({ error: failure.message }, "failover failed");
     if (this.stage === "failover") {
       this.#become(step(this.#state, { type: failure === null ? "commit-succeeded" : "commit-failed" })[0]);
     }
     this.#options.events.commitEnded(failure);
-  }
-
-  /** Promise 5's policy: resolves to go on without the checkpoint, rejects to refuse the write. */
-  async #imageLost(error: Error): Promise<void> {
-    const { overlays } = this;
-    // What a node gives up is in the before-images alone.
-    const isSalvage = overlays?.number === this.metadata.salvage;
-    if (this.#options.onUndoError === "break-replication" || overlays === null || isSalvage) throw error;
-    if (overlays.isBroken) return;
-    await overlays.breakCheckpoint();
-    this.#log.error({ epoch: overlays.number }, "checkpoint lost: no rollback until the next checkpoint");
-    this.#ioError("", { operation: "copy-before-write", offset: 0, lengthBytes: 0, error });
-  }
-
-  #ioError(
-    disk: string,
-    failure: { operation: string; offset: number; lengthBytes: number; error: Error },
-  ): void {
-    if (this.#errors.add(disk, failure)) {
-      this.#log.error({ disk, ...failure, error: failure.error.message }, "I/O error on the secondary");
-    }
-    // Without before-images the replica is whole: the next checkpoint mends it.
-    if (failure.operation !== "copy-before-write") {
-      this.#tracker.writeFailed(`${failure.operation} failed on the secondary: ${failure.error.message}`);
-    }
-    this.#become(step(this.#state, { type: "io-error" })[0]);
   }
 
   /** Takes a primary's word that nothing is missing. */
@@ -556,7 +530,7 @@ export class Secondary {
   }
 
   #mended(): void {
-    this.#errors.clear();
+    this.#trouble.clear();
     this.#become(step(this.#state, { type: "errors-mended" })[0]);
   }
 
@@ -568,47 +542,6 @@ export class Secondary {
 
   #metadataFailed(error: unknown): void {
     this.#log.error({ error: describeError(error) }, "metadata could not be written");
-  }
-
-  /** @param hasChangedRole whether the state directory was a primary's until now */
-  async #return(hasChangedRole: boolean): Promise<void> {
-    const { directory, disks } = this.#options;
-    if (isPromoted(this.metadata.stage)) return;
-    if (!this.metadata.returning) return LocalChanges.forget(directory, disks);
-    this.#changes = await LocalChanges.open(directory, disks);
-    // A map that is not there tells nothing.
-    if (this.#changes.tenure === null) await this.#metadata.save({ tenure: null, offeredTenure: null });
-    // Once: what is written to this node later by somebody else voids it.
-    if (hasChangedRole) await this.#metadata.save({ tenure: this.#changes.tenure });
-    this.#log.info(
-      { bytes: this.#changes.bytes },
-      "this node was a primary: what it changed by itself is known",
-    );
-  }
-
-  /** What is about to be overwritten is this node's own: it can be had from the before-images of this epoch. */
-  async #keepSalvage(): Promise<void> {
-    const { discard, salvage } = this.metadata;
-    const { overlays } = this;
-    const hasOwn = discard || (this.#changes?.bytes ?? 0) > 0;
-    if (!hasOwn || overlays === null || salvage === overlays.number) return;
-    await this.#metadata.save({ salvage: overlays.number });
-    const path = `${this.#options.directory.path}/${salvageName(overlays.number)}`;
-    this.#log.warn({ path }, "local changes are given up, and saved when the resync is done");
-  }
-
-  /** The new primary has resynced this node: its own changes are no more. */
-  #forgetChanges(): void {
-    const changes = this.#changes;
-    if (changes === null || this.metadata.returning) return;
-    this.#changes = null;
-    const { directory, disks } = this.#options;
-    changes
-      .close()
-      .then(() => LocalChanges.forget(directory, disks))
-      .catch((error: unknown) => {
-        this.#log.warn({ error: describeError(error) }, "old dirty maps could not be removed");
-      });
   }
 
   /** Before-images and what a primary knows of this node belong to the disks as they were. */

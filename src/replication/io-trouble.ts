@@ -1,0 +1,72 @@
+/**
+ * What a secondary makes of failing disks and of before-images that can't be kept (design, promise 5): policy, record, log.
+ *
+ * Invariant: a write that may be missing is told to the writer tracker before anything else can rely on the disks.
+ */
+import type { Logger } from "pino";
+import type { UndoErrorPolicy } from "../config/schema.js";
+import type { SwallowedError } from "../status.js";
+import type { Epoch } from "./epoch.js";
+import { ErrorRecord } from "./error-record.js";
+import type { WriterTracker } from "./writer-tracker.js";
+
+export interface IoTroubleParts {
+  readonly policy: UndoErrorPolicy;
+  /** The overlays in use, if there are any. */
+  readonly overlays: () => Epoch | null;
+  /** Whether the before-images of this epoch are all that is left of what the node gives up. */
+  readonly isSalvage: (epoch: number) => boolean;
+  readonly tracker: WriterTracker;
+  /** An error was swallowed. */
+  readonly onError: () => void;
+  readonly log: Logger;
+}
+
+interface Failure {
+  readonly operation: string;
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly error: Error;
+}
+
+export class IoTrouble {
+  readonly #parts: IoTroubleParts;
+  readonly #record = new ErrorRecord();
+
+  constructor(parts: IoTroubleParts) {
+    this.#parts = parts;
+  }
+
+  get error(): SwallowedError | null {
+    return this.#record.get();
+  }
+
+  /** Resolves to go on without the checkpoint, rejects to refuse the write. */
+  async imageLost(error: Error): Promise<void> {
+    const { policy, isSalvage, log } = this.#parts;
+    const overlays = this.#parts.overlays();
+    if (policy === "break-replication" || overlays === null || isSalvage(overlays.number)) throw error;
+    if (overlays.isBroken) return;
+    await overlays.breakCheckpoint();
+    log.error({ epoch: overlays.number }, "checkpoint lost: no rollback until the next checkpoint");
+    this.failed("", { operation: "copy-before-write", offset: 0, lengthBytes: 0, error });
+  }
+
+  failed(disk: string, failure: Failure): void {
+    const { tracker, onError, log } = this.#parts;
+    const { operation, error } = failure;
+    if (this.#record.add(disk, failure)) {
+      log.error({ disk, ...failure, error: error.message }, "I/O error on the secondary");
+    }
+    // Without before-images the replica is whole: the next checkpoint mends it.
+    if (operation !== "copy-before-write") {
+      tracker.writeFailed(`${operation} failed on the secondary: ${error.message}`);
+    }
+    onError();
+  }
+
+  /** All is well again, or was dropped. */
+  clear(): void {
+    this.#record.clear();
+  }
+}
