@@ -19,13 +19,15 @@ describe("address that is taken", () => {
     return server;
   };
 
+  // Once: a disk that changes between two starts is another one to the node.
+  beforeEach(() => writeFile(workspace.path("disk.img"), Buffer.alloc(4096, 0x11)));
+
   const expectTaken = async (
     role: "primary" | "secondary",
     address: string,
     message: string,
     ...options: string[]
   ): Promise<void> => {
-    await writeFile(workspace.path("disk.img"), Buffer.alloc(4096, 0x11));
     const before = await snapshot(workspace.directory);
     const outcome = await runNode(role, [
       ...["--disk", `disk0=${workspace.path("disk.img")}`, ...options],
