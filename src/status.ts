@@ -8,6 +8,14 @@ export type NodeRole = "primary" | "secondary";
 /** QEMU's replication stages (include/block/replication.h). */
 export type NodeStage = "none" | "running" | "failover" | "failover-failed" | "done";
 
+/** As QEMU names them: `unsafe` never waits for stable storage. */
+export const CACHE_MODES = ["writeback", "unsafe"] as const;
+export type CacheMode = (typeof CACHE_MODES)[number];
+
+/** What to do when the replica is slower than the guest; QEMU has none, DRBD: on-congestion. */
+export const CONGESTION_POLICIES = ["block", "detach"] as const;
+export type CongestionPolicy = (typeof CONGESTION_POLICIES)[number];
+
 export type AckMode = "async" | "memsync" | "sync";
 
 export type LinkState =
@@ -27,6 +35,7 @@ export interface NodeStatus {
   readonly lastCheckpoint: { readonly epoch: number; readonly at: string } | null;
   readonly uptimeSeconds: number;
   readonly stateDirectory: string;
+  readonly cache: CacheMode;
   readonly disks: readonly DiskStatus[];
   readonly listeners: readonly ListenerStatus[];
   readonly jobs: readonly JobStatus[];

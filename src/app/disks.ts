@@ -4,11 +4,13 @@ import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import { openFileDevice } from "../block/file/file-device.js";
+import { unsafeCache } from "../block/filters/unsafe-cache.js";
 import { ConfigError } from "../errors.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import type { FileIdentity } from "../meta/disk-identity.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import type { DiskConfig } from "../config/fields.js";
+import type { CacheMode } from "../status.js";
 import type { NamedDisk } from "../replication/secondary-disk.js";
 import type { Lifecycle } from "./lifecycle.js";
 
@@ -18,10 +20,12 @@ export async function openDisks(
   createSizeBytes: number | null,
   log: Logger,
   lifecycle: Lifecycle,
+  cache: CacheMode,
 ): Promise<NamedDisk[]> {
   const opened: NamedDisk[] = [];
   for (const { name, path } of disks) {
-    const device = checked(await openDisk(path, createSizeBytes, log));
+    const disk = await openDisk(path, createSizeBytes, log);
+    const device = checked(cache === "unsafe" ? unsafeCache(disk) : disk);
     lifecycle.add(() => device.close());
     opened.push({ name, path, device, identify: () => identifyFile(path) });
   }

@@ -26,6 +26,7 @@ export function primaryStatus(
     lastCheckpoint: primary.lastCheckpoint,
     uptimeSeconds: (Date.now() - parts.startedMs) / 1000,
     stateDirectory: parts.directory.path,
+    cache: parts.cache,
     disks: primary.disks.map((_disk, index) => diskStatus(primary, index)),
     listeners: [
       ...listenerStatus("guest", guests.addresses, guests.connections().length),

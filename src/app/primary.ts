@@ -27,6 +27,7 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
     directory,
     disks,
     ackMode: config.ackMode,
+    onCongestion: config.onCongestion,
     replicaTimeoutMs: config.replicaTimeoutMs,
     resyncBytesPerSecond: config.resyncRateBytesPerSecond,
     checkpointIntervalMs: config.checkpointIntervalMs,

@@ -5,13 +5,14 @@ import { Deferred } from "../deferred.js";
 import { describeError } from "../errors.js";
 import { createLogger } from "../log.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
+import { unsafeDirectory } from "../meta/unsafe-directory.js";
 import { type Address, formatAddress } from "../net/address.js";
 import { lockStateDirectory } from "../os/lock.js";
 import type { QmpCommand } from "../qmp/command.js";
 import { nodeCommands } from "../qmp/commands/node.js";
 import { QmpServer } from "../qmp/server.js";
 import type { NamedDisk } from "../replication/secondary-disk.js";
-import type { ListenerStatus, NodeStatus } from "../status.js";
+import type { CacheMode, ListenerStatus, NodeStatus } from "../status.js";
 import { readVersion } from "../version.js";
 import { openDisks } from "./disks.js";
 import { Lifecycle } from "./lifecycle.js";
@@ -22,6 +23,7 @@ export interface NodeParts {
   readonly disks: readonly NamedDisk[];
   readonly log: Logger;
   readonly lifecycle: Lifecycle;
+  readonly cache: CacheMode;
   readonly version: string;
   readonly startedMs: number;
   /** Sends an event to every QMP client. */
@@ -85,18 +87,23 @@ async function startNode(
 ): Promise<RunningNode> {
   const startedMs = Date.now();
   const version = readVersion();
-  const directory = await openStateDirectory(config.stateDir);
+  const { cache } = config;
+  if (cache === "unsafe")
+    log.warn("cache unsafe: a power loss of this host can cost the disks and the checkpoint");
+  const safeDirectory = await openStateDirectory(config.stateDir);
+  const directory = cache === "unsafe" ? unsafeDirectory(safeDirectory) : safeDirectory;
   const lock = await lockStateDirectory(config.stateDir);
   lifecycle.add(() => lock.release());
   // The QMP server is closed last of all that serves, so that its clients see the node's end.
   let qmp: QmpServer | null = null;
   lifecycle.add(async () => qmp?.close());
-  const disks = await openDisks(config.disks, config.createSizeBytes, log, lifecycle);
+  const disks = await openDisks(config.disks, config.createSizeBytes, log, lifecycle, cache);
   const node = await build({
     directory,
     disks,
     log,
     lifecycle,
+    cache,
     version,
     startedMs,
     emit: (event, data) => {

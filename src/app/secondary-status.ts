@@ -30,6 +30,7 @@ export function secondaryStatus(
     lastCheckpoint: promoted === null ? lastCheckpoint(metadata) : promoted.lastCheckpoint,
     uptimeSeconds: (Date.now() - parts.startedMs) / 1000,
     stateDirectory: parts.directory.path,
+    cache: parts.cache,
     disks: secondary.disks.map((_disk, index) => diskStatus(secondary, index)),
     listeners: [
       ...listenerStatus("replication", writers.addresses, writers.peers.length),

@@ -24,6 +24,8 @@ export interface MirrorOptions {
   readonly dirty: DirtyMap;
   /** Memory for changes acknowledged in ack mode `async` that the replica has not acknowledged yet. */
   readonly memory: MemoryBudget;
+  /** Ack mode `async`: the memory is used up, and the guest is about to wait for the replica. */
+  readonly onCongested: () => void;
   /** Whether the replica takes changes now. */
   readonly isReachable: () => boolean;
   /** A change is made while there is no replica; it is acknowledged after it. */
@@ -155,7 +157,11 @@ export class Mirror implements BlockDevice {
   /** The guest's buffer is its own again after the acknowledgement, so the replica gets a copy, within the budget. */
   async #writeAsync(offset: number, from: Buffer, flags: Flags, local: Apply): Promise<void> {
     const lengthBytes = from.length;
-    await this.#options.memory.take(lengthBytes);
+    const { memory, onCongested } = this.#options;
+    if (!memory.tryTake(lengthBytes)) {
+      onCongested();
+      await memory.take(lengthBytes);
+    }
     const copy = Buffer.from(from);
     const replica: Apply = (device, deviceFlags) => device.write(offset, copy, deviceFlags);
     await this.#change({ offset, lengthBytes, flags, local, replica, heldBytes: lengthBytes });

@@ -80,6 +80,8 @@ function headline(status: NodeStatus, nowMs: number): string {
 function troublesOf(status: NodeStatus, nowMs: number): string[] {
   const { error, checkpointRefusal, primary, secondary } = status;
   const troubles: string[] = [];
+  if (status.cache === "unsafe")
+    troubles.push("cache unsafe: a power loss of this host can cost the disks and the checkpoint");
   if (status.stage === "failover-failed")
     troubles.push("the failover failed; ask for it again when the cause is mended");
   if (error !== null) {

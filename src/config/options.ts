@@ -80,6 +80,14 @@ const NODE_OPTIONS = [
     defaultText: "memsync",
   },
   {
+    name: "on-congestion",
+    nodes: ["primary"],
+    value: "POLICY",
+    describe:
+      "in ack mode async, if the replica is slower than the guest: block (the guest waits) or detach (go on, resync later)",
+    defaultText: "block",
+  },
+  {
     name: "replica-timeout",
     nodes: ["primary"],
     value: "TIME",
@@ -127,6 +135,13 @@ const NODE_OPTIONS = [
     value: "DIR",
     describe: "STATE: overlays, dirty map, metadata, sockets",
     defaultText: "${XDG_STATE_HOME:-~/.local/state}/nbd-replication/{primary,secondary}",
+  },
+  {
+    name: "cache",
+    nodes: BOTH,
+    value: "MODE",
+    describe: "writeback, or unsafe: never wait for stable storage, so that a power loss can cost everything",
+    defaultText: "writeback",
   },
   {
     name: "log-level",

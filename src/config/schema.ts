@@ -6,7 +6,13 @@ import { LOG_FORMATS, LOG_LEVELS } from "../log.js";
 import type { LogFormat, LogLevel } from "../log.js";
 import { formatAddress, parseAddress, unixAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
-import type { AckMode } from "../status.js";
+import {
+  type AckMode,
+  CACHE_MODES,
+  type CacheMode,
+  CONGESTION_POLICIES,
+  type CongestionPolicy,
+} from "../status.js";
 import {
   addressField,
   choiceField,
@@ -30,6 +36,7 @@ export interface NodeConfig {
   /** Besides defaultQmpAddress(stateDir), which is always served. */
   readonly qmp: readonly Address[];
   readonly stateDir: string;
+  readonly cache: CacheMode;
   readonly logLevel: LogLevel;
   /** null: as createLogger() chooses. */
   readonly logFormat: LogFormat | null;
@@ -45,6 +52,7 @@ export interface PrimaryConfig extends NodeConfig {
   /** 0: on demand only. */
   readonly checkpointIntervalMs: number;
   readonly ackMode: AckMode;
+  readonly onCongestion: CongestionPolicy;
   readonly replicaTimeoutMs: number;
   /** 0: without limit. */
   readonly resyncRateBytesPerSecond: number;
@@ -67,6 +75,7 @@ const DEFAULT_REPLICA_TIMEOUT_MS = 5000;
 /** How a node replicates that was not told otherwise. */
 export const DEFAULT_REPLICATION = {
   ackMode: "memsync",
+  onCongestion: "block",
   replicaTimeoutMs: DEFAULT_REPLICA_TIMEOUT_MS,
   resyncBytesPerSecond: 0,
   checkpointIntervalMs: 0,
@@ -85,6 +94,7 @@ const commonFields = {
   listen: z.array(addressField).optional(),
   qmp: z.array(addressField).default([]),
   "state-dir": directoryField,
+  cache: choiceField(CACHE_MODES).default("writeback"),
   "log-level": choiceField(LOG_LEVELS).default("info"),
   "log-format": choiceField(LOG_FORMATS).optional(),
 };
@@ -95,6 +105,7 @@ const primaryFields = z.strictObject({
   "replica-qmp": addressField.optional(),
   "checkpoint-interval": durationField.default(DEFAULT_REPLICATION.checkpointIntervalMs),
   "ack-mode": choiceField(["async", "memsync", "sync"]).default(DEFAULT_REPLICATION.ackMode),
+  "on-congestion": choiceField(CONGESTION_POLICIES).default(DEFAULT_REPLICATION.onCongestion),
   "replica-timeout": durationField.default(DEFAULT_REPLICATION.replicaTimeoutMs),
   "resync-rate": rateField.default(DEFAULT_REPLICATION.resyncBytesPerSecond),
 });
@@ -130,6 +141,12 @@ export function primaryConfig(values: OptionValues, nameOption: NameOption): Pri
   if (fields["replica-timeout"] < MINIMUM_REPLICA_TIMEOUT_MS) {
     throw conflict(nameOption("replica-timeout"), `must be at least ${MINIMUM_REPLICA_TIMEOUT_MS}ms`);
   }
+  if (fields["on-congestion"] === "detach" && fields["ack-mode"] !== "async") {
+    throw conflict(
+      nameOption("on-congestion"),
+      "detach needs --ack-mode async: in the others a guest waits for the replica anyway",
+    );
+  }
   const common = commonConfig(fields, listen, nameOption);
   return {
     ...common,
@@ -138,6 +155,7 @@ export function primaryConfig(values: OptionValues, nameOption: NameOption): Pri
     replicaQmp,
     checkpointIntervalMs,
     ackMode: fields["ack-mode"],
+    onCongestion: fields["on-congestion"],
     replicaTimeoutMs: fields["replica-timeout"],
     resyncRateBytesPerSecond: fields["resync-rate"],
   };
@@ -172,7 +190,7 @@ export function defaultQmpAddress(stateDir: string): Address {
 function commonConfig(
   fields: Pick<
     z.output<typeof primaryFields>,
-    "disk" | "size" | "qmp" | "state-dir" | "log-level" | "log-format"
+    "disk" | "size" | "qmp" | "state-dir" | "cache" | "log-level" | "log-format"
   >,
   otherAddresses: readonly Address[],
   nameOption: NameOption,
@@ -197,6 +215,7 @@ function commonConfig(
     createSizeBytes: fields.size ?? null,
     qmp: fields.qmp,
     stateDir: fields["state-dir"],
+    cache: fields.cache,
     logLevel: fields["log-level"],
     logFormat: fields["log-format"] ?? null,
   };

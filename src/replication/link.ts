@@ -37,6 +37,8 @@ const FIRST_BACKOFF_MS = 100;
 const LONGEST_BACKOFF_MS = 5000;
 /** How often a link that holds is looked at for blocks that the replica lacks all the same. */
 const RECHECK_MS = 1000;
+/** Why the link was given up: code of a LinkError. */
+export const CONGESTED = "congested";
 /** Refusals by a secondary that a new handshake mends: it takes the session for lost, or somebody else began an epoch. */
 const OUT_OF_STEP: ReadonlySet<string> = new Set(["session-lost", "old-epoch"]);
 
@@ -189,6 +191,8 @@ export class Link {
         await this.#serve(connections);
       } catch (error) {
         this.#lose(asError(error));
+        // To come back at once would be to be congested at once.
+        if (error instanceof LinkError && error.code === CONGESTED) backoffMs = LONGEST_BACKOFF_MS;
       }
       connections = null;
       await this.#pause(backoffMs);

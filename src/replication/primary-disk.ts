@@ -17,6 +17,8 @@ export interface PrimaryDiskOptions {
   readonly memory: MemoryBudget;
   /** A change did not reach the replica, or may not have; the dirty map has it already. The guest waits for it. */
   readonly onForwardFailure: (disk: PrimaryDisk, failure: ForwardFailure) => Promise<void>;
+  /** As MirrorOptions.onCongested. */
+  readonly onCongested: () => void;
   /** A change is made that no replica is told of. The guest waits for it. */
   readonly onAlone: () => Promise<void>;
 }
@@ -47,6 +49,7 @@ export class PrimaryDisk {
       dirty: this.dirty,
       memory: options.memory,
       isReachable: () => this.#filter.isReachable,
+      onCongested: options.onCongested,
       onAlone: options.onAlone,
     });
     this.guestExport = checked(gated(this.mirror, options.gate, "writes"));

@@ -27,10 +27,10 @@ import type { StateDirectory } from "../meta/state-directory.js";
 import { findForeignDisk, identifyDisks } from "../meta/disk-identity.js";
 import type { Address } from "../net/address.js";
 import { Checkpointer } from "./checkpointer.js";
-import type { LinkState, SwallowedError } from "../status.js";
+import type { CongestionPolicy, LinkState, SwallowedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
 import { branch } from "./generation.js";
-import { Link, type LinkEvents } from "./link.js";
+import { CONGESTED, Link, type LinkEvents } from "./link.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
 import { PrimaryDisk } from "./primary-disk.js";
 import { RateLimit } from "./rate-limit.js";
@@ -56,6 +56,8 @@ export interface PrimaryOptions {
   readonly directory: StateDirectory;
   readonly disks: readonly NamedDisk[];
   readonly ackMode: AckMode;
+  /** Ack mode async: whether the guest waits for a replica that is slower, or goes on without it for a while. */
+  readonly onCongestion: CongestionPolicy;
   readonly replicaTimeoutMs: number;
   /** 0: no limit. */
   readonly resyncBytesPerSecond: number;
@@ -121,6 +123,9 @@ export class Primary {
         onForwardFailure: (failed, failure) => {
           this.#forwardFailed(failed, failure);
           return this.#goAlone();
+        },
+        onCongested: () => {
+          this.#congested();
         },
         onAlone: () => this.#goAlone(),
       });
@@ -519,6 +524,14 @@ export class Primary {
     this.#metadata.saveSoon({ epoch }, (error) => {
       this.#log.error({ error: describeError(error) }, "metadata could not be written");
     });
+  }
+
+  /** The guest is about to wait for the replica, which it needs not do where it may go on alone. */
+  #congested(): void {
+    if (this.#options.onCongestion === "block") return;
+    this.#link?.giveUp(
+      new LinkError(CONGESTED, "the replica is slower than the guest: detached for a while"),
+    );
   }
 
   /**

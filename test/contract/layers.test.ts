@@ -11,6 +11,7 @@ import { attachLoopDevice, canMakeLoopDevices, detachLoopDevice } from "../tools
 import type { MemoryDeviceOptions } from "../tools/memory-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import { Random, SEED } from "../tools/seed.js";
+import { unsafeCache } from "../../src/block/filters/unsafe-cache.js";
 import type { ContractSubject } from "./device-contract.js";
 import { describeBlockDevice } from "./device-contract.js";
 
@@ -77,6 +78,10 @@ const NOTHING = { trim: "none", zero: "none", fua: "none", extents: "none" } as 
 const CHECKED = { checked: true };
 
 describeBlockDevice("memory", () => Promise.resolve(inMemory(ODD_SIZE_BYTES)));
+describeBlockDevice("an unsafe cache", () => {
+  const device = checked(unsafeCache(new MemoryDevice(ODD_SIZE_BYTES)));
+  return Promise.resolve({ device, close: () => device.close() });
+});
 describeBlockDevice("memory with blocks of 512", () =>
   Promise.resolve(inMemory(ODD_SIZE_BYTES, { minimumBytes: 512 })),
 );

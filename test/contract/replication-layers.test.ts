@@ -125,6 +125,7 @@ async function mirror(ackMode: AckMode, options: MemoryDeviceOptions = {}): Prom
     memory: new MemoryBudget(128 * 1024),
     isReachable: () => true,
     onAlone: () => Promise.resolve(),
+    onCongested: () => undefined,
   });
   const filter = new PrimaryFilter(device.info, ({ error }) => {
     throw error;

@@ -23,6 +23,7 @@ import { nodeCommands } from "../../src/qmp/commands/node.js";
 import { QmpServer } from "../../src/qmp/server.js";
 import { Primary } from "../../src/replication/primary.js";
 import { CHECKPOINT_EVENT } from "../../src/replication/replica-control.js";
+import type { CongestionPolicy } from "../../src/status.js";
 import { FailingDevice } from "./failing-device.js";
 import { MemoryDevice } from "./memory-device.js";
 import { MemoryStateDirectory } from "./memory-state-directory.js";
@@ -37,6 +38,7 @@ export interface InProcessPairOptions {
   /** Of the disks disk0, disk1, ... */
   readonly sizes: readonly number[];
   readonly ackMode?: AckMode;
+  readonly onCongestion?: CongestionPolicy;
 }
 
 /** The listeners of one life of the secondary. */
@@ -188,6 +190,7 @@ export class InProcessPair {
         device: checked(device),
       })),
       ackMode: this.#options.ackMode ?? "memsync",
+      onCongestion: this.#options.onCongestion ?? "block",
       replicaTimeoutMs: REPLICA_TIMEOUT_MS,
       resyncBytesPerSecond: 0,
       checkpointIntervalMs: 0,

@@ -44,6 +44,7 @@ class Pair {
       memory: this.memory,
       isReachable: () => this.filter.isReachable,
       onAlone: () => Promise.resolve(),
+      onCongested: () => undefined,
     });
     this.filter = new PrimaryFilter(this.mirror.info, (failure) => {
       this.dirty.missed(failure.offset, failure.lengthBytes);

@@ -34,6 +34,11 @@ const MISTAKES: readonly (readonly [Role, readonly string[], string])[] = [
   ["secondary", ["failover"], "failover can lose data: without a terminal to ask on, it needs --yes"],
   ["secondary", ["failover", "--to", "yesterday"], '--to: "yesterday" is not one of checkpoint, latest'],
   ["secondary", ["failover", "--dry-run=yes"], '--dry-run: takes no value, "yes" was given'],
+  [
+    "primary",
+    ["--disk", "a=/a", "--on-congestion", "detach"],
+    "--on-congestion: detach needs --ack-mode async",
+  ],
   ["secondary", ["commit"], 'unknown argument "commit"'],
   [
     "secondary",

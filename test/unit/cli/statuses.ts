@@ -11,6 +11,7 @@ const common = {
   lastCheckpoint: { epoch: 11, at: "2026-01-02T03:04:05.000Z" },
   uptimeSeconds: 18_720,
   stateDirectory: "/state",
+  cache: "writeback",
 } as const;
 
 /** Three seconds after the last checkpoint. */

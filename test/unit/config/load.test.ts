@@ -36,11 +36,13 @@ describe("config/load", () => {
       replicaQmp: null,
       checkpointIntervalMs: 0,
       ackMode: "memsync",
+      onCongestion: "block",
       replicaTimeoutMs: 5000,
       resyncRateBytesPerSecond: 0,
       qmp: [],
       stateDir: "/home/u/.local/state/nbd-replication/primary",
       logLevel: "info",
+      cache: "writeback",
       logFormat: null,
     });
   });
@@ -57,6 +59,7 @@ describe("config/load", () => {
       qmp: [],
       stateDir: "/state/nbd-replication/secondary",
       logLevel: "info",
+      cache: "writeback",
       logFormat: null,
     });
   });
@@ -74,6 +77,8 @@ describe("config/load", () => {
       "resync-rate": "100M",
       qmp: "127.0.0.1:4444",
       "state-dir": "/state",
+      cache: "unsafe",
+      "on-congestion": "block",
       "log-level": "debug",
       "log-format": "json",
     };
@@ -91,6 +96,8 @@ describe("config/load", () => {
       replicaQmp: { kind: "tcp", host: "secondary", port: 10810 },
       checkpointIntervalMs: 5000,
       ackMode: "sync",
+      onCongestion: "block",
+      cache: "unsafe",
       replicaTimeoutMs: 500,
       resyncRateBytesPerSecond: 100 * 1024 ** 2,
       qmp: [{ kind: "tcp", host: "127.0.0.1", port: 4444 }],

@@ -45,6 +45,7 @@ class Subject {
         memory: new MemoryBudget(1024 * 1024),
         onForwardFailure: () => Promise.resolve(),
         onAlone: () => Promise.resolve(),
+        onCongested: () => undefined,
       },
     );
     this.disk.setReplicated(true);
