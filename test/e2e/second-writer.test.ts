@@ -19,7 +19,7 @@ describe("a second writer beside the primary", () => {
       const { stdout, stderr } = await tryQemuIo(uri, "write -P 0x99 0 64k");
       expect(`${stdout}${stderr}`).to.match(/write failed: (Operation not permitted|Input\/output error)/);
     }
-    expect(pair.secondary.log.some(({ msg }) => msg === "writer refused")).to.equal(true);
+    await pair.secondary.logged("writer refused", ({ msg }) => msg === "writer refused");
     await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
 
     const refused = await pair.primary.verb("checkpoint");

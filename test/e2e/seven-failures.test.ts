@@ -39,8 +39,8 @@ describe("failure of block replication", () => {
   /** QEMU's answer to its manager. */
   const xenStatus = (node: NodeProcess): Promise<unknown> =>
     node.withQmp((client) => client.execute("query-xen-replication-status"));
-  const warnings = (node: NodeProcess): string[] =>
-    node.log.filter(({ level }) => level >= WARN).map(({ msg }) => msg);
+  const warned = (node: NodeProcess, message: string): Promise<unknown> =>
+    node.logged(message, ({ level, msg }) => level >= WARN && msg.startsWith(message));
 
   /** A pair of which one disk is behind nbdkit, whose writes fail with EIO while the trigger is there. */
   const startFaultyPair = async (
@@ -87,7 +87,7 @@ describe("failure of block replication", () => {
     await failNow();
     const write = await tryQemuIo(pair.primaryUri(), "write -P 0x22 0 64k");
     expect(write.stdout + write.stderr).to.include("Input/output error");
-    expect(pair.primary.log.some(({ msg }) => msg.startsWith("request failed: "))).to.equal(true);
+    await warned(pair.primary, "request failed: ");
     // QEMU's status is about what no guest was told of.
     expect(await xenStatus(pair.primary)).to.deep.equal({ error: false });
     await mend();
@@ -114,7 +114,7 @@ describe("failure of block replication", () => {
     await writePattern(pair.primaryUri(), 0x22, "0", "64k");
     expect(await xenStatus(pair.primary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
     expect((await pair.primary.status()).error).to.deep.include({ operation: "write", disk: "disk0" });
-    expect(warnings(pair.primary)).to.include("change not replicated");
+    await warned(pair.primary, "change not replicated");
     expect((await pair.primary.verb("checkpoint")).code).to.equal(3);
     await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
     for (const link of links) link.heal();
@@ -134,7 +134,7 @@ describe("failure of block replication", () => {
     expect(status.error).to.deep.include({ operation: "copy-before-write" });
     expect(status.secondary?.rollback).to.equal("lost");
     expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
-    expect(warnings(pair.secondary)).to.include("checkpoint lost: no rollback until the next checkpoint");
+    await warned(pair.secondary, "checkpoint lost: no rollback until the next checkpoint");
     expect((await pair.secondary.verb("failover", "--yes")).stderr).to.include("the last checkpoint is lost");
     await rm(workspace.path("secondary/filler"));
     await pair.checkpoint();
@@ -150,7 +150,7 @@ describe("failure of block replication", () => {
     await writePattern(pair.primaryUri(), 0x22, "0", "1M");
     const { secondary } = await pair.secondary.waitForStatus("an error", ({ error }) => error !== null);
     expect(secondary?.rollback).to.equal("available");
-    expect(warnings(pair.secondary)).to.include("I/O error on the secondary");
+    await warned(pair.secondary, "I/O error on the secondary");
     expect((await pair.primary.verb("checkpoint")).code).to.not.equal(0);
     await expectPattern(pair.viewUri(), [0x11, "0", "8M"]);
   });
@@ -164,7 +164,7 @@ describe("failure of block replication", () => {
     const { error } = await pair.secondary.waitForStatus("an error", (status) => status.error !== null);
     expect(error).to.deep.include({ disk: "disk0", errno: "EIO" });
     expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
-    expect(warnings(pair.secondary)).to.include("I/O error on the secondary");
+    await warned(pair.secondary, "I/O error on the secondary");
     expect((await pair.primary.verb("checkpoint")).code).to.not.equal(0);
     await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
     await mend();
@@ -182,7 +182,7 @@ describe("failure of block replication", () => {
     expect(write.stdout + write.stderr).to.match(
       /write failed: (No space left on device|Input\/output error)/,
     );
-    expect(pair.secondary.log.some(({ msg }) => msg.startsWith("request failed: "))).to.equal(true);
+    await warned(pair.secondary, "request failed: ");
     expect((await pair.secondary.status()).stage).to.equal("running");
     await rm(workspace.path("secondary/filler"));
     await writePattern(pair.primaryUri(), 0x22, "0", "64k");
@@ -217,7 +217,7 @@ describe("failure of block replication", () => {
     await pair.secondary.verb("failover", "--yes");
     await pair.secondary.waitForStatus("failover-failed", ({ stage }) => stage === "failover-failed");
     expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
-    expect(warnings(pair.secondary)).to.include("failover failed");
+    await warned(pair.secondary, "failover failed");
     // Reads through the chain; writes to active where an overlay holds the block, else to the disk, which fails.
     await expectPattern(pair.viewUri(), [0x11, "0", "64k"], [0xaa, "64k", "64k"], [0x11, "128k", "896k"]);
     await writePattern(pair.viewUri(), 0xbb, "0", "4k");

@@ -14,9 +14,7 @@ describe("--cache unsafe", () => {
     for (const node of [pair.primary, pair.secondary]) {
       expect((await node.status()).cache).to.equal("unsafe");
       expect(await node.succeed("status")).to.match(/cache unsafe: a power loss/);
-      expect(node.log.some(({ level, msg }) => level === 40 && msg.startsWith("cache unsafe"))).to.equal(
-        true,
-      );
+      await node.logged("cache unsafe", ({ level, msg }) => level === 40 && msg.startsWith("cache unsafe"));
     }
     await writePattern(pair.primaryUri(), 0x11, "0", "1M");
     await pair.checkpoint();

@@ -47,10 +47,8 @@ describe("repl-primary verify", () => {
     expect(await pair.primary.succeed("status")).to.match(
       /^! the replica of disk0 differs in 12 KiB: repl-primary verify --repair sends them again$/m,
     );
-    expect(pair.primary.log.find(({ msg }) => msg === "the replica differs")).to.deep.include({
-      disk: "disk0",
-      differingBytes: 12288,
-    });
+    const told = await pair.primary.logged("the replica differs", ({ msg }) => msg === "the replica differs");
+    expect(told).to.deep.include({ disk: "disk0", differingBytes: 12288 });
 
     expect(await pair.primary.succeed("verify", "--repair")).to.match(
       /^disk0: .* 12 KiB differ, 12 KiB sent again\n/,

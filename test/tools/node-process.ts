@@ -60,6 +60,17 @@ export class NodeProcess {
       .map((line) => JSON.parse(line) as LogLine);
   }
 
+  /** Resolves with the first line of its log that satisfies: the log goes another way than QMP, and may come later. */
+  async logged(what: string, satisfies: (line: LogLine) => boolean): Promise<LogLine> {
+    const found = await waitFor(
+      `the log of ${this.role}: ${what}`,
+      () => this.log.find(satisfies) ?? null,
+      (line) => line !== null,
+    );
+    if (found === null) throw new Error(`no line of the log satisfies: ${what}`);
+    return found;
+  }
+
   get qmpPath(): string {
     return join(this.stateDirectory, "qmp.sock");
   }
