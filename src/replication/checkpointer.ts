@@ -5,6 +5,7 @@
  * answer, the link is destroyed before the next write. So the checkpoint holds exactly the writes before it.
  */
 import type { Gate } from "../block/gate.js";
+import type { Clock } from "../clock.js";
 import { asError, LinkError, StateError } from "../errors.js";
 import { Deferred } from "../deferred.js";
 import { Serial } from "./serial.js";
@@ -27,6 +28,7 @@ export interface CheckpointerParts {
   readonly send: (epoch: number) => Promise<void>;
   /** Both sides are in the epoch. */
   readonly onCheckpoint: (epoch: number, pauseMs: number) => void;
+  readonly clock: Clock;
 }
 
 export class Checkpointer {
@@ -53,12 +55,12 @@ export class Checkpointer {
   checkpointAndHold<T>(then: (epoch: number) => Promise<T>): Promise<T> {
     return this.#serial.run(async () => {
       this.#refuse();
-      const { gate } = this.#parts;
-      const startMs = performance.now();
+      const { gate, clock } = this.#parts;
+      const startMs = clock.nowMs();
       await gate.shut();
       try {
         const epoch = await this.#begin();
-        this.#parts.onCheckpoint(epoch, performance.now() - startMs);
+        this.#parts.onCheckpoint(epoch, clock.nowMs() - startMs);
         await this.#durable(epoch);
         return await then(epoch);
       } finally {
@@ -78,9 +80,9 @@ export class Checkpointer {
   }
 
   async #checkpoint(): Promise<number> {
-    const { gate, onCheckpoint } = this.#parts;
+    const { gate, onCheckpoint, clock } = this.#parts;
     this.#refuse();
-    const startMs = performance.now();
+    const startMs = clock.nowMs();
     await gate.shut();
     let epoch: number;
     try {
@@ -88,7 +90,7 @@ export class Checkpointer {
     } finally {
       gate.reopen();
     }
-    onCheckpoint(epoch, performance.now() - startMs);
+    onCheckpoint(epoch, clock.nowMs() - startMs);
     await this.#durable(epoch);
     return epoch;
   }
@@ -124,15 +126,15 @@ export class Checkpointer {
   async #durable(epoch: number): Promise<void> {
     const durable = this.#awaited?.durable;
     if (durable === undefined) return;
-    const timer = setTimeout(() => {
+    const cancel = this.#parts.clock.after(DURABLE_TIMEOUT_MS, () => {
       durable.reject(
         new LinkError("timeout", `epoch ${epoch} is not durable after ${DURABLE_TIMEOUT_MS} ms`),
       );
-    }, DURABLE_TIMEOUT_MS);
+    });
     try {
       await durable.promise;
     } finally {
-      clearTimeout(timer);
+      cancel();
       this.#awaited = null;
     }
   }

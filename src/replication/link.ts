@@ -12,11 +12,11 @@
  *   connections are destroyed before another write is let through.
  * - A connection attempt in all takes no longer than a few time-outs; the time between two is bounded.
  */
-import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import { settleAll } from "../block/settle-all.js";
+import { pause } from "../clock.js";
 import {
   asError,
   LinkError,
@@ -195,7 +195,7 @@ export class Link {
         if (error instanceof LinkError && error.code === CONGESTED) backoffMs = LONGEST_BACKOFF_MS;
       }
       connections = null;
-      await this.#pause(backoffMs);
+      await pause(this.#options.clock, backoffMs, this.#stopping.signal);
       backoffMs = Math.min(backoffMs * 2, LONGEST_BACKOFF_MS);
       this.#reconnects++;
     }
@@ -203,12 +203,6 @@ export class Link {
 
   #isStopping(): boolean {
     return this.#stopping.signal.aborted;
-  }
-
-  /** Waits, but not for stop(). */
-  async #pause(ms: number): Promise<void> {
-    const pause = sleep(ms, undefined, { signal: this.#stopping.signal });
-    await Promise.allSettled([pause]);
   }
 
   async #connect(): Promise<ReplicaConnections> {
@@ -281,7 +275,7 @@ export class Link {
   async #keepSynchronised(connections: ReplicaConnections, over: AbortSignal): Promise<void> {
     await this.#synchronise(connections);
     for (;;) {
-      await Promise.allSettled([sleep(RECHECK_MS, undefined, { signal: over })]);
+      await pause(this.#options.clock, RECHECK_MS, over);
       if (over.aborted) return;
       const isWhole = this.#options.disks.every(({ dirty }) => dirty.missedBytes === 0);
       if (!isWhole) await this.#synchronise(connections);

@@ -13,6 +13,7 @@ import { DirtyMap, dirtyMapName } from "../block/dirty-map.js";
 import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import type { AckMode } from "../block/mirror.js";
+import { type Cancel, type Clock, systemClock } from "../clock.js";
 import { describeError, LinkError, StateError } from "../errors.js";
 import {
   checkDisks,
@@ -34,6 +35,7 @@ import { CONGESTED, Link, type LinkEvents } from "./link.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
 import { PrimaryDisk } from "./primary-disk.js";
 import { RateLimit } from "./rate-limit.js";
+import { type ReplicaNetwork, socketNetwork } from "./replica-network.js";
 import type { NamedDisk } from "./secondary-disk.js";
 import { asPrimary, comingBack } from "./roles.js";
 import { Serial } from "./serial.js";
@@ -63,6 +65,10 @@ export interface PrimaryOptions {
   readonly resyncBytesPerSecond: number;
   /** 0: on demand only. */
   readonly checkpointIntervalMs: number;
+  /** Default: the system's. */
+  readonly clock?: Clock;
+  /** Default: NBD and QMP over sockets. */
+  readonly network?: ReplicaNetwork;
   readonly log: Logger;
   readonly events: Pick<LinkEvents, "stateChanged" | "jobEnded"> & Pick<VerifierOptions, "verifyEnded">;
 }
@@ -87,6 +93,8 @@ export class Primary {
   readonly verifier: Verifier;
   readonly #options: PrimaryOptions;
   readonly #log: Logger;
+  readonly #clock: Clock;
+  readonly #network: ReplicaNetwork;
   readonly #metadata: PrimaryKeeper;
   readonly #gate = new Gate();
   readonly #errors = new ErrorRecord();
@@ -102,12 +110,14 @@ export class Primary {
   #checkpointIntervalMs: number;
   #isHandedOver = false;
   #isUndecided = false;
-  #timer: NodeJS.Timeout | null = null;
+  #cancelTimer: Cancel | null = null;
   #loggedLink: LinkState | null = null;
 
   private constructor(options: PrimaryOptions, metadata: PrimaryKeeper, maps: readonly DirtyMap[]) {
     this.#options = options;
     this.#log = options.log;
+    this.#clock = options.clock ?? systemClock;
+    this.#network = options.network ?? socketNetwork;
     this.#metadata = metadata;
     this.#checkpointIntervalMs = options.checkpointIntervalMs;
     this.rate = new RateLimit(options.resyncBytesPerSecond);
@@ -153,6 +163,7 @@ export class Primary {
       onCheckpoint: (epoch, pauseMs) => {
         this.#checkpointTaken(epoch, pauseMs);
       },
+      clock: this.#clock,
     });
   }
 
@@ -322,11 +333,11 @@ export class Primary {
         throw new StateError("no-switch-over", `switch-over refused: ${refusal}`);
       }
       await this.#recordReplica();
-      const startMs = performance.now();
+      const startMs = this.#clock.nowMs();
       const generation = await this.#checkpointer.checkpointAndHold((epoch) =>
         this.#handOver(control, epoch),
       );
-      return { generation, pauseMs: performance.now() - startMs };
+      return { generation, pauseMs: this.#clock.nowMs() - startMs };
     });
   }
 
@@ -369,7 +380,14 @@ export class Primary {
     let generation: string;
     try {
       const timeoutMs = this.#options.replicaTimeoutMs;
-      generation = await requestTakeOver({ control, primary: this.metadata.uuid, epoch, timeoutMs });
+      generation = await requestTakeOver({
+        control,
+        primary: this.metadata.uuid,
+        epoch,
+        timeoutMs,
+        clock: this.#clock,
+        network: this.#network,
+      });
     } catch (error) {
       this.#isUndecided = error instanceof LinkError && error.code === "undecided";
       // It may have: whatever guests write from now on could be a second history.
@@ -413,6 +431,8 @@ export class Primary {
       ...replica,
       disks: this.disks,
       timeoutMs: this.#options.replicaTimeoutMs,
+      clock: this.#clock,
+      network: this.#network,
       rate: this.rate,
       primary: this.metadata.uuid,
       session: this.#session,
@@ -469,8 +489,8 @@ export class Primary {
   }
 
   async #stopLink(): Promise<void> {
-    if (this.#timer !== null) clearTimeout(this.#timer);
-    this.#timer = null;
+    this.#cancelTimer?.();
+    this.#cancelTimer = null;
     const cancelled = this.verifier.cancel();
     await this.#link?.stop();
     await cancelled;
@@ -489,11 +509,11 @@ export class Primary {
 
   #schedule(): void {
     if (this.#checkpointIntervalMs === 0) return;
-    this.#timer = setTimeout(() => {
+    this.#cancelTimer = this.#clock.after(this.#checkpointIntervalMs, () => {
       void this.#periodicCheckpoint().finally(() => {
-        if (this.#timer !== null) this.#schedule();
+        if (this.#cancelTimer !== null) this.#schedule();
       });
-    }, this.#checkpointIntervalMs);
+    });
   }
 
   async #periodicCheckpoint(): Promise<void> {

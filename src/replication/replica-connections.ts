@@ -3,14 +3,13 @@
  *
  * Invariant: `lost` is rejected once, with the first reason that anybody finds; from then on they are of no use.
  */
+import type { Cancel, Clock } from "../clock.js";
 import { Deferred } from "../deferred.js";
 import { asError, LinkError, NegotiationError } from "../errors.js";
 import type { Address } from "../net/address.js";
-import { connectNbd } from "../nbd/client/connect.js";
-import type { NbdDevice } from "../nbd/client/device.js";
-import { connectControl } from "./connect-control.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import type { Hello, ReplicaControl, Welcome } from "./replica-control.js";
+import type { ReplicaDisk, ReplicaNetwork } from "./replica-network.js";
 
 /** How often the replica is asked to make durable what it acknowledged. */
 const FLUSH_INTERVAL_MS = 1000;
@@ -26,6 +25,8 @@ export interface ReplicaConnectionsOptions {
   readonly disks: readonly PrimaryDisk[];
   /** For each answer; also how long a request may stay unanswered. */
   readonly timeoutMs: number;
+  readonly clock: Clock;
+  readonly network: ReplicaNetwork;
 }
 
 /** Told in the course of connecting, and later. */
@@ -39,15 +40,15 @@ export interface ReplicaConnectionsEvents {
 export class ReplicaConnections {
   readonly control: ReplicaControl | null;
   /** In the order of the disks. */
-  readonly replicas: readonly NbdDevice[];
+  readonly replicas: readonly ReplicaDisk[];
   readonly #options: ReplicaConnectionsOptions;
   readonly #lost = new Deferred<never>();
-  readonly #timers: NodeJS.Timeout[];
+  readonly #timers: Cancel[];
 
   private constructor(
     options: ReplicaConnectionsOptions,
     control: ReplicaControl | null,
-    replicas: readonly NbdDevice[],
+    replicas: readonly ReplicaDisk[],
   ) {
     this.#options = options;
     this.control = control;
@@ -66,10 +67,10 @@ export class ReplicaConnections {
     events: ReplicaConnectionsEvents,
   ): Promise<ReplicaConnections> {
     let control: ReplicaControl | null = null;
-    const replicas: NbdDevice[] = [];
+    const replicas: ReplicaDisk[] = [];
     try {
       if (options.control !== null) {
-        control = await connectControl(options.control, options.timeoutMs, (epoch) => {
+        control = await options.network.control(options.control, options.timeoutMs, (epoch) => {
           events.durable(epoch);
         });
         // Before the disks: it cuts off older connections, whose late writes would overwrite newer ones.
@@ -92,7 +93,7 @@ export class ReplicaConnections {
   /** Drops the connections: everything on its way fails. */
   giveUp(reason: Error): void {
     this.#lost.reject(reason);
-    this.#timers.forEach(clearInterval);
+    for (const cancel of this.#timers) cancel();
     for (const replica of this.replicas) replica.destroy(reason);
   }
 
@@ -106,24 +107,24 @@ export class ReplicaConnections {
   }
 
   /** Notices a replica that is silent, and has it make durable what it acknowledged. */
-  #watch(): NodeJS.Timeout[] {
-    const { timeoutMs } = this.#options;
+  #watch(): Cancel[] {
+    const { timeoutMs, clock } = this.#options;
     const giveUp = (error: unknown): void => {
       this.giveUp(asError(error));
     };
     return [
-      setInterval(() => {
-        const now = performance.now();
+      clock.every(timeoutMs / WATCH_PARTS, () => {
+        const now = clock.nowMs();
         if (this.replicas.some((replica) => replica.oldestPendingMs(now) >= timeoutMs)) {
           giveUp(new LinkError("replica-timeout", `the replica has not answered for ${timeoutMs} ms`));
         }
-      }, timeoutMs / WATCH_PARTS),
-      setInterval(() => {
+      }),
+      clock.every(FLUSH_INTERVAL_MS, () => {
         this.#flush().catch(giveUp);
-      }, FLUSH_INTERVAL_MS),
-      setInterval(() => {
+      }),
+      clock.every(HEARTBEAT_INTERVAL_MS, () => {
         this.control?.heartbeat().catch(giveUp);
-      }, HEARTBEAT_INTERVAL_MS),
+      }),
     ];
   }
 
@@ -145,9 +146,9 @@ export class ReplicaConnections {
 
 async function connectDisk(
   disk: PrimaryDisk,
-  { address, timeoutMs }: ReplicaConnectionsOptions,
-): Promise<NbdDevice> {
-  const replica = await connectNbd({ address, exportName: disk.name, connectTimeoutMs: timeoutMs });
+  { address, timeoutMs, network }: ReplicaConnectionsOptions,
+): Promise<ReplicaDisk> {
+  const replica = await network.disk(address, disk.name, timeoutMs);
   const { sizeBytes, writable } = replica.info;
   const expected = disk.local.info.sizeBytes;
   if (sizeBytes === expected && writable) return replica;

@@ -1,8 +1,8 @@
 /** The end of a switch-over: the secondary is asked to take over, until it is known whether it did. */
-import { setTimeout as sleep } from "node:timers/promises";
+import { type Clock, pause } from "../clock.js";
 import { asError, LinkError, UnreachableError } from "../errors.js";
 import type { Address } from "../net/address.js";
-import { connectControl } from "./connect-control.js";
+import type { ReplicaNetwork } from "./replica-network.js";
 
 /** How long to ask for. Guests wait. */
 const DEADLINE_MS = 30_000;
@@ -16,18 +16,21 @@ export interface TakeOver {
   /** The checkpoint at which both sides are the same. */
   readonly epoch: number;
   readonly timeoutMs: number;
+  readonly clock: Clock;
+  readonly network: ReplicaNetwork;
 }
 
 /**
  * @returns the generation of the secondary, which has taken over
  * @throws LinkError "undecided" if nobody knows whether it did; any other error if it has not and will not
  */
-export async function requestTakeOver({ control, primary, epoch, timeoutMs }: TakeOver): Promise<string> {
-  const deadlineMs = performance.now() + DEADLINE_MS;
+export async function requestTakeOver(takeOver: TakeOver): Promise<string> {
+  const { control, primary, epoch, timeoutMs, clock, network } = takeOver;
+  const deadlineMs = clock.nowMs() + DEADLINE_MS;
   let wasAsked = false;
   for (;;) {
     try {
-      const connection = await connectControl(control, timeoutMs, () => undefined);
+      const connection = await network.control(control, timeoutMs, () => undefined);
       try {
         wasAsked = true;
         return await connection.takeOver(primary, epoch);
@@ -37,13 +40,13 @@ export async function requestTakeOver({ control, primary, epoch, timeoutMs }: Ta
     } catch (error) {
       const isLost = error instanceof LinkError || error instanceof UnreachableError;
       if (!isLost) throw error;
-      if (performance.now() > deadlineMs) {
+      if (clock.nowMs() > deadlineMs) {
         if (!wasAsked) throw error;
         throw new LinkError("undecided", `whether it took over is unknown: ${asError(error).message}`, {
           cause: error,
         });
       }
-      await sleep(RETRY_MS);
+      await pause(clock, RETRY_MS);
     }
   }
 }

@@ -2,6 +2,7 @@ import { mock } from "node:test";
 import { expect } from "chai";
 
 import { Gate } from "../../../src/block/gate.js";
+import { systemClock } from "../../../src/clock.js";
 import { Deferred } from "../../../src/deferred.js";
 import { LinkError } from "../../../src/errors.js";
 import { Checkpointer, type CheckpointerParts } from "../../../src/replication/checkpointer.js";
@@ -39,6 +40,7 @@ class Stage {
       onCheckpoint: (epoch) => {
         this.#note(`taken ${epoch}`);
       },
+      clock: systemClock,
       ...parts,
     });
   }

@@ -1,0 +1,46 @@
+/** Time as a node's logic sees it: a seam, so that the simulation can let hours pass in a moment. */
+
+/** Ends what was set before its time; again, or afterwards, is no harm. */
+export type Cancel = () => void;
+
+export interface Clock {
+  /** Milliseconds since some instant; never goes back. */
+  nowMs(): number;
+  /** Calls once, after so many milliseconds. */
+  after(ms: number, call: () => void): Cancel;
+  /** Calls again and again. */
+  every(ms: number, call: () => void): Cancel;
+}
+
+export const systemClock: Clock = {
+  nowMs: () => performance.now(),
+  after: (ms, call) => {
+    const timer = setTimeout(call, ms);
+    return () => {
+      clearTimeout(timer);
+    };
+  },
+  every: (ms, call) => {
+    const timer = setInterval(call, ms);
+    return () => {
+      clearInterval(timer);
+    };
+  },
+};
+
+/** Resolves after so many milliseconds, or as soon as `stop` is aborted. */
+export function pause(clock: Clock, ms: number, stop?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (stop?.aborted === true) {
+      resolve();
+      return;
+    }
+    const end = (): void => {
+      cancel();
+      stop?.removeEventListener("abort", end);
+      resolve();
+    };
+    const cancel = clock.after(ms, end);
+    stop?.addEventListener("abort", end);
+  });
+}

@@ -1,0 +1,31 @@
+/** How a primary reaches its replica: a seam, so that the simulation can put another network under it. */
+import type { BlockDevice } from "../block/device.js";
+import type { Address } from "../net/address.js";
+import { connectNbd } from "../nbd/client/connect.js";
+import { connectControl } from "./connect-control.js";
+import type { ReplicaControl } from "./replica-control.js";
+
+/** A connection to one disk of the replica. */
+export interface ReplicaDisk extends BlockDevice {
+  /** Resolves (never rejects) with the reason when the connection has ended, null after close(). */
+  readonly ended: Promise<Error | null>;
+  /** Requests that are sent and unanswered. */
+  readonly inFlight: number;
+  /** For how long the oldest of them has been waiting, by the node's clock; 0 when there is none. */
+  oldestPendingMs(nowMs: number): number;
+  /** Drops the connection at once; what is pending rejects with LinkError. */
+  destroy(reason: Error): void;
+}
+
+export interface ReplicaNetwork {
+  /** As connectControl(). */
+  control(address: Address, timeoutMs: number, onDurable: (epoch: number) => void): Promise<ReplicaControl>;
+  /** @throws UnreachableError, LinkError, NegotiationError or ProtocolError */
+  disk(address: Address, exportName: string, timeoutMs: number): Promise<ReplicaDisk>;
+}
+
+/** NBD and QMP over sockets. */
+export const socketNetwork: ReplicaNetwork = {
+  control: connectControl,
+  disk: (address, exportName, connectTimeoutMs) => connectNbd({ address, exportName, connectTimeoutMs }),
+};
