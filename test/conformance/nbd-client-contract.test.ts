@@ -1,4 +1,5 @@
 /** The contract of a block device, kept over the wire: our client with each server that we can get hold of. */
+import { expect } from "chai";
 import { truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -53,10 +54,11 @@ async function overReferenceServer(): Promise<ContractSubject> {
   return connected(await startReferenceServer(directory, image));
 }
 
-async function overOurs(): Promise<ContractSubject> {
+async function overOurs(extendedHeaders: boolean): Promise<ContractSubject> {
   const harness = await startNbdServer();
   harness.add("disk", new MemoryDevice(ODD_SIZE_BYTES));
-  const device = await connectNbd({ address: harness.address, exportName: "disk" });
+  const device = await connectNbd({ address: harness.address, exportName: "disk", extendedHeaders });
+  expect(device.hasExtendedHeaders).to.equal(extendedHeaders);
   return {
     device,
     async close(): Promise<void> {
@@ -87,4 +89,5 @@ describeBlockDevice(
   FEWER,
 );
 describeBlockDevice("the NBD project's own server, through our client,", overReferenceServer, FEWER);
-describeBlockDevice("our own server, through our client,", overOurs, FEWER);
+describeBlockDevice("our own server, through our client,", () => overOurs(false), FEWER);
+describeBlockDevice("our own server, through our client with extended headers,", () => overOurs(true), FEWER);

@@ -2,12 +2,14 @@
 import { ConfigError, LinkError, NegotiationError, asError } from "../../errors.js";
 import { formatAddress } from "../../net/address.js";
 import type { Address } from "../../net/address.js";
+import { STRING_MAXIMUM_BYTES } from "../wire/constants.js";
 import { NbdConnection } from "./connection.js";
 import { NbdDevice } from "./device.js";
 import { deviceInfo, exportAbilities } from "./export-info.js";
 import { HandshakeChannel } from "./handshake-channel.js";
 import { ABORT, negotiateExport, negotiateList } from "./negotiate.js";
 import { withPeer } from "./peer-error.js";
+import { printable } from "./server-text.js";
 import { Transport } from "./transport.js";
 
 /** From the first packet to the end of the handshake. */
@@ -24,6 +26,11 @@ export interface NbdClientOptions {
   readonly connectTimeoutMs?: number;
   /** How many requests may be unanswered at a time, further ones wait; default 128. */
   readonly maxInFlight?: number;
+  /**
+   * Ask for extended headers; default true. They let zero, trim and extents of any length go in one request, and make
+   * each reply without data 16 bytes longer.
+   */
+  readonly extendedHeaders?: boolean;
   /** As a URI demands it; refused for now. */
   readonly tls?: boolean;
 }
@@ -33,17 +40,18 @@ export interface NbdClientOptions {
  *   (codes connect-failed, link-lost, connect-timeout)
  * @throws NegotiationError if it refuses; the code tells why, the message is the server's
  * @throws ProtocolError if what it says is not NBD
- * @throws ConfigError if TLS is demanded
+ * @throws ConfigError if TLS is demanded, or the name can't be one of an export
  */
 export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> {
+  requireExportName(options.exportName);
   const { transport, channel, result } = await shakeHands(options, (open) =>
-    negotiateExport(open, options.exportName),
+    negotiateExport(open, options.exportName, options.extendedHeaders ?? true),
   );
   try {
     const info = deviceInfo(result);
     const maxInFlight = options.maxInFlight ?? MAX_IN_FLIGHT;
     const connection = new NbdConnection(transport, channel.takeUnread(), result, maxInFlight);
-    return new NbdDevice(connection, transport, info, exportAbilities(result.geometry.transmissionFlags));
+    return new NbdDevice(connection, transport, info, exportAbilities(result));
   } catch (error) {
     const reason = withPeer(asError(error), transport.peer);
     transport.drop(new LinkError("link-lost", reason.message, { cause: reason }));
@@ -56,6 +64,15 @@ export async function listExports(options: Omit<NbdClientOptions, "exportName">)
   const { transport, result } = await shakeHands(options, negotiateList);
   transport.end(ABORT);
   return result;
+}
+
+/** "Strings ... MUST be no longer than 4096 bytes" and hold no NUL; half a surrogate pair has no UTF-8. */
+function requireExportName(name: string): void {
+  if (Buffer.byteLength(name) <= STRING_MAXIMUM_BYTES && !/\0|\p{Surrogate}/u.test(name)) return;
+  throw new ConfigError(
+    "bad-export-name",
+    `an export name is at most ${STRING_MAXIMUM_BYTES} bytes of UTF-8 without NUL, unlike "${printable(name.slice(0, 40))}"`,
+  );
 }
 
 interface Session<T> {

@@ -10,7 +10,12 @@ import assert from "node:assert";
 
 import { LinkError, asError } from "../../errors.js";
 import { Command } from "../wire/constants.js";
-import { REQUEST_HEADER_BYTES, writeRequestHeader } from "../wire/request.js";
+import {
+  EXTENDED_REQUEST_HEADER_BYTES,
+  REQUEST_HEADER_BYTES,
+  writeExtendedRequestHeader,
+  writeRequestHeader,
+} from "../wire/request.js";
 import { withPeer } from "./peer-error.js";
 import { ReplyReceiver } from "./reply-receiver.js";
 import type { ReplyFormat, RequestTable } from "./reply-receiver.js";
@@ -28,6 +33,7 @@ export class NbdConnection implements TransportUser, RequestTable {
   readonly #transport: Transport;
   readonly #receiver: ReplyReceiver;
   readonly #slots: RequestSlots;
+  readonly #extended: boolean;
   /** A FIFO, linked by Request.next. */
   #firstWaiting: Request | null = null;
   #lastWaiting: Request | null = null;
@@ -43,7 +49,8 @@ export class NbdConnection implements TransportUser, RequestTable {
   constructor(transport: Transport, unread: Buffer, format: ReplyFormat, maxInFlight: number) {
     this.#transport = transport;
     this.#receiver = new ReplyReceiver(this, format);
-    this.#slots = new RequestSlots(maxInFlight, (slot) => {
+    this.#extended = format.extendedHeaders;
+    this.#slots = new RequestSlots(maxInFlight, format.extendedHeaders, (slot) => {
       slot.sent = true;
       if (slot.answered) this.#complete(slot);
     });
@@ -167,8 +174,9 @@ export class NbdConnection implements TransportUser, RequestTable {
   #sayGoodbye(): void {
     if (this.#goodbyeSaid) return;
     this.#goodbyeSaid = true;
-    const header = Buffer.alloc(REQUEST_HEADER_BYTES);
-    writeRequestHeader(header, 0, {
+    const header = Buffer.alloc(this.#extended ? EXTENDED_REQUEST_HEADER_BYTES : REQUEST_HEADER_BYTES);
+    const write = this.#extended ? writeExtendedRequestHeader : writeRequestHeader;
+    write(header, 0, {
       type: Command.Disconnect,
       flags: 0,
       cookieHigh: 0,

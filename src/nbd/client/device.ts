@@ -1,9 +1,9 @@
 /**
  * An export of an NBD server as a block device.
  *
- * A request longer than the protocol's 32-bit length is cut into legal ones; what the server can't do is refused with
- * ENOTSUP (`info` says so before) or, for FUA, done by a flush. There is no reconnecting: when the connection
- * ends, all that is pending and all that follows rejects with LinkError.
+ * With compact headers, a request longer than their 32 bits tell is cut into legal ones; what the server can't do
+ * is refused with ENOTSUP (`info` says so before) or, for FUA, done by a flush. There is no reconnecting: when the
+ * connection ends, all that is pending and all that follows rejects with LinkError.
  */
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
@@ -15,8 +15,8 @@ import { Request } from "./request.js";
 import type { Transport } from "./transport.js";
 
 /**
- * The longest zero, trim or block status request: the largest power of two, hence aligned for every server, that no
- * 32-bit arithmetic of a server can mistake for a negative number.
+ * The longest zero, trim or block status request with a compact header: the largest power of two, hence aligned for
+ * every server, that no 32-bit arithmetic of a server can mistake for a negative number.
  */
 const EFFECT_MAXIMUM_BYTES = 2 ** 30;
 
@@ -33,6 +33,9 @@ export class NbdDevice implements BlockDevice {
   readonly #connection: NbdConnection;
   readonly #transport: Transport;
   readonly #abilities: ExportAbilities;
+  readonly #effectMaximumBytes: number;
+  /** What each WRITE has besides the caller's flags. */
+  readonly #writeFlag: number;
 
   constructor(connection: NbdConnection, transport: Transport, info: DeviceInfo, abilities: ExportAbilities) {
     this.info = info;
@@ -42,6 +45,13 @@ export class NbdDevice implements BlockDevice {
     this.#connection = connection;
     this.#transport = transport;
     this.#abilities = abilities;
+    this.#effectMaximumBytes = abilities.extendedHeaders ? Number.MAX_SAFE_INTEGER : EFFECT_MAXIMUM_BYTES;
+    this.#writeFlag = abilities.extendedHeaders ? CommandFlag.PayloadLen : 0;
+  }
+
+  /** NBD_OPT_EXTENDED_HEADERS was granted: zero, trim and extents of any length go in one request. */
+  get hasExtendedHeaders(): boolean {
+    return this.#abilities.extendedHeaders;
   }
 
   /** Requests that are sent and unanswered; at most `maxInFlight`. */
@@ -83,7 +93,7 @@ export class NbdDevice implements BlockDevice {
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     if (from.length === 0) return NOTHING_TO_DO;
     const written = this.#connection.submit(
-      new Request(Command.Write, this.#commandFlags(flags), offset, from.length, from),
+      new Request(Command.Write, this.#commandFlags(flags) | this.#writeFlag, offset, from.length, from),
     );
     return this.#durable(written, flags);
   }
@@ -107,7 +117,7 @@ export class NbdDevice implements BlockDevice {
   async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
     if (this.info.extents === "none") return notSupported("block status");
     const flags = maxExtents === 1 ? CommandFlag.ReqOne : 0;
-    const askedBytes = Math.min(lengthBytes, EFFECT_MAXIMUM_BYTES);
+    const askedBytes = Math.min(lengthBytes, this.#effectMaximumBytes);
     const request = new Request(Command.BlockStatus, flags, offset, askedBytes, null, maxExtents);
     await this.#connection.submit(request);
     return request.extents ?? [];
@@ -116,8 +126,8 @@ export class NbdDevice implements BlockDevice {
   /** One after the other, because the pieces of a whole disk would take every slot. */
   async #withoutPayload(command: number, offset: number, lengthBytes: number, flags: Flags): Promise<void> {
     const end = offset + lengthBytes;
-    for (let at = offset; at < end; at += EFFECT_MAXIMUM_BYTES) {
-      const pieceBytes = Math.min(EFFECT_MAXIMUM_BYTES, end - at);
+    for (let at = offset; at < end; at += this.#effectMaximumBytes) {
+      const pieceBytes = Math.min(this.#effectMaximumBytes, end - at);
       await this.#connection.submit(new Request(command, this.#commandFlags(flags), at, pieceBytes, null));
     }
   }

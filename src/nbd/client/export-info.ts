@@ -24,6 +24,8 @@ export interface ExportAbilities {
   readonly fua: boolean;
   readonly fastZero: boolean;
   readonly multiConn: boolean;
+  /** Requests have extended headers: lengths of 64 bits, and a flag on what has a payload. */
+  readonly extendedHeaders: boolean;
 }
 
 /**
@@ -47,13 +49,15 @@ export function deviceInfo(negotiated: NegotiatedExport): DeviceInfo {
   });
 }
 
-export function exportAbilities(transmissionFlags: number): ExportAbilities {
+export function exportAbilities({ geometry, extendedHeaders }: NegotiatedExport): ExportAbilities {
+  const { transmissionFlags } = geometry;
   const has = (flag: number): boolean => (transmissionFlags & flag) !== 0;
   return {
     flush: has(TransmissionFlag.SendFlush),
     fua: has(TransmissionFlag.SendFua),
     fastZero: has(TransmissionFlag.SendWriteZeroes) && has(TransmissionFlag.SendFastZero),
     multiConn: has(TransmissionFlag.CanMultiConn),
+    extendedHeaders,
   };
 }
 

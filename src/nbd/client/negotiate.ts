@@ -2,7 +2,7 @@
  * The client's side of the handshake: from the greeting to the export, or to the list of exports.
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#handshake
- * A server without structured replies, metadata contexts or NBD_OPT_GO is used without them.
+ * A server without extended headers, structured replies, metadata contexts or NBD_OPT_GO is used without them.
  */
 import { LinkError, NegotiationError, ProtocolError } from "../../errors.js";
 import {
@@ -39,7 +39,9 @@ interface ChosenExport {
 }
 
 export interface NegotiatedExport extends ChosenExport {
+  /** Also where extended headers are. */
   readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
   /** The server's number for base:allocation; null: there is no such context. */
   readonly allocationContextId: number | null;
 }
@@ -63,14 +65,18 @@ export const ABORT = encodeOption(Option.Abort, NO_DATA);
 export async function negotiateExport(
   channel: HandshakeChannel,
   exportName: string,
+  wantsExtendedHeaders: boolean,
 ): Promise<NegotiatedExport> {
   const style = await greet(channel);
-  const structuredReplies = style.fixedNewstyle && (await requestStructuredReplies(channel));
+  const extendedHeaders =
+    style.fixedNewstyle && wantsExtendedHeaders && (await request(channel, Option.ExtendedHeaders));
+  const structuredReplies =
+    extendedHeaders || (style.fixedNewstyle && (await request(channel, Option.StructuredReply)));
   const allocationContextId = structuredReplies ? await selectAllocationContext(channel, exportName) : null;
   const chosen =
     (style.fixedNewstyle ? await chooseByGo(channel, exportName) : null) ??
-    (await chooseByExportName(channel, exportName, style));
-  return { ...chosen, structuredReplies, allocationContextId };
+    (await chooseByExportName(channel, exportName, style, extendedHeaders));
+  return { ...chosen, structuredReplies, extendedHeaders, allocationContextId };
 }
 
 /** The names of the exports that the server tells of; same errors. */
@@ -94,8 +100,9 @@ async function greet(channel: HandshakeChannel): Promise<ServerStyle> {
   return { fixedNewstyle, noZeroes };
 }
 
-async function requestStructuredReplies(channel: HandshakeChannel): Promise<boolean> {
-  return isGranted(await haggle(channel, Option.StructuredReply, NO_DATA, null, ignoreReply));
+/** An option without data, which the server grants or not. */
+async function request(channel: HandshakeChannel, option: number): Promise<boolean> {
+  return isGranted(await haggle(channel, option, NO_DATA, null, ignoreReply));
 }
 
 async function selectAllocationContext(
@@ -143,7 +150,11 @@ async function chooseByExportName(
   channel: HandshakeChannel,
   exportName: string,
   style: ServerStyle,
+  extendedHeaders: boolean,
 ): Promise<ChosenExport> {
+  if (extendedHeaders) {
+    throw new ProtocolError("no-go", "the server grants extended headers without knowing NBD_OPT_GO");
+  }
   channel.write(encodeOption(Option.ExportName, Buffer.from(exportName, "utf8")));
   try {
     const geometry = decodeExportNameReply(await channel.read(EXPORT_NAME_REPLY_BYTES));

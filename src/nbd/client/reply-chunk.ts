@@ -18,10 +18,13 @@ import {
   BLOCK_DESCRIPTOR_BYTES,
   BLOCK_STATUS_PREFIX_BYTES,
   ERROR_PREFIX_BYTES,
+  EXTENDED_DESCRIPTOR_BYTES,
+  EXTENDED_STATUS_PREFIX_BYTES,
   OFFSET_DATA_PREFIX_BYTES,
   OFFSET_HOLE_PAYLOAD_BYTES,
   decodeBlockStatus,
   decodeErrorChunk,
+  decodeExtendedBlockStatus,
   decodeOffsetHole,
 } from "../wire/structured-reply.js";
 import type { ChunkHeader } from "../wire/structured-reply.js";
@@ -29,6 +32,7 @@ import type { Request } from "./request.js";
 
 /** "Servers SHOULD NOT send more than 2^20 extents in a single reply chunk." */
 const BLOCK_STATUS_MAXIMUM_BYTES = BLOCK_STATUS_PREFIX_BYTES + BLOCK_DESCRIPTOR_BYTES * 2 ** 20;
+const EXTENDED_STATUS_MAXIMUM_BYTES = EXTENDED_STATUS_PREFIX_BYTES + EXTENDED_DESCRIPTOR_BYTES * 2 ** 20;
 
 /** A message of full length, and fields behind it that a later document may define. */
 const ERROR_CHUNK_MAXIMUM_BYTES = ERROR_PREFIX_BYTES + STRING_MAXIMUM_BYTES + 1024;
@@ -37,7 +41,7 @@ const ERROR_CHUNK_MAXIMUM_BYTES = ERROR_PREFIX_BYTES + STRING_MAXIMUM_BYTES + 10
  * How much of a chunk's payload to collect before it can be applied: all of it, but for the content of a READ.
  * @throws ProtocolError for a chunk that can't belong to the request's answer
  */
-export function bytesToCollect(header: ChunkHeader, request: Request): number {
+export function bytesToCollect(header: ChunkHeader, request: Request, extended: boolean): number {
   const { type, lengthBytes } = header;
   if ((type & CHUNK_ERROR_BIT) !== 0) {
     require(lengthBytes <= ERROR_CHUNK_MAXIMUM_BYTES, header, request);
@@ -57,7 +61,14 @@ export function bytesToCollect(header: ChunkHeader, request: Request): number {
       return lengthBytes;
     case ChunkType.BlockStatus:
       require(request.type === Command.BlockStatus &&
+        !extended &&
         lengthBytes <= BLOCK_STATUS_MAXIMUM_BYTES, header, request);
+      return lengthBytes;
+    case ChunkType.BlockStatusExt:
+      require(request.type === Command.BlockStatus &&
+        extended &&
+        lengthBytes >= EXTENDED_STATUS_PREFIX_BYTES &&
+        lengthBytes <= EXTENDED_STATUS_MAXIMUM_BYTES, header, request);
       return lengthBytes;
     default:
       throw new ProtocolError(
@@ -75,13 +86,15 @@ export function applyHole(request: Request, payload: Buffer): void {
   request.buffer?.fill(0, start, start + holeBytes);
 }
 
-/** Keeps the extents of a BLOCK_STATUS, clipped to what was asked. */
+/** Keeps the extents of a BLOCK_STATUS or BLOCK_STATUS_EXT, clipped to what was asked. */
 export function applyBlockStatus(
   request: Request,
+  chunkType: number,
   payload: Buffer,
   allocationContextId: number | null,
 ): void {
-  const { contextId, descriptors } = decodeBlockStatus(payload);
+  const { contextId, descriptors } =
+    chunkType === ChunkType.BlockStatusExt ? decodeExtendedBlockStatus(payload) : decodeBlockStatus(payload);
   if (contextId !== allocationContextId || request.extents !== null) {
     throw new ProtocolError(
       "unexpected-meta-context",

@@ -16,11 +16,19 @@ import {
   ChunkFlag,
   ChunkType,
   Command,
+  EXTENDED_REPLY_MAGIC,
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
 } from "../wire/constants.js";
 import { SIMPLE_REPLY_HEADER_BYTES, readSimpleReplyHeader } from "../wire/simple-reply.js";
-import { CHUNK_HEADER_BYTES, readChunkHeader, readOffsetDataPrefix } from "../wire/structured-reply.js";
+import {
+  CHUNK_HEADER_BYTES,
+  EXTENDED_CHUNK_HEADER_BYTES,
+  readChunkHeader,
+  readExtendedChunkHeader,
+  readOffsetDataPrefix,
+} from "../wire/structured-reply.js";
+import type { ChunkHeader } from "../wire/structured-reply.js";
 import { applyBlockStatus, applyError, applyHole, bytesToCollect } from "./reply-chunk.js";
 import type { Request } from "./request.js";
 
@@ -38,7 +46,9 @@ export interface RequestTable {
 
 /** What the handshake agreed on. */
 export interface ReplyFormat {
+  /** Also where extended headers are. */
   readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
   readonly allocationContextId: number | null;
 }
 
@@ -113,13 +123,17 @@ export class ReplyReceiver {
 
   #begin(from: Buffer, at: number, headerBytes: number): void {
     if (headerBytes === SIMPLE_REPLY_HEADER_BYTES) this.#beginSimpleReply(from, at);
-    else this.#beginChunk(from, at);
+    else if (headerBytes === CHUNK_HEADER_BYTES) this.#beginStructured(from, at);
+    else this.#beginExtended(from, at);
   }
 
   #beginSimpleReply(from: Buffer, at: number): void {
     const header = readSimpleReplyHeader(from, at);
     const request = this.#find(header.cookieHigh, header.cookieLow);
     this.#isLast = true;
+    if (this.#format.extendedHeaders) {
+      throw new ProtocolError("simple-reply", `a simple reply answers the extended ${request.describe()}`);
+    }
     if (header.errorNumber !== 0) {
       request.fail(header.errorNumber, "");
       this.#finishMessage(request);
@@ -132,17 +146,35 @@ export class ReplyReceiver {
     }
   }
 
-  #beginChunk(from: Buffer, at: number): void {
-    if (!this.#format.structuredReplies) {
+  #beginStructured(from: Buffer, at: number): void {
+    if (!this.#format.structuredReplies || this.#format.extendedHeaders) {
       throw new ProtocolError("structured-reply", "the server sends structured replies unasked");
     }
     const header = readChunkHeader(from, at);
+    this.#beginChunk(header, this.#find(header.cookieHigh, header.cookieLow));
+  }
+
+  #beginExtended(from: Buffer, at: number): void {
+    if (!this.#format.extendedHeaders) {
+      throw new ProtocolError("extended-reply", "the server sends extended replies unasked");
+    }
+    const header = readExtendedChunkHeader(from, at);
     const request = this.#find(header.cookieHigh, header.cookieLow);
+    if (header.offset !== request.offset) {
+      throw new ProtocolError(
+        "wrong-offset",
+        `a reply to offset ${header.offset} has the cookie of a ${request.describe()}`,
+      );
+    }
+    this.#beginChunk(header, request);
+  }
+
+  #beginChunk(header: ChunkHeader, request: Request): void {
     this.#request = request;
     this.#isLast = (header.flags & ChunkFlag.Done) !== 0;
     this.#chunkType = header.type;
     this.#chunkBytes = header.lengthBytes;
-    this.#payloadBytes = bytesToCollect(header, request);
+    this.#payloadBytes = bytesToCollect(header, request, this.#format.extendedHeaders);
     if (this.#payloadBytes === 0) {
       this.#applyPayload(request, this.#scratch.subarray(0, 0));
       return;
@@ -177,8 +209,8 @@ export class ReplyReceiver {
       return;
     }
     if (this.#chunkType === ChunkType.OffsetHole) applyHole(request, payload);
-    else if (this.#chunkType === ChunkType.BlockStatus)
-      applyBlockStatus(request, payload, this.#format.allocationContextId);
+    else if (this.#chunkType === ChunkType.BlockStatus || this.#chunkType === ChunkType.BlockStatusExt)
+      applyBlockStatus(request, this.#chunkType, payload, this.#format.allocationContextId);
     else if ((this.#chunkType & CHUNK_ERROR_BIT) !== 0) applyError(request, this.#chunkType, payload);
     this.#finishMessage(request);
   }
@@ -226,6 +258,7 @@ export class ReplyReceiver {
 function headerBytesOf(magic: number): number {
   if (magic === SIMPLE_REPLY_MAGIC) return SIMPLE_REPLY_HEADER_BYTES;
   if (magic === STRUCTURED_REPLY_MAGIC) return CHUNK_HEADER_BYTES;
+  if (magic === EXTENDED_REPLY_MAGIC) return EXTENDED_CHUNK_HEADER_BYTES;
   throw new ProtocolError("bad-reply-magic", `the server starts a reply with 0x${magic.toString(16)}`);
 }
 

@@ -9,7 +9,12 @@
  */
 import assert from "node:assert";
 
-import { REQUEST_HEADER_BYTES, writeRequestHeader } from "../wire/request.js";
+import {
+  EXTENDED_REQUEST_HEADER_BYTES,
+  REQUEST_HEADER_BYTES,
+  writeExtendedRequestHeader,
+  writeRequestHeader,
+} from "../wire/request.js";
 import type { Request } from "./request.js";
 
 export interface Slot {
@@ -27,15 +32,18 @@ const COOKIE_HALF_LIMIT = 2 ** 32;
 export class RequestSlots {
   readonly #slots: Slot[] = [];
   readonly #free: number[] = [];
+  readonly #writeHeader: typeof writeRequestHeader;
   #requestCount = 0;
 
-  /** `onSent` is called for a used slot. */
-  constructor(count: number, onSent: (slot: Slot) => void) {
+  /** `extended`: with extended headers. `onSent` is called for a used slot. */
+  constructor(count: number, extended: boolean, onSent: (slot: Slot) => void) {
     assert(Number.isSafeInteger(count) && count > 0, "there must be at least one slot");
-    const headers = Buffer.alloc(count * REQUEST_HEADER_BYTES);
+    const headerBytes = extended ? EXTENDED_REQUEST_HEADER_BYTES : REQUEST_HEADER_BYTES;
+    this.#writeHeader = extended ? writeExtendedRequestHeader : writeRequestHeader;
+    const headers = Buffer.alloc(count * headerBytes);
     for (let i = 0; i < count; i++) {
       const slot: Slot = {
-        header: headers.subarray(i * REQUEST_HEADER_BYTES, (i + 1) * REQUEST_HEADER_BYTES),
+        header: headers.subarray(i * headerBytes, (i + 1) * headerBytes),
         onSent: () => {
           if (slot.request !== null) onSent(slot);
         },
@@ -65,7 +73,7 @@ export class RequestSlots {
     request.cookieHigh = this.#requestCount;
     request.cookieLow = index;
     request.sentAtMs = nowMs;
-    writeRequestHeader(slot.header, 0, request);
+    this.#writeHeader(slot.header, 0, request);
     slot.request = request;
     slot.sent = false;
     slot.answered = false;

@@ -49,6 +49,17 @@ export function writeRequestHeader(into: Buffer, at: number, request: RequestHea
   into.writeUInt32BE(request.lengthBytes, at + 24);
 }
 
+/** Writes EXTENDED_REQUEST_HEADER_BYTES; CommandFlag.PayloadLen is the caller's to set where a payload follows. */
+export function writeExtendedRequestHeader(into: Buffer, at: number, request: RequestHeader): void {
+  into.writeUInt32BE(EXTENDED_REQUEST_MAGIC, at);
+  into.writeUInt16BE(request.flags, at + 4);
+  into.writeUInt16BE(request.type, at + 6);
+  into.writeUInt32BE(request.cookieHigh, at + 8);
+  into.writeUInt32BE(request.cookieLow, at + 12);
+  writeUint64(into, at + 16, request.offset);
+  writeUint64(into, at + 24, request.lengthBytes);
+}
+
 /** @throws ProtocolError bad-request-magic */
 export function readRequestHeader(from: Buffer, at: number): RequestHeader {
   if (from.readUInt32BE(at) !== REQUEST_MAGIC) {

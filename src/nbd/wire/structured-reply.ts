@@ -22,16 +22,21 @@ export const OFFSET_HOLE_PAYLOAD_BYTES = 12;
 export const BLOCK_STATUS_PREFIX_BYTES = 4;
 export const BLOCK_DESCRIPTOR_BYTES = 8;
 /** The same of BLOCK_STATUS_EXT, which has a count and 64-bit fields. */
-const EXTENDED_STATUS_PREFIX_BYTES = 8;
-const EXTENDED_DESCRIPTOR_BYTES = 16;
+export const EXTENDED_STATUS_PREFIX_BYTES = 8;
+export const EXTENDED_DESCRIPTOR_BYTES = 16;
 /** What precedes the message in the payload of an error chunk. */
 export const ERROR_PREFIX_BYTES = 6;
 
 export interface ChunkHeader extends Cookie {
   readonly flags: number;
   readonly type: number;
-  /** Of the payload that follows. */
+  /** Of the payload that follows; in an extended header UINT64_TOO_LARGE where a number can't hold it. */
   readonly lengthBytes: number;
+}
+
+export interface ExtendedChunkHeader extends ChunkHeader {
+  /** The request's own, repeated. */
+  readonly offset: number;
 }
 
 /** How long the headers of the chunks that answer this request are. */
@@ -74,6 +79,21 @@ export function readChunkHeader(from: Buffer, at: number): ChunkHeader {
     cookieHigh: from.readUInt32BE(at + 8),
     cookieLow: from.readUInt32BE(at + 12),
     lengthBytes: from.readUInt32BE(at + 16),
+  };
+}
+
+/** @throws ProtocolError bad-reply-magic */
+export function readExtendedChunkHeader(from: Buffer, at: number): ExtendedChunkHeader {
+  if (from.readUInt32BE(at) !== EXTENDED_REPLY_MAGIC) {
+    throw new ProtocolError("bad-reply-magic", "an extended reply starts with a wrong magic");
+  }
+  return {
+    flags: from.readUInt16BE(at + 4),
+    type: from.readUInt16BE(at + 6),
+    cookieHigh: from.readUInt32BE(at + 8),
+    cookieLow: from.readUInt32BE(at + 12),
+    offset: readUint64(from, at + 16),
+    lengthBytes: readUint64(from, at + 24),
   };
 }
 
@@ -129,6 +149,7 @@ export function decodeOffsetHole(payload: Buffer): { offset: number; holeBytes: 
 
 /** One run of bytes of a BLOCK_STATUS chunk; what `status` means is up to the metadata context. */
 export interface BlockDescriptor {
+  /** Received in a BLOCK_STATUS_EXT: UINT64_TOO_LARGE where a number can't hold it. */
   readonly lengthBytes: number;
   readonly status: number;
 }
@@ -161,6 +182,28 @@ export function decodeBlockStatus(payload: Buffer): { contextId: number; descrip
     const lengthBytes = payload.readUInt32BE(at);
     requireWellFormed(lengthBytes > 0, "BLOCK_STATUS");
     descriptors.push({ lengthBytes, status: payload.readUInt32BE(at + 4) });
+  }
+  return { contextId: payload.readUInt32BE(0), descriptors };
+}
+
+/**
+ * As decodeBlockStatus() for BLOCK_STATUS_EXT. Only statuses of 32 bits are taken, as all of `base:` are.
+ * @throws ProtocolError malformed-chunk
+ */
+export function decodeExtendedBlockStatus(payload: Buffer): {
+  contextId: number;
+  descriptors: BlockDescriptor[];
+} {
+  const descriptorBytes = payload.length - EXTENDED_STATUS_PREFIX_BYTES;
+  requireWellFormed(
+    descriptorBytes > 0 && descriptorBytes === payload.readUInt32BE(4) * EXTENDED_DESCRIPTOR_BYTES,
+    "BLOCK_STATUS_EXT",
+  );
+  const descriptors: BlockDescriptor[] = [];
+  for (let at = EXTENDED_STATUS_PREFIX_BYTES; at < payload.length; at += EXTENDED_DESCRIPTOR_BYTES) {
+    const lengthBytes = readUint64(payload, at);
+    requireWellFormed(lengthBytes > 0 && payload.readUInt32BE(at + 8) === 0, "BLOCK_STATUS_EXT");
+    descriptors.push({ lengthBytes, status: payload.readUInt32BE(at + 12) });
   }
   return { contextId: payload.readUInt32BE(0), descriptors };
 }

@@ -3,9 +3,23 @@ import { ReplyReceiver } from "../../../src/nbd/client/reply-receiver.js";
 import type { ReplyFormat } from "../../../src/nbd/client/reply-receiver.js";
 import { Request } from "../../../src/nbd/client/request.js";
 import { Command } from "../../../src/nbd/wire/constants.js";
+import type { ReplyTarget } from "../../../src/nbd/wire/request.js";
 
-export const SIMPLE: ReplyFormat = { structuredReplies: false, allocationContextId: null };
-export const STRUCTURED: ReplyFormat = { structuredReplies: true, allocationContextId: 7 };
+export const SIMPLE: ReplyFormat = {
+  structuredReplies: false,
+  extendedHeaders: false,
+  allocationContextId: null,
+};
+export const STRUCTURED: ReplyFormat = {
+  structuredReplies: true,
+  extendedHeaders: false,
+  allocationContextId: 7,
+};
+export const EXTENDED: ReplyFormat = {
+  structuredReplies: true,
+  extendedHeaders: true,
+  allocationContextId: 7,
+};
 export const DONE = 1;
 
 /** A receiver and the requests it may answer. Cookies are 1, 2, ...; `answered` lists them in the order of the answers. */
@@ -47,6 +61,16 @@ export class Conversation {
 
 export function cookie(low: number): { cookieHigh: number; cookieLow: number } {
   return { cookieHigh: 0, cookieLow: low };
+}
+
+/** What an extended reply repeats of its request. */
+export function target(low: number, offset: number): ReplyTarget {
+  return {
+    ...cookie(low),
+    extended: true,
+    offsetHigh: Math.floor(offset / 2 ** 32),
+    offsetLow: offset % 2 ** 32,
+  };
 }
 
 /** Content that differs from byte to byte. */

@@ -80,6 +80,23 @@ describe("NbdDevice", () => {
       ]);
     });
 
+    it("of any length go in one piece with extended headers, and writes announce their payload", async () => {
+      const { disk, seen } = await suite.openAgreeable({ sizeBytes: 2 ** 50, extendedHeaders: true });
+      expect(disk.hasExtendedHeaders).to.equal(true);
+      await disk.zero(512, 2 ** 49, Flag.NoHole);
+      await disk.trim(2 ** 40, 2 ** 45 + 1, Flag.None);
+      await disk.write(2 ** 49, Buffer.alloc(4096, 1), Flag.Fua);
+      await disk.flush();
+      await disk.close();
+      expect(seen).to.deep.equal([
+        [Command.WriteZeroes, CommandFlag.NoHole, 512, 2 ** 49],
+        [Command.Trim, 0, 2 ** 40, 2 ** 45 + 1],
+        [Command.Write, CommandFlag.Fua | CommandFlag.PayloadLen, 2 ** 49, 4096],
+        [Command.Flush, 0, 0, 0],
+        [Command.Disconnect, 0, 0, 0],
+      ]);
+    });
+
     it("that fail in one piece fail as a whole", async () => {
       const disk = await suite.open({ sizeBytes: 2 ** 40 }, async (peer) => {
         peer.send(simpleReply(await peer.request(), 0));

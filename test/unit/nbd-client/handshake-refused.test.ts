@@ -46,6 +46,7 @@ describe("NBD client handshake", () => {
     }
 
     for (const [option, type] of [
+      [Option.ExtendedHeaders, OptionReplyType.ErrTlsReqd],
       [Option.StructuredReply, OptionReplyType.ErrTlsReqd],
       [Option.SetMetaContext, OptionReplyType.ErrShutdown],
     ] as const) {
@@ -56,7 +57,7 @@ describe("NBD client handshake", () => {
             await peer.option();
             peer.send(encodeOptionReply(Option.StructuredReply, OptionReplyType.Ack, NO_DATA));
           }
-          await peer.option();
+          await (option === Option.ExtendedHeaders ? peer.anyOption() : peer.option());
           peer.send(encodeOptionReply(option, type, NO_DATA));
           await peer.hangUp();
         });
@@ -93,6 +94,15 @@ describe("NBD client handshake", () => {
       });
       const error = await failureOf(attempt);
       expect(error).to.be.instanceOf(NegotiationError).with.property("code", "size-too-large");
+    });
+
+    it("refuses a name that no export can have, before it connects", async () => {
+      for (const exportName of ["x".repeat(4097), "\u20ac".repeat(1366), "a\0b", "half of \ud83d"]) {
+        const error = await failureOf(
+          connectNbd({ address: { kind: "unix", path: "/nonexistent" }, exportName }),
+        );
+        expect(error).to.be.instanceOf(ConfigError).with.property("code", "bad-export-name");
+      }
     });
 
     it("refuses TLS, which it can't do yet, before it connects", async () => {
@@ -135,6 +145,7 @@ describe("NBD client handshake", () => {
     it("reports link-lost wherever the server hangs up", async () => {
       const conversation = Buffer.concat([
         Buffer.from("NBDMAGICIHAVEOPT\0\x03", "latin1"),
+        encodeOptionReply(Option.ExtendedHeaders, OptionReplyType.ErrUnsup, NO_DATA),
         encodeOptionReply(Option.StructuredReply, OptionReplyType.ErrUnsup, NO_DATA),
         encodeOptionReply(Option.Go, OptionReplyType.ErrUnsup, NO_DATA),
         encodeExportNameReply({ sizeBytes: 1, transmissionFlags: 1 }, true),

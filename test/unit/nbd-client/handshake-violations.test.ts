@@ -105,6 +105,7 @@ describe("NBD client handshake", () => {
       it(`reports ${code} for ${title}`, async () => {
         const attempt = suite.connectTo(async (peer) => {
           await peer.greet();
+          await peer.option();
           peer.send(answer);
           await peer.hangUp();
         });
@@ -121,6 +122,12 @@ describe("NBD client handshake", () => {
       const channel = new HandshakeChannel(new Transport(address));
       const error = await failureOf(channel.read(1 << 20));
       expect(error).to.be.instanceOf(ProtocolError).with.property("code", "unasked-data");
+    });
+
+    it("reports no-go for a server that grants extended headers and has EXPORT_NAME only", async () => {
+      const error = await failureOf(suite.connectGranted({ extendedHeaders: true, go: false }));
+      expect(error).to.be.instanceOf(ProtocolError).with.property("code", "no-go");
+      await failureOf(suite.stop());
     });
 
     it("takes replies behind the handshake for what they are: answers to nothing", async () => {

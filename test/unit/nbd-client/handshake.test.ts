@@ -27,7 +27,7 @@ describe("NBD client handshake", () => {
       );
       expect(said).to.deep.equal({
         clientFlags: 3,
-        options: [Option.StructuredReply, Option.SetMetaContext, Option.Go],
+        options: [Option.ExtendedHeaders, Option.StructuredReply, Option.SetMetaContext, Option.Go],
         exportName: "d\u00efsk",
         blockSizeAsked: true,
       });
@@ -42,6 +42,23 @@ describe("NBD client handshake", () => {
       });
       expect(device.canFastZero).to.equal(true);
       expect(device.canMultiConn).to.equal(true);
+    });
+
+    it("negotiates extended headers, which need no structured replies", async () => {
+      const { device, said } = await suite.connectGranted({ extendedHeaders: true, contextId: 42 });
+      expect(said?.options).to.deep.equal([Option.ExtendedHeaders, Option.SetMetaContext, Option.Go]);
+      expect(device.hasExtendedHeaders).to.equal(true);
+      expect(device.info.extents).to.equal("native");
+    });
+
+    it("does not ask for extended headers where they are not wanted", async () => {
+      const { device, said } = await suite.connectGranted(
+        { extendedHeaders: true, structuredReplies: true, contextId: 42 },
+        "disk",
+        { extendedHeaders: false },
+      );
+      expect(said?.options).to.deep.equal([Option.StructuredReply, Option.SetMetaContext, Option.Go]);
+      expect(device.hasExtendedHeaders).to.equal(false);
     });
 
     it("asks for base:allocation of the very export", async () => {
@@ -67,7 +84,8 @@ describe("NBD client handshake", () => {
   describe("with a server that lacks something", () => {
     it("does without structured replies, and then without contexts", async () => {
       const { device, said } = await suite.connectGranted({});
-      expect(said?.options).to.deep.equal([Option.StructuredReply, Option.Go]);
+      expect(said?.options).to.deep.equal([Option.ExtendedHeaders, Option.StructuredReply, Option.Go]);
+      expect(device.hasExtendedHeaders).to.equal(false);
       expect(device.info.extents).to.equal("none");
     });
 
@@ -82,7 +100,12 @@ describe("NBD client handshake", () => {
 
     it("falls back to EXPORT_NAME without GO", async () => {
       const { device, said } = await suite.connectGranted({ go: false, sizeBytes: 4096 });
-      expect(said?.options).to.deep.equal([Option.StructuredReply, Option.Go, Option.ExportName]);
+      expect(said?.options).to.deep.equal([
+        Option.ExtendedHeaders,
+        Option.StructuredReply,
+        Option.Go,
+        Option.ExportName,
+      ]);
       expect(said?.exportName).to.equal("disk");
       expect(device.info.sizeBytes).to.equal(4096);
     });

@@ -11,7 +11,17 @@ import {
   encodeOffsetHoleChunk,
 } from "../../../src/nbd/wire/structured-reply.js";
 import { chunk, offsetData, simpleReply } from "./scripted-server.js";
-import { Conversation, DONE, SIMPLE, STRUCTURED, bytes, cookie, errorPayload } from "./conversation.js";
+import {
+  Conversation,
+  DONE,
+  EXTENDED,
+  SIMPLE,
+  STRUCTURED,
+  bytes,
+  cookie,
+  errorPayload,
+  target,
+} from "./conversation.js";
 
 /** The answer as the caller sees it. */
 function outcome(request: Request): unknown {
@@ -177,6 +187,38 @@ describe("ReplyReceiver", () => {
         ]);
         expect(one?.extents).to.deep.equal([{ lengthBytes: 1000, hole: false, zero: false }]);
         expect(failed?.error?.errno).to.equal("EINVAL");
+      },
+    },
+    {
+      title: "extended replies to requests of all kinds, interleaved",
+      format: EXTENDED,
+      ask: (c) => {
+        c.ask(Command.Read, 2 ** 41, 20);
+        c.ask(Command.Write, 4096, 5);
+        c.ask(Command.BlockStatus, 0, 2 ** 40);
+        c.ask(Command.Flush, 0, 0);
+        c.ask(Command.Trim, 2 ** 33, 2 ** 40);
+      },
+      replies: [
+        offsetData(target(1, 2 ** 41), 0, 2 ** 41, bytes(10, 1)),
+        chunk(target(2, 4096), DONE, ChunkType.None),
+        encodeBlockStatusChunk(target(3, 0), DONE, 7, [
+          { lengthBytes: 2 ** 33, status: 3 },
+          { lengthBytes: 2 ** 41, status: 0 },
+        ]),
+        encodeErrorOffsetChunk(target(5, 2 ** 33), DONE, 5, "bad", 2 ** 34),
+        encodeOffsetHoleChunk(target(1, 2 ** 41), DONE, 2 ** 41 + 10, 10),
+        encodeErrorChunk(target(4, 0), DONE, 108, "bye"),
+      ],
+      order: [2, 3, 5, 1, 4],
+      check: ([read, , status, flush, trim]) => {
+        expect(read?.buffer).to.deep.equal(Buffer.concat([bytes(10, 1), Buffer.alloc(10)]));
+        expect(status?.extents).to.deep.equal([
+          { lengthBytes: 2 ** 33, hole: true, zero: true },
+          { lengthBytes: 2 ** 40 - 2 ** 33, hole: false, zero: false },
+        ]);
+        expect(flush?.error?.errno).to.equal("ESHUTDOWN");
+        expect(trim?.error?.message).to.contain(`at offset ${2 ** 34}`);
       },
     },
   ];

@@ -11,7 +11,17 @@ import {
   encodeOffsetHoleChunk,
 } from "../../../src/nbd/wire/structured-reply.js";
 import { NO_DATA, chunk, offsetData, simpleReply } from "./scripted-server.js";
-import { Conversation, DONE, SIMPLE, STRUCTURED, bytes, cookie, errorPayload } from "./conversation.js";
+import {
+  Conversation,
+  DONE,
+  EXTENDED,
+  SIMPLE,
+  STRUCTURED,
+  bytes,
+  cookie,
+  errorPayload,
+  target,
+} from "./conversation.js";
 
 describe("ReplyReceiver", () => {
   const READ = (c: Conversation): Request => c.ask(Command.Read, 4096, 64);
@@ -19,6 +29,15 @@ describe("ReplyReceiver", () => {
   const STATUS = (c: Conversation): Request => c.ask(Command.BlockStatus, 4096, 64);
   const STATUS_ONE = (c: Conversation): Request =>
     c.ask(Command.BlockStatus, 4096, 64, { flags: CommandFlag.ReqOne });
+  const AT = target(1, 4096);
+  /** The payload of a BLOCK_STATUS_EXT: words of 32 bits. */
+  const words = (...values: number[]): Buffer => {
+    const payload = Buffer.alloc(4 * values.length);
+    for (const [index, value] of values.entries()) payload.writeUInt32BE(value, 4 * index);
+    return payload;
+  };
+  const statusExt = (...values: number[]): Buffer =>
+    chunk(AT, DONE, ChunkType.BlockStatusExt, words(...values));
   const violations: [string, ReplyFormat, (c: Conversation) => Request, Buffer, string][] = [
     ["a wrong magic", SIMPLE, READ, Buffer.from("HTTP/1.1 400 Bad"), "bad-reply-magic"],
     ["a wrong magic where structured", STRUCTURED, READ, Buffer.alloc(20), "bad-reply-magic"],
@@ -235,6 +254,51 @@ describe("ReplyReceiver", () => {
       "too-many-extents",
     ],
     ["a block status without extents", STRUCTURED, STATUS, chunk(cookie(1), DONE, 0), "incomplete-reply"],
+    ["an extended reply where none was agreed on", STRUCTURED, WRITE, chunk(AT, DONE, 0), "extended-reply"],
+    ["a simple reply where extended", EXTENDED, WRITE, simpleReply(cookie(1), 0), "simple-reply"],
+    ["a simple error where extended", EXTENDED, WRITE, simpleReply(cookie(1), 5), "simple-reply"],
+    ["a compact chunk where extended", EXTENDED, WRITE, chunk(cookie(1), DONE, 0), "structured-reply"],
+    ["an extended reply to another offset", EXTENDED, WRITE, chunk(target(1, 4097), DONE, 0), "wrong-offset"],
+    [
+      "an extended reply to offset 2^64-1",
+      EXTENDED,
+      WRITE,
+      chunk({ ...AT, offsetHigh: 0xffffffff }, DONE, 0),
+      "wrong-offset",
+    ],
+    [
+      "compact extents where extended",
+      EXTENDED,
+      STATUS,
+      chunk(AT, DONE, ChunkType.BlockStatus, words(7, 64, 0)),
+      "misplaced-chunk",
+    ],
+    [
+      "extended extents where compact",
+      STRUCTURED,
+      STATUS,
+      chunk(cookie(1), DONE, ChunkType.BlockStatusExt, words(7, 1, 0, 64, 0, 0)),
+      "misplaced-chunk",
+    ],
+    ["extended extents cut short", EXTENDED, STATUS, statusExt(7), "misplaced-chunk"],
+    ["extended extents, none at all", EXTENDED, STATUS, statusExt(7, 0), "malformed-chunk"],
+    ["extended extents, miscounted", EXTENDED, STATUS, statusExt(7, 2, 0, 64, 0, 0), "malformed-chunk"],
+    ["half an extended extent", EXTENDED, STATUS, statusExt(7, 1, 0, 64), "malformed-chunk"],
+    ["an extended extent of no length", EXTENDED, STATUS, statusExt(7, 1, 0, 0, 0, 0), "malformed-chunk"],
+    [
+      "a status of base:allocation over 32 bits",
+      EXTENDED,
+      STATUS,
+      statusExt(7, 1, 0, 64, 1, 0),
+      "malformed-chunk",
+    ],
+    [
+      "extended extents past the range",
+      EXTENDED,
+      STATUS,
+      statusExt(7, 2, 0xffffffff, 0xffffffff, 0, 0, 0, 1, 0, 0),
+      "too-many-extents",
+    ],
   ];
   for (const [title, format, ask, stream, code] of violations) {
     it(`refuses ${title} as ${code}, byte by byte`, () => {
@@ -247,6 +311,26 @@ describe("ReplyReceiver", () => {
         .with.property("code", code);
     });
   }
+
+  it("refuses an extended reply of 2^64-1 bytes by its header, whatever it answers", () => {
+    for (const [ask, type] of [
+      [READ, ChunkType.OffsetData],
+      [READ, ChunkType.OffsetHole],
+      [STATUS, ChunkType.BlockStatusExt],
+      [WRITE, ChunkType.None],
+      [WRITE, ChunkType.Error],
+    ] as const) {
+      const conversation = new Conversation(EXTENDED);
+      ask(conversation);
+      const header = chunk(AT, DONE, type);
+      header.fill(0xff, 24, 32);
+      expect(() => {
+        conversation.push(header);
+      }, `type ${type}`)
+        .to.throw(ProtocolError)
+        .with.property("code", "misplaced-chunk");
+    }
+  });
 
   it("refuses a block status chunk of more than 2^20 extents by its header", () => {
     const conversation = new Conversation(STRUCTURED);

@@ -30,12 +30,17 @@ import {
 } from "../../../src/nbd/wire/handshake.js";
 import { OPTION_HEADER_BYTES, decodeInfoRequest, decodeOptionHeader } from "../../../src/nbd/wire/option.js";
 import { encodeInfoItem, encodeMetaContext, encodeOptionReply } from "../../../src/nbd/wire/option-reply.js";
-import { REQUEST_HEADER_BYTES, readRequestHeader } from "../../../src/nbd/wire/request.js";
-import type { Cookie, RequestHeader } from "../../../src/nbd/wire/request.js";
+import {
+  EXTENDED_REQUEST_HEADER_BYTES,
+  REQUEST_HEADER_BYTES,
+  readExtendedRequestHeader,
+  readRequestHeader,
+} from "../../../src/nbd/wire/request.js";
+import type { Cookie, ReplyTarget, RequestHeader } from "../../../src/nbd/wire/request.js";
 import { SIMPLE_REPLY_HEADER_BYTES, writeSimpleReplyHeader } from "../../../src/nbd/wire/simple-reply.js";
 import {
-  CHUNK_HEADER_BYTES,
   OFFSET_DATA_PREFIX_BYTES,
+  chunkHeaderBytes,
   writeChunkHeader,
   writeOffsetDataHeader,
 } from "../../../src/nbd/wire/structured-reply.js";
@@ -57,6 +62,7 @@ export interface Grants {
   readonly sizeBytes?: number;
   readonly transmissionFlags?: number;
   readonly structuredReplies?: boolean;
+  readonly extendedHeaders?: boolean;
   /** The number of base:allocation; without, the server has no contexts. */
   readonly contextId?: number;
   readonly blockSize?: readonly [minimumBytes: number, preferredBytes: number, maximumBytes: number];
@@ -76,6 +82,7 @@ export interface ClientHandshake {
 /** The server's end of one connection. */
 export class Peer {
   readonly socket: Socket;
+  #extended = false;
   #unread: Buffer = Buffer.alloc(0);
   #ended = false;
   #wake: () => void = () => undefined;
@@ -123,14 +130,24 @@ export class Peer {
     });
   }
 
+  /** The next option but NBD_OPT_EXTENDED_HEADERS, which is declined on the way. */
   async option(): Promise<{ option: number; data: Buffer }> {
+    const next = await this.anyOption();
+    if (next.option !== Option.ExtendedHeaders) return next;
+    this.send(encodeOptionReply(Option.ExtendedHeaders, OptionReplyType.ErrUnsup, NO_DATA));
+    return this.option();
+  }
+
+  async anyOption(): Promise<{ option: number; data: Buffer }> {
     const { option, lengthBytes } = decodeOptionHeader(await this.read(OPTION_HEADER_BYTES));
     return { option, data: await this.read(lengthBytes) };
   }
 
-  /** The header, and the payload of a WRITE. */
+  /** The header, extended if that was granted, and the payload of a WRITE. */
   async request(): Promise<RequestHeader & { payload: Buffer }> {
-    const header = readRequestHeader(await this.read(REQUEST_HEADER_BYTES), 0);
+    const header = this.#extended
+      ? readExtendedRequestHeader(await this.read(EXTENDED_REQUEST_HEADER_BYTES), 0)
+      : readRequestHeader(await this.read(REQUEST_HEADER_BYTES), 0);
     return {
       ...header,
       payload: header.type === Command.Write ? await this.read(header.lengthBytes) : NO_DATA,
@@ -167,7 +184,7 @@ export class Peer {
     };
     const options: number[] = [];
     for (;;) {
-      const { option, data } = await this.option();
+      const { option, data } = await this.anyOption();
       options.push(option);
       const reply = (type: number, payload: Buffer = NO_DATA): void => {
         this.send(encodeOptionReply(option, type, payload));
@@ -190,6 +207,9 @@ export class Peer {
         return { clientFlags, options, exportName, blockSizeAsked: infoTypes.includes(InfoType.BlockSize) };
       }
       if (option === Option.StructuredReply && grants.structuredReplies === true) {
+        reply(OptionReplyType.Ack);
+      } else if (option === Option.ExtendedHeaders && grants.extendedHeaders === true) {
+        this.#extended = true;
         reply(OptionReplyType.Ack);
       } else if (option === Option.SetMetaContext) {
         if (grants.contextId !== undefined) {
@@ -265,15 +285,15 @@ export function simpleReply(cookie: Cookie, errorNumber: number, content: Buffer
   return Buffer.concat([header, content]);
 }
 
-/** A chunk of any type with any payload, right or wrong. */
-export function chunk(cookie: Cookie, flags: number, type: number, payload: Buffer = NO_DATA): Buffer {
-  const header = Buffer.alloc(CHUNK_HEADER_BYTES);
+/** A chunk of any type with any payload, right or wrong; extended for an extended request. */
+export function chunk(cookie: ReplyTarget, flags: number, type: number, payload: Buffer = NO_DATA): Buffer {
+  const header = Buffer.alloc(chunkHeaderBytes(cookie));
   writeChunkHeader(header, 0, cookie, flags, type, payload.length);
   return Buffer.concat([header, payload]);
 }
 
-export function offsetData(cookie: Cookie, flags: number, offset: number, content: Buffer): Buffer {
-  const header = Buffer.alloc(CHUNK_HEADER_BYTES + OFFSET_DATA_PREFIX_BYTES);
+export function offsetData(cookie: ReplyTarget, flags: number, offset: number, content: Buffer): Buffer {
+  const header = Buffer.alloc(chunkHeaderBytes(cookie) + OFFSET_DATA_PREFIX_BYTES);
   writeOffsetDataHeader(header, 0, cookie, flags, offset, content.length);
   return Buffer.concat([header, content]);
 }

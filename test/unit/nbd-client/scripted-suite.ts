@@ -1,9 +1,10 @@
 /** A scripted server for each test of a suite, and our client connected to it. */
 import type { Address } from "../../../src/net/address.js";
 import { connectNbd } from "../../../src/nbd/client/connect.js";
+import type { NbdClientOptions } from "../../../src/nbd/client/connect.js";
 import type { NbdDevice } from "../../../src/nbd/client/device.js";
-import { Command } from "../../../src/nbd/wire/constants.js";
-import { ScriptedServer, simpleReply } from "./scripted-server.js";
+import { ChunkFlag, ChunkType, Command } from "../../../src/nbd/wire/constants.js";
+import { ScriptedServer, chunk, simpleReply } from "./scripted-server.js";
 import type { ClientHandshake, Grants, Peer } from "./scripted-server.js";
 
 /** Not an expectation: a handshake that takes longer hangs. */
@@ -30,13 +31,14 @@ export class ScriptedSuite {
   async connectGranted(
     grants: Grants,
     exportName = "disk",
+    options: Partial<NbdClientOptions> = {},
   ): Promise<{ device: NbdDevice; said: ClientHandshake | null }> {
     let said = null as ClientHandshake | null;
     const address = await this.serve(async (peer) => {
       said = await peer.handshake(grants);
       await peer.hangUp();
     });
-    const device = await this.#connect(address, exportName);
+    const device = await this.#connect(address, exportName, options);
     await device.close();
     return { device, said };
   }
@@ -53,10 +55,10 @@ export class ScriptedSuite {
       await script(peer);
       await peer.hangUp();
     }, kind);
-    return this.#connect(address, "", maxInFlight);
+    return this.#connect(address, "", { maxInFlight });
   }
 
-  /** A device whose server answers everything with success; `seen` is what came: type, flags, offset, length. */
+  /** A device whose server answers everything with success, reads of extended headers excepted; `seen` is what came: type, flags, offset, length. */
   async openAgreeable(grants: Grants): Promise<{ disk: NbdDevice; seen: number[][] }> {
     const seen: number[][] = [];
     const disk = await this.open(grants, async (peer) => {
@@ -64,7 +66,8 @@ export class ScriptedSuite {
         const { type, flags, offset, lengthBytes } = request;
         seen.push([type, flags, offset, lengthBytes]);
         if (type === Command.Disconnect) return;
-        peer.send(simpleReply(request, 0, Buffer.alloc(type === Command.Read ? lengthBytes : 0)));
+        if (grants.extendedHeaders === true) peer.send(chunk(request, ChunkFlag.Done, ChunkType.None));
+        else peer.send(simpleReply(request, 0, Buffer.alloc(type === Command.Read ? lengthBytes : 0)));
       }
     });
     return { disk, seen };
@@ -78,12 +81,16 @@ export class ScriptedSuite {
     await server?.stop();
   }
 
-  async #connect(address: Address, exportName = "disk", maxInFlight = 128): Promise<NbdDevice> {
+  async #connect(
+    address: Address,
+    exportName = "disk",
+    options: Partial<NbdClientOptions> = {},
+  ): Promise<NbdDevice> {
     const device = await connectNbd({
       address,
       exportName,
       connectTimeoutMs: CONNECT_TIMEOUT_MS,
-      maxInFlight,
+      ...options,
     });
     this.#devices.push(device);
     return device;
