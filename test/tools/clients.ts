@@ -57,15 +57,21 @@ export function startFio(workspace: Workspace, uri: string, options: FioOptions)
   return workspace.start("fio", ["--output-format=json", ...args]);
 }
 
-/** @throws if fio, or what it checked, failed */
-export async function fioResult(process: TestProcess): Promise<FioResult> {
-  const { code, stdout, stderr } = await process.ended();
+/** The JSON that fio(1) reports when it has ended. @throws if fio, or what it checked, failed */
+export async function fioReport(process: TestProcess, limitMs?: number): Promise<string> {
+  const { code, stdout, stderr } = await process.ended(limitMs);
   // "fio: connected to NBD server" stands before it.
   const json = /^\{.*^\}/ms.exec(stdout)?.[0];
   if (code !== 0 || json === undefined)
     throw new Error(
       `fio ended with ${String(code)}: ${stderr}${stdout.slice(0, json === undefined ? Infinity : stdout.indexOf(json))}`,
     );
+  return json;
+}
+
+/** @throws if fio, or what it checked, failed */
+export async function fioResult(process: TestProcess): Promise<FioResult> {
+  const json = await fioReport(process);
   const { jobs } = JSON.parse(json) as {
     jobs: { error: number; write: { total_ios: number; io_bytes: number } }[];
   };

@@ -103,10 +103,14 @@ export class NodeProcess {
   }
 
   /** Asks for the status over one connection until it satisfies. */
-  waitForStatus(what: string, satisfies: (status: NodeStatus) => boolean): Promise<NodeStatus> {
+  waitForStatus(
+    what: string,
+    satisfies: (status: NodeStatus) => boolean,
+    limitMs?: number,
+  ): Promise<NodeStatus> {
     const ask = (client: QmpClient) => async (): Promise<NodeStatus> =>
       (await client.execute("x-repl-status")) as NodeStatus;
-    return this.withQmp((client) => waitFor(`${this.role}: ${what}`, ask(client), satisfies));
+    return this.withQmp((client) => waitFor(`${this.role}: ${what}`, ask(client), satisfies, limitMs));
   }
 
   /** HOST:PORT of its TCP listeners for a purpose. */

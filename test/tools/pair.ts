@@ -20,6 +20,8 @@ export interface PairOptions {
   readonly route?: (addresses: SecondaryAddresses) => Promise<SecondaryAddresses>;
   /** What a node uses for a disk; its own file if absent. */
   readonly diskPath?: (role: "primary" | "secondary", name: string) => string;
+  /** How long the initial copy may take, if longer than other things. */
+  readonly copyLimitMs?: number;
 }
 
 export const MEBIBYTE = 1024 * 1024;
@@ -108,6 +110,7 @@ export class Pair {
       "replicating, with a checkpoint",
       ({ primary, lastCheckpoint, checkpointRefusal }) =>
         primary?.link.state === "replicating" && lastCheckpoint !== null && checkpointRefusal === null,
+      this.#options.copyLimitMs,
     );
   }
 

@@ -74,9 +74,13 @@ export class Qemu {
     return this.qmp.execute(command, args);
   }
 
-  /** Exports devices for writing, each by its name or another. */
-  async serve(exports: Readonly<Record<string, string>>): Promise<void> {
-    await this.execute("nbd-server-start", { addr: { type: "unix", data: { path: this.nbdPath } } });
+  /** Exports devices for writing, each by its name or another. @param tcpPort on 127.0.0.1, instead of nbdPath */
+  async serve(exports: Readonly<Record<string, string>>, tcpPort?: number): Promise<void> {
+    const addr =
+      tcpPort === undefined
+        ? { type: "unix", data: { path: this.nbdPath } }
+        : { type: "inet", data: { host: "127.0.0.1", port: String(tcpPort) } };
+    await this.execute("nbd-server-start", { addr });
     for (const [name, device] of Object.entries(exports)) {
       await this.execute("nbd-server-add", { device, name, writable: true });
     }

@@ -1,0 +1,78 @@
+/** One system in one row: a checkpoint, then load, with what its servers use meanwhile. */
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { describeError } from "../src/errors.js";
+import { runLoad } from "./load.js";
+import type { Row } from "./rows.js";
+import type { LoadResult, Outcome, ServerUsage } from "./sample.js";
+import type { System } from "./systems/system.js";
+import { cpuMicroseconds, peakMemoryBytes, resetPeakMemory } from "./usage.js";
+
+export interface Measurement {
+  readonly row: Row;
+  readonly seconds: number;
+  readonly extentBytes: number;
+  readonly seed: number;
+}
+
+/** How a server that has failed is given time to be dead: its clients know first. */
+const DEATH_MS = 500;
+
+/** @throws if the load can't be run on a system whose servers are all well */
+export async function measure(system: System, measurement: Measurement): Promise<Outcome> {
+  const { row, seconds, extentBytes, seed } = measurement;
+  try {
+    // So that the row meets copy-before-write. Nothing else runs: QEMU's would not survive it otherwise.
+    await system.checkpoint?.();
+    for (const { pid } of system.servers) await resetPeakMemory(pid);
+    const before = await Promise.all(system.servers.map(({ pid }) => cpuMicroseconds(pid)));
+    const running = runLoad(system, row.job, {
+      disks: row.disks ?? 1,
+      extentBytes: row.extentBytes ?? extentBytes,
+      seconds,
+      seed,
+    });
+    const checkpoints = await alongside(running, system, row.checkpointEveryMs);
+    const load = await running;
+    return { kind: "measured", load, usage: await usageOf(system, before, load), checkpoints };
+  } catch (error) {
+    await sleep(DEATH_MS);
+    if (system.isAlive()) throw error;
+    return { kind: "died", reason: describeError(error) };
+  }
+}
+
+/** Takes checkpoints until the load has ended. @returns how many */
+async function alongside(
+  running: Promise<LoadResult>,
+  system: System,
+  everyMs: number | undefined,
+): Promise<number> {
+  if (everyMs === undefined || system.checkpoint === null) return 0;
+  const ending = { isOver: false };
+  const end = (): void => {
+    ending.isOver = true;
+  };
+  running.then(end, end);
+  let count = 0;
+  for (;;) {
+    await sleep(everyMs);
+    if (ending.isOver) return count;
+    await system.checkpoint();
+    count++;
+  }
+}
+
+async function usageOf(
+  system: System,
+  before: readonly number[],
+  { requests }: LoadResult,
+): Promise<ServerUsage[]> {
+  return Promise.all(
+    system.servers.map(async ({ role, pid }, index) => ({
+      role,
+      cpuMicrosecondsPerRequest: ((await cpuMicroseconds(pid)) - (before[index] ?? 0)) / requests,
+      peakMemoryBytes: await peakMemoryBytes(pid),
+    })),
+  );
+}

@@ -1,0 +1,69 @@
+/** What a run of the benchmark leaves behind, as plain data: bench/results/*.json. */
+import type { SystemName } from "./systems/system.js";
+
+/** Microseconds, from when a request was sent until it was answered. */
+export interface Latency {
+  readonly mean: number;
+  readonly p50: number;
+  readonly p99: number;
+  readonly max: number;
+}
+
+export interface ServerUsage {
+  readonly role: "primary" | "secondary" | "server";
+  readonly cpuMicrosecondsPerRequest: number;
+  readonly peakMemoryBytes: number;
+}
+
+/** What fio saw in one row. */
+export interface LoadResult {
+  readonly requests: number;
+  readonly requestsPerSecond: number;
+  readonly bytesPerSecond: number;
+  readonly latency: Latency;
+}
+
+export type Outcome =
+  | {
+      readonly kind: "measured";
+      readonly load: LoadResult;
+      readonly usage: readonly ServerUsage[];
+      /** Taken while the row ran. */
+      readonly checkpoints: number;
+    }
+  /** A server ended in the middle of the row. */
+  | { readonly kind: "died"; readonly reason: string };
+
+/** One system in one row, once. */
+export interface Sample {
+  readonly row: string;
+  readonly system: SystemName;
+  readonly round: number;
+  readonly outcome: Outcome;
+}
+
+export interface Host {
+  readonly processors: number;
+  readonly processor: string;
+  readonly memoryBytes: number;
+  readonly kernel: string;
+  /** Program -> version. */
+  readonly versions: Readonly<Record<string, string>>;
+}
+
+export interface BenchResult {
+  readonly startedAt: string;
+  readonly endedAt: string;
+  readonly host: Host;
+  readonly settings: BenchSettings;
+  readonly samples: readonly Sample[];
+}
+
+export interface BenchSettings {
+  readonly rows: readonly string[];
+  readonly systems: readonly SystemName[];
+  readonly rounds: number;
+  readonly seconds: number;
+  readonly sizeBytes: number;
+  readonly dataBytes: number;
+}

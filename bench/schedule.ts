@@ -1,0 +1,92 @@
+/**
+ * Every row on every system, side by side: the systems take turns within a row, and each round begins with another
+ * one, so that what else happens on the machine meets them alike.
+ *
+ * A system with data on its disk serves all rows on data; a row on holes gets one of its own, with new disks. What has
+ * died is started anew for the next row.
+ */
+import type { Lab } from "./lab.js";
+import { measure } from "./measure.js";
+import type { Row } from "./rows.js";
+import type { BenchSettings, Outcome, Sample } from "./sample.js";
+import { runLoad } from "./load.js";
+import { startSystem } from "./systems/start.js";
+import type { Shape, System, SystemName } from "./systems/system.js";
+
+/** A new process is slow at first, ours most of all: load for so long, at the end of the disk, counts for nothing. */
+const WARM_UP_SECONDS = 1;
+const WARM_UP_BYTES = 64 * 1024 * 1024;
+
+export type Report = (sample: Sample) => void;
+
+export class Schedule {
+  readonly #lab: Lab;
+  readonly #settings: BenchSettings;
+  readonly #report: Report;
+  /** Those with data, kept from row to row. */
+  readonly #kept = new Map<SystemName, System>();
+
+  constructor(lab: Lab, settings: BenchSettings, report: Report) {
+    this.#lab = lab;
+    this.#settings = settings;
+    this.#report = report;
+  }
+
+  async run(rows: readonly Row[]): Promise<Sample[]> {
+    const samples: Sample[] = [];
+    const { rounds, systems } = this.#settings;
+    for (const row of rows) {
+      for (let round = 0; round < rounds; round++) {
+        const first = round % systems.length;
+        for (const name of [...systems.slice(first), ...systems.slice(0, first)]) {
+          const sample = {
+            row: row.name,
+            system: name,
+            round,
+            outcome: await this.#outcome(row, name, round),
+          };
+          this.#report(sample);
+          samples.push(sample);
+        }
+      }
+    }
+    return samples;
+  }
+
+  async #outcome(row: Row, name: SystemName, round: number): Promise<Outcome> {
+    const isKept = row.on === "data" && row.disks === undefined;
+    const system = (isKept ? this.#kept.get(name) : undefined) ?? (await this.#start(row, name));
+    const { seconds, sizeBytes, dataBytes } = this.#settings;
+    const outcome = await measure(system, {
+      row,
+      seconds,
+      extentBytes: row.on === "data" ? dataBytes : sizeBytes - WARM_UP_BYTES,
+      seed: round + 1,
+    });
+    if (isKept && outcome.kind === "measured") this.#kept.set(name, system);
+    else {
+      this.#kept.delete(name);
+      await this.#lab.discard(system.workspace);
+    }
+    return outcome;
+  }
+
+  async #start(row: Row, name: SystemName): Promise<System> {
+    const { sizeBytes, dataBytes } = this.#settings;
+    const shape: Shape = {
+      disks: row.disks ?? 1,
+      sizeBytes,
+      dataBytes: row.on === "data" ? dataBytes : 0,
+    };
+    const system = await startSystem(await this.#lab.workspace(), name, shape);
+    const warmUp = {
+      disks: 1,
+      offset: sizeBytes - WARM_UP_BYTES,
+      extentBytes: WARM_UP_BYTES,
+      seconds: WARM_UP_SECONDS,
+      seed: 1,
+    };
+    await runLoad(system, { rw: "randrw", bs: "4k", iodepth: 16 }, warmUp);
+    return system;
+  }
+}
