@@ -17,6 +17,8 @@ export {
 } from "../errors.js";
 export type { Errno } from "../errors.js";
 export type { Address } from "../net/address.js";
+export { TlsAcceptor } from "../net/tls/acceptor.js";
+export type { TlsAcceptorOptions, TlsCredentials } from "../net/tls/acceptor.js";
 export { connectNbd, listExports } from "./client/connect.js";
 export type { NbdClientOptions } from "./client/connect.js";
 export type { NbdDevice } from "./client/device.js";

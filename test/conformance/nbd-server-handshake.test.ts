@@ -116,7 +116,7 @@ describe("NBD server, handshake", () => {
   it("answers unknown options with ERR_UNSUP, skips their data and stays in sync", async () => {
     expect(types(await client.option(0x1234, Buffer.alloc(300_000, 1)))).to.deep.equal([ErrUnsup]);
     expect(types(await client.option(Option.PeekExport, Buffer.from("disk0")))).to.deep.equal([ErrUnsup]);
-    expect(types(await client.option(Option.StartTls))).to.deep.equal([ErrUnsup]);
+    expect(types(await client.option(Option.StartTls))).to.deep.equal([ErrPolicy]);
     await stillInSync();
   });
 

@@ -19,6 +19,7 @@ nbdkit               nbdkit
 fio                  fio
 nbd-client           nbd-client
 nbd-server           nbd-server
+openssl              openssl
 '
 
 # Prints the packages of the programs that are not there, each once.

@@ -7,6 +7,8 @@
 import assert from "node:assert/strict";
 import type { Socket } from "node:net";
 import { connect } from "node:net";
+import { connect as connectTls } from "node:tls";
+import type { ConnectionOptions } from "node:tls";
 
 import type { Address } from "../../src/net/address.js";
 import { socketOptions } from "../../src/net/address.js";
@@ -100,6 +102,25 @@ export class RawNbdClient {
     await client.read(GREETING_BYTES);
     client.send(encodeClientFlags(clientFlags));
     return client;
+  }
+
+  /** Sends NBD_OPT_STARTTLS, shakes hands if it is granted, and goes on over TLS. @throws what node:tls says */
+  async startTls(options: ConnectionOptions): Promise<RawNbdClient> {
+    const [reply] = await this.option(Option.StartTls);
+    assert.equal(reply?.type, OptionReplyType.Ack, "NBD_OPT_STARTTLS was refused");
+    return this.shakeTlsHands(options);
+  }
+
+  async shakeTlsHands(options: ConnectionOptions): Promise<RawNbdClient> {
+    this.socket.removeAllListeners("data");
+    const socket = connectTls({ socket: this.socket, ...options });
+    await new Promise((resolve, reject) => {
+      socket.once("secureConnect", resolve).once("error", reject);
+      socket.once("close", () => {
+        reject(new Error("closed in the TLS handshake"));
+      });
+    });
+    return new RawNbdClient(socket);
   }
 
   /** In transmission on this export, with structured replies and `contexts` when asked for. */

@@ -5,13 +5,15 @@
  * - Input stops for good (`#inputOver`) at NBD_CMD_DISC, NBD_OPT_ABORT, the client's FIN or a violation; what
  *   arrives later is dropped.
  * - The socket is paused exactly while the receiver keeps an unparsed rest (`#stalled`).
+ * - While `#upgrade` is not "none" nothing is parsed; a byte that came behind NBD_OPT_STARTTLS ends the connection.
  * - `ended` resolves once, when no device request is in flight and no further reply can be sent.
  */
-import type { Duplex } from "node:stream";
+import type { Socket } from "node:net";
 
 import type { Logger } from "pino";
 
-import { ProtocolError, describeError } from "../../errors.js";
+import { ProtocolError, asError, describeError } from "../../errors.js";
+import type { TlsAcceptor } from "../../net/tls/acceptor.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
@@ -24,16 +26,23 @@ import { ReplyWriter } from "./reply-writer.js";
 import type { OpenRequest } from "./transmission.js";
 import { Transmission } from "./transmission.js";
 
-/** The byte stream of a connection, as accepted; TLS would put another stream over it. */
+/** The byte stream of a connection, as accepted; TLS puts another stream over it. */
 export interface Transport {
-  readonly stream: Duplex;
+  readonly stream: Socket;
   /** For people: the address, or the listener's path and a number. */
   readonly peer: string;
+}
+
+/** The TLS of a server: offered to its clients, or demanded of them. */
+export interface ServerTls {
+  readonly mode: "on" | "require";
+  readonly acceptor: TlsAcceptor;
 }
 
 export interface ConnectionOptions {
   readonly exports: ExportTable;
   readonly log: Logger;
+  readonly tls: ServerTls | null;
   readonly handshakeTimeoutMs: number;
   readonly stallTimeoutMs: number;
   readonly isStopping: () => boolean;
@@ -56,11 +65,12 @@ export class Connection implements OptionSink {
   readonly peer: string;
   /** Resolves when nothing of this connection can reach a device or the client any more. */
   readonly ended: Promise<void>;
-  readonly #stream: Duplex;
+  /** The TLS session once there is one. */
+  #stream: Socket;
   readonly #options: ConnectionOptions;
   readonly #receiver = new RequestReceiver(this);
   readonly #negotiation: Negotiation;
-  readonly #writer: ReplyWriter<OpenRequest>;
+  #writer: ReplyWriter<OpenRequest>;
   readonly #handshakeTimer: NodeJS.Timeout;
   #lingerTimer: NodeJS.Timeout | null = null;
   #transmission: Transmission | null = null;
@@ -70,6 +80,10 @@ export class Connection implements OptionSink {
   #shuttingDown = false;
   #finished = false;
   #streamClosed = false;
+  /** NBD_OPT_STARTTLS was granted: the reply to it is on its way, then the TLS handshake. */
+  #upgrade: "none" | "granted" | "handshake" = "none";
+  /** This side ended the connection, and said why if there was anything to say. */
+  #isGivenUp = false;
 
   constructor({ stream, peer }: Transport, options: ConnectionOptions) {
     this.peer = peer;
@@ -78,19 +92,14 @@ export class Connection implements OptionSink {
     this.ended = new Promise((resolve) => {
       this.#resolveEnded = resolve;
     });
-    this.#writer = new ReplyWriter<OpenRequest>(stream, {
-      stallTimeoutMs: options.stallTimeoutMs,
-      onHandedOver: (answered) => {
-        if (this.#transmission === null) this.#progress();
-        else this.#transmission.handedOver(answered);
-      },
-      onStalled: () => {
-        this.#violation("reply-stalled", `the client read nothing for ${options.stallTimeoutMs} ms`);
-      },
-    });
+    this.#writer = this.#writerTo(stream);
     this.#negotiation = new Negotiation({
       exports: options.exports,
       isStopping: options.isStopping,
+      tls: options.tls?.mode ?? null,
+      onTlsMissing: () => {
+        options.log.warn({ peer, code: "tls-required" }, "client refused: no TLS, which is required");
+      },
       send: (bytes) => {
         this.#writer.send(bytes, null);
       },
@@ -127,11 +136,12 @@ export class Connection implements OptionSink {
 
   /** Closes the socket at once; device requests in flight go on until they settle. See `ended`. */
   destroy(): void {
+    this.#isGivenUp = true;
     this.#stream.destroy();
   }
 
   ready(): boolean {
-    return !this.#inputOver && this.#writer.queuedBytes < QUEUED_REPLY_BYTES;
+    return !this.#inputOver && this.#upgrade === "none" && this.#writer.queuedBytes < QUEUED_REPLY_BYTES;
   }
 
   clientFlags(flags: number): void {
@@ -149,6 +159,9 @@ export class Connection implements OptionSink {
         return;
       case "finish":
         this.#endInput();
+        return;
+      case "tls":
+        this.#upgrade = "granted";
         return;
       case "transmission":
         this.#enterTransmission(outcome.agreement);
@@ -172,18 +185,53 @@ export class Connection implements OptionSink {
     this.#options.log.debug({ peer, export: exportName }, "client entered transmission");
   }
 
+  #writerTo(stream: Socket): ReplyWriter<OpenRequest> {
+    const { stallTimeoutMs } = this.#options;
+    return new ReplyWriter<OpenRequest>(stream, {
+      stallTimeoutMs,
+      onHandedOver: (answered) => {
+        if (this.#transmission === null) this.#progress();
+        else this.#transmission.handedOver(answered);
+      },
+      onStalled: () => {
+        this.#violation("reply-stalled", `the client read nothing for ${stallTimeoutMs} ms`);
+      },
+    });
+  }
+
+  /** The client has the reply to NBD_OPT_STARTTLS: what it sends from now on is TLS. */
+  async #secure({ acceptor }: ServerTls): Promise<void> {
+    this.#upgrade = "handshake";
+    const plain = this.#stream;
+    plain.removeAllListeners("data");
+    try {
+      const secured = await acceptor.secure(plain);
+      this.#stream = secured;
+      this.#writer.close();
+      this.#writer = this.#writerTo(secured);
+      this.#upgrade = "none";
+      this.#negotiation.secured();
+      this.#listen();
+    } catch (error) {
+      if (this.#isGivenUp) return;
+      this.#warnOfEnd("tls-failed", asError(error).message);
+      this.destroy();
+    }
+  }
+
   #listen(): void {
     const stream = this.#stream;
     stream.on("data", (chunk: Buffer) => {
       if (!this.#inputOver && !this.#parse(() => this.#receiver.push(chunk))) stream.pause();
     });
     stream.on("end", () => {
-      this.#endInput();
+      if (stream === this.#stream && this.#upgrade !== "handshake") this.#endInput();
     });
     stream.on("error", (error) => {
       this.#options.log.debug({ peer: this.peer, err: error }, `connection broke: ${describeError(error)}`);
     });
     stream.on("close", () => {
+      if (stream !== this.#stream) return;
       clearTimeout(this.#handshakeTimer);
       if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
       this.#writer.close();
@@ -202,6 +250,7 @@ export class Connection implements OptionSink {
     this.#stalled = false;
     try {
       this.#stalled = !run();
+      if (this.#upgrade !== "none") this.#holdInput();
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#violation(error.code, error.message);
@@ -209,11 +258,23 @@ export class Connection implements OptionSink {
     return !this.#stalled;
   }
 
+  /** From the client's STARTTLS to its first TLS message only our reply may pass. */
+  #holdInput(): void {
+    if (this.#stalled) {
+      throw new ProtocolError("plaintext-injection", "plaintext came behind NBD_OPT_STARTTLS");
+    }
+    this.#stream.pause();
+  }
+
   #violation(code: string, message: string): void {
     if (this.#stream.destroyed) return;
+    this.#warnOfEnd(code, message);
+    this.destroy();
+  }
+
+  #warnOfEnd(code: string, message: string): void {
     const { peer, exportName } = this;
     this.#options.log.warn({ peer, export: exportName, code }, `connection closed: ${message}`);
-    this.#stream.destroy();
   }
 
   #endInput(): void {
@@ -233,8 +294,10 @@ export class Connection implements OptionSink {
     const isLast = this.#inputOver || (this.#shuttingDown && this.#transmission !== null);
     if (isLast && this.#isAnswered()) {
       this.#finish();
+    } else if (this.#upgrade === "granted" && this.#options.tls !== null) {
+      if (this.#writer.queuedBytes === 0) void this.#secure(this.#options.tls);
     } else if (this.#stalled && this.#sink().ready()) {
-      if (this.#parse(() => this.#receiver.resume())) this.#stream.resume();
+      if (this.#parse(() => this.#receiver.resume()) && this.#upgrade === "none") this.#stream.resume();
     }
   }
 

@@ -25,7 +25,7 @@ import { OPTION_DATA_BYTES } from "./limits.js";
 import type { SelectedContext } from "./metadata-context.js";
 import { listedContexts, selectedContexts } from "./metadata-context.js";
 
-/** What options have changed so far; STARTTLS is to begin with a fresh one. */
+/** What options have changed so far; a TLS session begins with a fresh one. */
 interface NegotiationState {
   structuredReplies: boolean;
   /** These take precedence over structured replies. */
@@ -44,6 +44,8 @@ export type Outcome =
   | { readonly kind: "continue" }
   /** The end, once the replies are sent. */
   | { readonly kind: "finish" }
+  /** TLS, once the reply is sent: nothing else may have arrived behind the option. */
+  | { readonly kind: "tls" }
   | { readonly kind: "transmission"; readonly agreement: Agreement };
 
 const CONTINUE: Outcome = { kind: "continue" };
@@ -53,6 +55,10 @@ const EMPTY: Buffer = Buffer.alloc(0);
 export interface NegotiationOptions {
   readonly exports: ExportTable;
   readonly send: (bytes: Buffer) => void;
+  /** null: no TLS; require: nothing but TLS. */
+  readonly tls: "on" | "require" | null;
+  /** Is told once that a client goes on without the TLS that is required. */
+  readonly onTlsMissing: () => void;
   /** The server is being shut down. */
   readonly isStopping: () => boolean;
 }
@@ -60,7 +66,9 @@ export interface NegotiationOptions {
 export class Negotiation {
   readonly #options: NegotiationOptions;
   #clientFlags = 0;
-  readonly #state = freshState();
+  #state = freshState();
+  #isSecured = false;
+  #tlsMissingReported = false;
 
   constructor(options: NegotiationOptions) {
     this.#options = options;
@@ -81,6 +89,12 @@ export class Negotiation {
     this.#clientFlags = flags;
   }
 
+  /** TLS is there: the client goes on with options, and nothing that it agreed on before counts. */
+  secured(): void {
+    this.#isSecured = true;
+    this.#state = freshState();
+  }
+
   /** Whether option() wants the data of this one. */
   wantsData({ option, lengthBytes }: OptionHeader): boolean {
     if (option === Option.ExportName) return lengthBytes <= STRING_MAXIMUM_BYTES;
@@ -99,6 +113,11 @@ export class Negotiation {
     if (option === Option.Abort) {
       this.#reply(option, OptionReplyType.Ack);
       return FINISH;
+    }
+    if (option === Option.StartTls) return this.#startTls(lengthBytes);
+    if (this.#lacksTls) {
+      this.#reportTlsMissing();
+      return this.#refuse(option, OptionReplyType.ErrTlsReqd, "start TLS first: this server requires it");
     }
     if (option === Option.SetMetaContext) this.#state.selection = null;
     if (this.#options.isStopping()) {
@@ -125,8 +144,32 @@ export class Negotiation {
     return this.#acknowledge(option);
   }
 
+  get #lacksTls(): boolean {
+    return this.#options.tls === "require" && !this.#isSecured;
+  }
+
+  #reportTlsMissing(): void {
+    if (this.#tlsMissingReported) return;
+    this.#tlsMissingReported = true;
+    this.#options.onTlsMissing();
+  }
+
+  #startTls(lengthBytes: number): Outcome {
+    const option = Option.StartTls;
+    if (this.#options.tls === null)
+      return this.#refuse(option, OptionReplyType.ErrPolicy, "TLS is switched off");
+    if (this.#isSecured) return this.#refuse(option, OptionReplyType.ErrInvalid, "TLS is in use already");
+    if (lengthBytes > 0) return this.#refuse(option, OptionReplyType.ErrInvalid, "this option takes no data");
+    if (this.#options.isStopping()) {
+      return this.#refuse(option, OptionReplyType.ErrShutdown, "the server is shutting down");
+    }
+    this.#reply(option, OptionReplyType.Ack);
+    return { kind: "tls" };
+  }
+
   /** Can't be answered with an error: the session ends instead. */
   #exportName(data: Buffer | null): Outcome {
+    if (this.#lacksTls) throw new ProtocolError("tls-required", "a client without TLS, which is required");
     if (data === null) throw new ProtocolError("bad-export-name", "an export name longer than 4096 bytes");
     if (this.#state.extendedHeaders) {
       throw new ProtocolError("bad-export-name", "extended headers go with NBD_OPT_GO only");

@@ -13,7 +13,7 @@ import type { Logger } from "pino";
 import { StateError, describeError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
 import { formatAddress } from "../../net/address.js";
-import type { ConnectionInfo } from "./connection.js";
+import type { ConnectionInfo, ServerTls } from "./connection.js";
 import { Connection } from "./connection.js";
 import type { ExportTable } from "./exports.js";
 import { DEFAULT_HANDSHAKE_TIMEOUT_MS, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT_MS } from "./limits.js";
@@ -23,6 +23,8 @@ import { openListener } from "./listener.js";
 export interface NbdServerOptions {
   readonly exports: ExportTable;
   readonly log: Logger;
+  /** Absent: NBD_OPT_STARTTLS is refused. */
+  readonly tls?: ServerTls;
   /** Of all listeners together; what comes above that is closed at once. */
   readonly maxConnections?: number;
   /** From accept to transmission. */
@@ -126,6 +128,7 @@ export class NbdServer {
       {
         exports: this.#options.exports,
         log: this.#options.log,
+        tls: this.#options.tls ?? null,
         handshakeTimeoutMs: this.#options.handshakeTimeoutMs ?? DEFAULT_HANDSHAKE_TIMEOUT_MS,
         stallTimeoutMs: this.#options.stallTimeoutMs ?? DEFAULT_STALL_TIMEOUT_MS,
         isStopping: () => this.#stopping,
