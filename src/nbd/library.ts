@@ -19,6 +19,7 @@ export type { Errno } from "../errors.js";
 export type { Address } from "../net/address.js";
 export { TlsAcceptor } from "../net/tls/acceptor.js";
 export type { TlsAcceptorOptions, TlsCredentials } from "../net/tls/acceptor.js";
+export type { TlsParameters } from "../net/tls/client.js";
 export { connectNbd, listExports } from "./client/connect.js";
 export type { NbdClientOptions } from "./client/connect.js";
 export type { NbdDevice } from "./client/device.js";
@@ -27,4 +28,4 @@ export type { ConnectionObserver, ConnectionSummary, MetadataContext, NbdExport 
 export { NbdServer } from "./server/server.js";
 export type { NbdServerOptions } from "./server/server.js";
 export { formatNbdUri, parseNbdUri } from "./uri.js";
-export type { NbdUri, TlsParameters } from "./uri.js";
+export type { NbdUri } from "./uri.js";

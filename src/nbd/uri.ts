@@ -9,27 +9,12 @@
 import { ConfigError, describeError } from "../errors.js";
 import { NBD_PORT, formatAddress, unixAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
+import type { TlsParameters, TlsType } from "../net/tls/client.js";
 
 /** "Conventions" of the NBD document: no string is longer than this. */
 const EXPORT_NAME_MAXIMUM_BYTES = 4096;
 
-const TLS_TYPES = ["anon", "x509", "psk"] as const;
-
-/** How the peers identify themselves: not at all, by certificates, by a shared key. */
-export type TlsType = (typeof TLS_TYPES)[number];
-
-/** The TLS wishes that a URI carries; the last two are libnbd's, which nbdkit's tools write too. */
-export interface TlsParameters {
-  /** From `user@` in front of the host: the identity that goes with a pre-shared key. */
-  readonly username?: string;
-  readonly type?: TlsType;
-  /** The name to look for in the server's certificate, if it isn't the host's. */
-  readonly hostname?: string;
-  readonly verifyPeer?: boolean;
-  /** Directory with ca-cert.pem and its companions. */
-  readonly certificates?: string;
-  readonly pskFile?: string;
-}
+const TLS_TYPES: readonly TlsType[] = ["anon", "x509", "psk"];
 
 export interface NbdUri {
   readonly address: Address;
@@ -37,6 +22,7 @@ export interface NbdUri {
   readonly exportName: string;
   /** The scheme demands TLS (`nbds`); without, TLS is at the client's option. */
   readonly tls: boolean;
+  /** Its username is from `user@` in front of the host. */
   readonly tlsParameters: TlsParameters;
 }
 
@@ -178,11 +164,16 @@ function parseTlsParameters(
   if (verify !== undefined && verify !== "0" && verify !== "1") {
     throw badUri(text, `tls-verify-peer is 0 or 1, not "${verify}"`);
   }
+  const named = take(parameters, "tls-username");
+  if (username !== undefined && named !== undefined && username !== named) {
+    throw badUri(text, `the user is "${username}" in front of the host, but tls-username is "${named}"`);
+  }
+  const user = username ?? named;
   const hostname = take(parameters, "tls-hostname");
   const certificates = take(parameters, "tls-certificates");
   const pskFile = take(parameters, "tls-psk-file");
   return {
-    ...(username !== undefined && { username }),
+    ...(user !== undefined && { username: user }),
     ...(tlsType !== undefined && { type: tlsType }),
     ...(hostname !== undefined && { hostname }),
     ...(verify !== undefined && { verifyPeer: verify === "1" }),

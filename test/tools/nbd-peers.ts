@@ -91,9 +91,14 @@ export class NbdPeer {
 }
 
 /** Serves `image`, of the given format, as the export "disk". */
-export function startQemuNbd(directory: string, image: string, format: "raw" | "qcow2"): Promise<NbdPeer> {
+export function startQemuNbd(
+  directory: string,
+  image: string,
+  format: "raw" | "qcow2",
+  ...more: readonly string[]
+): Promise<NbdPeer> {
   const path = join(directory, "sock");
-  const args = ["-t", "-e", "16", "-k", path, "-x", "disk", "-f", format, "--discard=unmap", image];
+  const args = ["-t", "-e", "16", "-k", path, "-x", "disk", "-f", format, "--discard=unmap", ...more, image];
   return NbdPeer.start(directory, { kind: "unix", path }, ["qemu-nbd", ...args]);
 }
 

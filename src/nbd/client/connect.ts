@@ -1,7 +1,8 @@
 /** Connecting to an NBD server: from an address to a device, or to the names of its exports. */
 import { ConfigError, LinkError, NegotiationError, asError } from "../../errors.js";
-import { formatAddress } from "../../net/address.js";
 import type { Address } from "../../net/address.js";
+import { tlsClientOptions } from "../../net/tls/client.js";
+import type { TlsParameters } from "../../net/tls/client.js";
 import { STRING_MAXIMUM_BYTES } from "../wire/constants.js";
 import { NbdConnection } from "./connection.js";
 import { NbdDevice } from "./device.js";
@@ -31,16 +32,18 @@ export interface NbdClientOptions {
    * each reply without data 16 bytes longer.
    */
   readonly extendedHeaders?: boolean;
-  /** As a URI demands it; refused for now. */
+  /** TLS or nothing: a server that doesn't grant it is refused. */
   readonly tls?: boolean;
+  readonly tlsParameters?: TlsParameters;
 }
 
 /**
  * @throws LinkError if the server can't be reached, or hangs up or falls silent in the handshake
  *   (codes connect-failed, link-lost, connect-timeout)
- * @throws NegotiationError if it refuses; the code tells why, the message is the server's
+ * @throws NegotiationError if it refuses; the code tells why, the message is the server's. Or if there can be no TLS:
+ *   it refuses that ("tls-refused"), or one of the two distrusts the other ("tls-failed", with the reason)
  * @throws ProtocolError if what it says is not NBD
- * @throws ConfigError if TLS is demanded, or the name can't be one of an export
+ * @throws ConfigError if the files for TLS can't be used, or the name can't be one of an export
  */
 export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> {
   requireExportName(options.exportName);
@@ -85,13 +88,12 @@ async function shakeHands<T>(
   options: Omit<NbdClientOptions, "exportName">,
   negotiate: (channel: HandshakeChannel) => Promise<T>,
 ): Promise<Session<T>> {
-  if (options.tls === true) {
-    const peer = formatAddress(options.address);
-    throw new ConfigError("tls-unsupported", `TLS to ${peer} is not supported yet: use nbd instead of nbds`);
-  }
+  const { address } = options;
+  const host = address.kind === "tcp" ? address.host : null;
+  const tls = options.tls === true ? tlsClientOptions(options.tlsParameters ?? {}, host) : null;
   const timeoutMs = options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS;
-  const transport = new Transport(options.address);
-  const channel = new HandshakeChannel(transport);
+  const transport = new Transport(address, tls !== null);
+  const channel = new HandshakeChannel(transport, tls);
   const timer = setTimeout(() => {
     const message = `${transport.peer} did not complete the NBD handshake in ${timeoutMs} ms`;
     transport.drop(new LinkError("connect-timeout", message));

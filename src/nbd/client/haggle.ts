@@ -28,7 +28,7 @@ const REFUSALS = new Map<number, readonly [code: string, text: string]>([
   [OptionReplyType.ErrPolicy, ["policy", "its policy forbids it"]],
   [OptionReplyType.ErrInvalid, ["invalid", "it takes the option for malformed"]],
   [OptionReplyType.ErrPlatform, ["platform", "its platform can't do it"]],
-  [OptionReplyType.ErrTlsReqd, ["tls-required", "it requires TLS"]],
+  [OptionReplyType.ErrTlsReqd, ["tls-required", "it requires TLS: use nbds instead of nbd"]],
   [OptionReplyType.ErrUnknown, ["export-unknown", "it has no such export"]],
   [OptionReplyType.ErrShutdown, ["shutdown", "it is shutting down"]],
   [OptionReplyType.ErrBlockSizeReqd, ["block-size-required", "it wants its block size to be asked for"]],

@@ -6,6 +6,7 @@
  * - Bytes that nobody has asked for yet are bounded; a server that sends more is not negotiating.
  */
 import assert from "node:assert";
+import type { ConnectionOptions } from "node:tls";
 
 import { LinkError, ProtocolError } from "../../errors.js";
 import type { Transport, TransportUser } from "./transport.js";
@@ -23,13 +24,18 @@ interface WaitingRead {
 }
 
 export class HandshakeChannel implements TransportUser {
+  /** TLS has to come before anything else that is asked for. */
+  readonly needsTls: boolean;
   readonly #transport: Transport;
+  readonly #tls: ConnectionOptions | null;
   #unread: Buffer = Buffer.alloc(0);
   #waiting: WaitingRead | null = null;
   #goneReason: Error | null = null;
 
-  constructor(transport: Transport) {
+  constructor(transport: Transport, tls: ConnectionOptions | null = null) {
+    this.needsTls = tls !== null;
     this.#transport = transport;
+    this.#tls = tls;
     transport.serve(this);
   }
 
@@ -44,6 +50,18 @@ export class HandshakeChannel implements TransportUser {
       this.#waiting = { lengthBytes, resolve, reject };
       this.#settle();
     });
+  }
+
+  /**
+   * The server has granted TLS: goes on over it.
+   * @throws ProtocolError if plaintext came behind that; NegotiationError "tls-failed"
+   */
+  async startTls(): Promise<void> {
+    assert(this.#tls !== null);
+    if (this.#unread.length > 0) {
+      throw new ProtocolError("plaintext-injection", "plaintext came behind the consent to TLS");
+    }
+    await this.#transport.startTls(this.#tls);
   }
 
   /** What arrived after the last read; whoever is served next begins with it. */

@@ -97,7 +97,20 @@ async function greet(channel: HandshakeChannel): Promise<ServerStyle> {
   const noZeroes = (flags & HandshakeFlag.NoZeroes) !== 0;
   const answer = (fixedNewstyle ? ClientFlag.FixedNewstyle : 0) | (noZeroes ? ClientFlag.NoZeroes : 0);
   channel.write(encodeClientFlags(answer));
+  if (channel.needsTls) await startTls(channel, fixedNewstyle);
   return { fixedNewstyle, noZeroes };
+}
+
+/** Never without: whoever asks for TLS wants it, and a refusal may be forged. */
+async function startTls(channel: HandshakeChannel, fixedNewstyle: boolean): Promise<void> {
+  const refusal = fixedNewstyle
+    ? await haggle(channel, Option.StartTls, NO_DATA, null, ignoreReply)
+    : { type: OptionReplyType.ErrUnsup, text: "it is too old for it" };
+  if (refusal !== null) {
+    const { message } = refusalError(refusal, "the server refuses TLS, which is demanded");
+    throw new NegotiationError("tls-refused", message);
+  }
+  await channel.startTls();
 }
 
 /** An option without data, which the server grants or not. */

@@ -3,16 +3,19 @@
  *
  * Invariants:
  * - Each user is told of the end, exactly once, and gets no bytes after that.
- * - Received bytes are in one buffer that is used again and again (half the CPU time of a fresh buffer for each
- *   read), so that a chunk is only valid during the call.
+ * - Without TLS, received bytes are in one buffer that is used again and again (half the CPU time of a fresh buffer for
+ *   each read), so that a chunk is only valid during the call.
  * - What is written within one turn of the event loop leaves in one system call.
  */
 import { connect } from "node:net";
 import type { Socket } from "node:net";
+import { TLSSocket, connect as connectTls } from "node:tls";
+import type { ConnectionOptions } from "node:tls";
 
-import { LinkError } from "../../errors.js";
+import { LinkError, NegotiationError } from "../../errors.js";
 import { formatAddress, socketOptions } from "../../net/address.js";
 import type { Address } from "../../net/address.js";
+import { tlsReason } from "../../net/tls/reason.js";
 
 /** As much as the kernel hands over in one read; 256 KiB measured no better. */
 const RECEIVE_BUFFER_BYTES = 64 * 1024;
@@ -31,15 +34,16 @@ export interface TransportUser {
 export class Transport {
   /** The server's address, for messages. */
   readonly peer: string;
-  readonly #socket: Socket;
+  /** The TLS session once it is begun. */
+  #socket: Socket;
   /** Set in the turn of the event loop in which the transport is made; the socket's first event comes later. */
   #user: TransportUser | null = null;
   #connected = false;
   #corked = false;
   #goneReason: LinkError | null = null;
 
-  /** Begins to connect; the user is told if that fails. */
-  constructor(address: Address) {
+  /** Begins to connect; the user is told if that fails. @param willStartTls whether startTls() will be called */
+  constructor(address: Address, willStartTls = false) {
     this.peer = formatAddress(address);
     const onread = {
       buffer: Buffer.allocUnsafe(RECEIVE_BUFFER_BYTES),
@@ -48,34 +52,45 @@ export class Transport {
         return true;
       },
     };
-    this.#socket = connect({ ...socketOptions(address), noDelay: true, onread });
-    this.#socket
-      .on("connect", () => {
-        this.#connected = true;
-      })
-      .on("error", (error) => {
-        this.drop(
-          this.#connected
-            ? new LinkError("link-lost", `the connection to ${this.peer} is lost: ${error.message}`, {
-                cause: error,
-              })
-            : new LinkError("connect-failed", `can't connect to ${this.peer}: ${error.message}`, {
-                cause: error,
-              }),
-        );
-      })
-      .on("end", () => {
-        this.drop(new LinkError("link-lost", `${this.peer} closed the connection`));
-      })
-      .on("close", () => {
-        this.drop(new LinkError("link-lost", `the connection to ${this.peer} is lost`));
-      });
+    this.#socket = connect({
+      ...socketOptions(address),
+      noDelay: true,
+      ...(willStartTls ? {} : { onread }),
+    });
+    this.#watch(this.#socket);
+    if (willStartTls) this.#readFrom(this.#socket);
+    this.#socket.on("connect", () => {
+      this.#connected = true;
+    });
   }
 
   /** Whom to serve from now on. */
   serve(user: TransportUser): void {
     this.#user = user;
     if (this.#goneReason !== null) user.gone(this.#goneReason);
+  }
+
+  /**
+   * Shakes TLS hands and goes on over that; nothing may be written meanwhile.
+   * @throws NegotiationError "tls-failed" with the reason, or why the transport ended
+   */
+  async startTls(options: ConnectionOptions): Promise<void> {
+    const plain = this.#socket.removeAllListeners("data").pause();
+    const secured = connectTls({ ...options, socket: plain });
+    this.#socket = secured;
+    await new Promise<void>((resolve, reject) => {
+      secured
+        .once("secureConnect", resolve)
+        .once("error", (error) => {
+          const message = `no TLS session: ${tlsReason(error)}`;
+          reject(new NegotiationError("tls-failed", message, { cause: error }));
+        })
+        .once("close", () => {
+          reject(this.#goneReason ?? new LinkError("link-lost", `the connection to ${this.peer} is lost`));
+        });
+    });
+    this.#watch(secured);
+    this.#readFrom(secured);
   }
 
   get bytesSent(): number {
@@ -116,6 +131,35 @@ export class Transport {
       clearTimeout(timer);
     });
     this.#socket.end(lastBytes);
+  }
+
+  /** Whatever ends the socket that is in use ends the transport. */
+  #watch(socket: Socket): void {
+    socket
+      .on("error", (error) => {
+        if (socket === this.#socket) this.drop(this.#failure(error));
+      })
+      .on("end", () => {
+        if (socket === this.#socket)
+          this.drop(new LinkError("link-lost", `${this.peer} closed the connection`));
+      })
+      .on("close", () => {
+        if (socket === this.#socket)
+          this.drop(new LinkError("link-lost", `the connection to ${this.peer} is lost`));
+      });
+  }
+
+  #readFrom(socket: Socket): void {
+    socket.on("data", (chunk: Buffer) => {
+      if (this.#goneReason === null) this.#user?.received(chunk);
+    });
+  }
+
+  #failure(cause: Error): LinkError {
+    const reason = this.#socket instanceof TLSSocket ? tlsReason(cause) : cause.message;
+    return this.#connected
+      ? new LinkError("link-lost", `the connection to ${this.peer} is lost: ${reason}`, { cause })
+      : new LinkError("connect-failed", `can't connect to ${this.peer}: ${reason}`, { cause });
   }
 
   readonly #uncork = (): void => {

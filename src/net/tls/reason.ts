@@ -45,6 +45,9 @@ const REASONS: Readonly<Record<string, string>> = {
 /** @param error from node:tls, or the code of one */
 export function tlsReason(error: unknown): string {
   const code = typeof error === "string" ? error : textMember(error, "code");
+  if (code === "ERR_TLS_CERT_ALTNAME_INVALID") {
+    return `its certificate is for another host: ${textMember(error, "reason") ?? ""}`;
+  }
   // OpenSSL's own words, without its addresses and function names.
   return (code === null ? undefined : REASONS[code]) ?? textMember(error, "reason") ?? describeError(error);
 }

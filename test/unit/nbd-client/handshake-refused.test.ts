@@ -1,6 +1,6 @@
 import { expect } from "chai";
 
-import { ConfigError, LinkError, NegotiationError } from "../../../src/errors.js";
+import { ConfigError, LinkError, NegotiationError, ProtocolError } from "../../../src/errors.js";
 import { connectNbd } from "../../../src/nbd/client/connect.js";
 import { Option, OptionReplyType } from "../../../src/nbd/wire/constants.js";
 import { encodeExportNameReply } from "../../../src/nbd/wire/handshake.js";
@@ -105,11 +105,44 @@ describe("NBD client handshake", () => {
       }
     });
 
-    it("refuses TLS, which it can't do yet, before it connects", async () => {
-      const error = await failureOf(
-        connectNbd({ address: { kind: "unix", path: "/nonexistent" }, exportName: "", tls: true }),
-      );
-      expect(error).to.be.instanceOf(ConfigError);
+    it("hangs up on a server whose plaintext comes behind its consent to TLS", async () => {
+      const address = await suite.serve(async (peer) => {
+        await peer.greet();
+        await peer.option();
+        const consent = encodeOptionReply(Option.StartTls, OptionReplyType.Ack, NO_DATA);
+        const forged = encodeOptionReply(Option.StructuredReply, OptionReplyType.Ack, NO_DATA);
+        peer.send(Buffer.concat([consent, forged]));
+        await peer.hangUp();
+      });
+      const error = await failureOf(connectNbd({ address, exportName: "disk", tls: true }));
+      expect(error).to.be.instanceOf(ProtocolError).with.property("code", "plaintext-injection");
+    });
+
+    it("hangs up on a server that consents to TLS and then speaks something else", async () => {
+      const address = await suite.serve(async (peer) => {
+        await peer.greet();
+        await peer.option();
+        peer.send(encodeOptionReply(Option.StartTls, OptionReplyType.Ack, NO_DATA));
+        peer.socket.once("data", () => peer.socket.end("this is no TLS, and long enough to show it"));
+        await peer.hangUp();
+      });
+      const error = await failureOf(connectNbd({ address, exportName: "disk", tls: true }));
+      expect(error).to.be.instanceOf(NegotiationError).with.property("code", "tls-failed");
+      expect(error.message).to.include("what it sends is not TLS");
+    });
+
+    it("refuses certificates and keys that it can't use, before it connects", async () => {
+      for (const [tlsParameters, message] of [
+        [{ certificates: "/nonexistent" }, "ca-cert.pem is missing"],
+        [{ pskFile: "/nonexistent" }, "can't be read"],
+        [{ type: "psk" }, "add tls-psk-file"],
+        [{ type: "anon" }, "anonymous TLS is not supported"],
+      ] as const) {
+        const address = { kind: "unix", path: "/nonexistent" } as const;
+        const error = await failureOf(connectNbd({ address, exportName: "", tls: true, tlsParameters }));
+        expect(error).to.be.instanceOf(ConfigError);
+        expect(error.message).to.include(message);
+      }
     });
   });
 

@@ -103,6 +103,7 @@ describe("parseNbdUri", () => {
     ["nbd://host/?tls-type", "NAME=VALUE"],
     ["nbd://host/?tls-type=psk&tls-type=psk", "given twice"],
     ["nbds://host/?tls-type=md5", "anon, x509, psk"],
+    ["nbds://alice@host/?tls-username=bob", 'tls-username is "bob"'],
     ["nbds://host/?tls-verify-peer=yes", "0 or 1"],
   ];
   for (const [text, reason] of refused) {
