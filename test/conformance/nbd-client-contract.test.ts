@@ -4,6 +4,7 @@ import { truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { connectNbd } from "../../src/nbd/client/connect.js";
+import { openNbd } from "../../src/nbd/client/open.js";
 import type { ContractSubject } from "../contract/device-contract.js";
 import { describeBlockDevice } from "../contract/device-contract.js";
 import { MemoryDevice } from "../tools/memory-device.js";
@@ -44,6 +45,41 @@ async function overQemuNbd(format: "raw" | "qcow2"): Promise<ContractSubject> {
   const image = join(directory, "image");
   await createImage(image, format, SECTOR_SIZE_BYTES);
   return connected(await startQemuNbd(directory, image, format));
+}
+
+/** Four connections, which qemu-nbd and nbdkit allow as our own server does. */
+async function inParallel(peer: NbdPeer): Promise<ContractSubject> {
+  const uri = { address: peer.address, exportName: "disk", tls: false, tlsParameters: {} };
+  const device = await openNbd(uri, { connections: 4 });
+  expect(device.connections).to.equal(4);
+  return {
+    device,
+    async close(): Promise<void> {
+      await device.close();
+      await peer.stop();
+    },
+  };
+}
+
+async function overQemuNbdInParallel(): Promise<ContractSubject> {
+  const directory = await NbdPeer.makeDirectory();
+  const image = join(directory, "image");
+  await createImage(image, "raw", SECTOR_SIZE_BYTES);
+  return inParallel(await startQemuNbd(directory, image, "raw"));
+}
+
+async function overOursInParallel(): Promise<ContractSubject> {
+  const harness = await startNbdServer();
+  harness.add("disk", new MemoryDevice(ODD_SIZE_BYTES));
+  const device = await openNbd(`nbd+unix:///disk?socket=${harness.path}`, { connections: 3 });
+  expect(device.connections).to.equal(3);
+  return {
+    device,
+    async close(): Promise<void> {
+      await device.close();
+      await harness.close();
+    },
+  };
 }
 
 async function overReferenceServer(): Promise<ContractSubject> {
@@ -91,3 +127,10 @@ describeBlockDevice(
 describeBlockDevice("the NBD project's own server, through our client,", overReferenceServer, FEWER);
 describeBlockDevice("our own server, through our client,", () => overOurs(false), FEWER);
 describeBlockDevice("our own server, through our client with extended headers,", () => overOurs(true), FEWER);
+describeBlockDevice("our own server, over three connections,", overOursInParallel, FEWER);
+describeBlockDevice("qemu-nbd, over four connections of our client,", overQemuNbdInParallel, FEWER);
+describeBlockDevice(
+  "nbdkit, over four connections of our client,",
+  async () => inParallel(await startNbdkit(...MEMORY)),
+  FEWER,
+);
