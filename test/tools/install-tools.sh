@@ -20,6 +20,8 @@ fio                  fio
 nbd-client           nbd-client
 nbd-server           nbd-server
 openssl              openssl
+busybox              busybox-static
+mke2fs               e2fsprogs
 '
 
 # Prints the packages of the programs that are not there, each once.
@@ -34,8 +36,16 @@ fail() {
   exit 1
 }
 
+# The guests' kernel is not installed but kept aside.
+fetch_kernel() {
+  bash "$(dirname "$0")/guest/fetch-kernel.sh"
+}
+
 packages=$(missing_packages)
-if [ -z "$packages" ]; then exit 0; fi
+if [ -z "$packages" ]; then
+  fetch_kernel
+  exit
+fi
 
 command -v apt-get >/dev/null || fail "there is no apt-get here"
 as_root=()
@@ -57,3 +67,5 @@ fi
 
 packages=$(missing_packages)
 [ -z "$packages" ] || fail "apt-get succeeded, and yet programs are missing"
+
+fetch_kernel
