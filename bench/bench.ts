@@ -1,20 +1,16 @@
-/** `npm run bench`: runs the rows, prints tables, and leaves what it measured in bench/results/. */
-import { mkdir, writeFile } from "node:fs/promises";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-
+/** `npm run bench`: runs what is asked for, prints tables, and leaves what it measured in bench/results/. */
 import { describeError } from "../src/errors.js";
+import { checkpointTables } from "./checkpoints.js";
 import { describeHost } from "./host.js";
 import { Lab } from "./lab.js";
-import { type BenchOptions, parseBenchOptions } from "./options.js";
+import { microTable } from "./micro.js";
+import { type BenchOptions, type Mode, parseBenchOptions } from "./options.js";
+import { keepResult, renderResult, updateDocument } from "./report.js";
 import { selectRows } from "./rows.js";
-import type { BenchResult, Sample } from "./sample.js";
+import type { BenchResult, Sample, Section } from "./sample.js";
+import { Scaling } from "./scaling.js";
 import { Schedule } from "./schedule.js";
-import { Summary } from "./summary.js";
-import { cpuTable, latencyTable, memoryTable, ratioTable, throughputTable, verdicts } from "./tables.js";
 
-/** Seen from dist/bench/. */
-const RESULTS = fileURLToPath(new URL("../../bench/results/", import.meta.url));
 /** As a shell reports a program that ended by SIGINT. */
 const EXIT_INTERRUPTED = 130;
 
@@ -24,22 +20,53 @@ function say(line: string): void {
 
 async function main(lab: Lab): Promise<void> {
   const options = parseBenchOptions(process.argv.slice(2));
-  const result = await compare(lab, options);
-  const summary = new Summary(result);
-  const tables = [throughputTable, ratioTable, latencyTable, cpuTable, memoryTable].map((table) =>
-    table(summary),
-  );
-  process.stdout.write(`${[...tables, verdicts(summary).join("\n")].join("\n\n")}\n`);
-  say(`written: ${await keep(result)}`);
+  const startedAt = new Date().toISOString();
+  let result: BenchResult = {};
+  for (const mode of options.modes) result = { ...result, ...(await runMode(lab, mode, options)) };
+  const files = [...options.files];
+  if (Object.keys(result).length > 0) {
+    process.stdout.write(`${renderResult(result)}\n`);
+    const path = await keepResult(result, startedAt);
+    say(`written: ${path}`);
+    files.push(path);
+  }
+  if (options.modes.includes("report")) await updateDocument(files);
 }
 
-async function compare(lab: Lab, options: BenchOptions): Promise<BenchResult> {
-  const rows = selectRows(options.rows);
-  const settings = { ...options, rows: rows.map(({ name }) => name) };
-  const startedAt = new Date().toISOString();
-  const host = await describeHost();
-  const samples = await new Schedule(lab, settings, reportSample).run(rows);
-  return { startedAt, endedAt: new Date().toISOString(), host, settings, samples };
+async function runMode(lab: Lab, mode: Mode, options: BenchOptions): Promise<BenchResult> {
+  switch (mode) {
+    case "comparison": {
+      const rows = selectRows(options.rows);
+      const { systems, rounds, seconds, sizeBytes, dataBytes } = options;
+      const settings = { rows: rows.map(({ name }) => name), systems, rounds, seconds, sizeBytes, dataBytes };
+      const schedule = new Schedule(lab, settings, options.profileDirectory, reportSample);
+      return { comparison: await section(async () => ({ settings, samples: await schedule.run(rows) })) };
+    }
+    case "checkpoints":
+      return {
+        checkpoints: await section(async () => ({ tables: await checkpointTables(lab, options, say) })),
+      };
+    case "scaling": {
+      const scaling = new Scaling(lab, scaled(options), options.seconds, say);
+      return { scaling: await section(async () => ({ tables: await scaling.tables() })) };
+    }
+    case "micro":
+      return { micro: await section(async () => ({ tables: [await microTable(lab, say)] })) };
+    case "report":
+      return {};
+  }
+}
+
+/** Two systems fill a table's width. */
+function scaled({ systems }: BenchOptions): BenchOptions["systems"] {
+  const [first, second] = systems;
+  return [first, second].filter((name) => name !== undefined);
+}
+
+async function section<Content>(work: () => Promise<Content>): Promise<Section & Content> {
+  const [startedAt, host] = [new Date().toISOString(), await describeHost()];
+  const content = await work();
+  return { startedAt, endedAt: new Date().toISOString(), host, ...content };
 }
 
 function reportSample({ row, round, system, outcome }: Sample): void {
@@ -48,14 +75,6 @@ function reportSample({ row, round, system, outcome }: Sample): void {
       ? `died: ${outcome.reason}`
       : `${Math.round(outcome.load.requestsPerSecond)} requests/s, p99 ${Math.round(outcome.load.latency.p99)} µs`;
   say(`${row} ${round + 1} ${system}: ${figures}`);
-}
-
-/** @returns the file's path */
-async function keep(result: BenchResult): Promise<string> {
-  await mkdir(RESULTS, { recursive: true });
-  const path = join(RESULTS, `${result.startedAt.slice(0, 16).replace(":", "")}.json`);
-  await writeFile(path, `${JSON.stringify(result, null, 1)}\n`);
-  return path;
 }
 
 const lab = new Lab();

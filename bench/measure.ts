@@ -2,17 +2,18 @@
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { describeError } from "../src/errors.js";
-import { runLoad } from "./load.js";
-import type { Row } from "./rows.js";
+import { type LoadTarget, runLoad } from "./load.js";
+import type { FioJob } from "./rows.js";
 import type { LoadResult, Outcome, ServerUsage } from "./sample.js";
 import type { System } from "./systems/system.js";
 import { cpuMicroseconds, peakMemoryBytes, resetPeakMemory } from "./usage.js";
 
-export interface Measurement {
-  readonly row: Row;
-  readonly seconds: number;
-  readonly extentBytes: number;
-  readonly seed: number;
+export interface Measurement extends LoadTarget {
+  readonly job: FioJob;
+  /** A checkpoint again and again while the load runs. */
+  readonly checkpointEveryMs?: number;
+  /** Between the checkpoint and the load; not measured. */
+  readonly prepare?: () => Promise<unknown>;
 }
 
 /** How a server that has failed is given time to be dead: its clients know first. */
@@ -20,30 +21,25 @@ const DEATH_MS = 500;
 
 /** @throws if the load can't be run on a system whose servers are all well */
 export async function measure(system: System, measurement: Measurement): Promise<Outcome> {
-  const { row, seconds, extentBytes, seed } = measurement;
   try {
-    // So that the row meets copy-before-write. Nothing else runs: QEMU's would not survive it otherwise.
+    // So that the load meets copy-before-write. Nothing else runs: QEMU's would not survive it otherwise.
     await system.checkpoint?.();
+    await measurement.prepare?.();
     for (const { pid } of system.servers) await resetPeakMemory(pid);
     const before = await Promise.all(system.servers.map(({ pid }) => cpuMicroseconds(pid)));
-    const running = runLoad(system, row.job, {
-      disks: row.disks ?? 1,
-      extentBytes: row.extentBytes ?? extentBytes,
-      seconds,
-      seed,
-    });
-    const checkpoints = await alongside(running, system, row.checkpointEveryMs);
+    const running = runLoad(system, measurement.job, measurement);
+    const checkpoints = await checkpointsBeside(running, system, measurement.checkpointEveryMs);
     const load = await running;
     return { kind: "measured", load, usage: await usageOf(system, before, load), checkpoints };
   } catch (error) {
     await sleep(DEATH_MS);
     if (system.isAlive()) throw error;
-    return { kind: "died", reason: describeError(error) };
+    return { kind: "died", reason: describeError(error).split("\n", 1).join("") };
   }
 }
 
 /** Takes checkpoints until the load has ended. @returns how many */
-async function alongside(
+async function checkpointsBeside(
   running: Promise<LoadResult>,
   system: System,
   everyMs: number | undefined,

@@ -5,23 +5,45 @@ import { parseSize } from "../src/config/units.js";
 import { ROW_GROUPS, ROWS } from "./rows.js";
 import { SYSTEM_NAMES, type SystemName } from "./systems/system.js";
 
+/** What can be run; `report` runs nothing. */
+export const MODES = ["comparison", "checkpoints", "scaling", "micro", "report"] as const;
+export type Mode = (typeof MODES)[number];
+
 export interface BenchOptions {
+  readonly modes: readonly Mode[];
+  /** Results that the report takes up. */
+  readonly files: readonly string[];
   readonly rows: readonly string[];
   readonly systems: readonly SystemName[];
   readonly rounds: number;
   readonly seconds: number;
   readonly sizeBytes: number;
   readonly dataBytes: number;
+  readonly profileDirectory: string | null;
 }
 
 const DEFAULT_SYSTEMS: readonly SystemName[] = ["ours", "qemu-unix", "qemu-tcp", "qemu-nbd"];
 
+/** @throws RangeError for a value that makes no sense */
 export function parseBenchOptions(args: readonly string[]): BenchOptions {
   const list = (text: string): string[] => text.split(",").filter((name) => name !== "");
   const parsed = yargs([...args])
     .scriptName("npm run bench --")
-    .usage("$0 [options]\n\nCompares our pair with QEMU's and with servers that don't replicate.")
+    .usage("$0 [options] [FILE...]\n\nCompares our pair with QEMU's and with servers that don't replicate.")
     .options({
+      comparison: { type: "boolean", default: false, describe: "run rows on systems side by side (default)" },
+      checkpoints: {
+        type: "boolean",
+        default: false,
+        describe: "checkpoints, copies and resyncs of our pair",
+      },
+      scaling: { type: "boolean", default: false, describe: "cost as the work grows" },
+      micro: { type: "boolean", default: false, describe: "parts of the fast path by themselves" },
+      report: {
+        type: "boolean",
+        default: false,
+        describe: "write the figures of FILEs, and of what was run, into docs/performance.md",
+      },
       rows: {
         type: "string",
         default: "six",
@@ -41,17 +63,22 @@ export function parseBenchOptions(args: readonly string[]): BenchOptions {
         default: false,
         describe: "one round of a second: a look, not a measurement",
       },
+      profile: { type: "string", describe: "our nodes write CPU profiles to this directory" },
     })
-    .strict()
+    .strictOptions()
     .parseSync();
-  const { quick, rounds, seconds } = parsed;
+  const { quick, rounds, seconds, profile } = parsed;
+  const modes = MODES.filter((mode) => parsed[mode]);
   return {
+    modes: modes.length === 0 ? ["comparison"] : modes,
+    files: parsed._.map(String),
     rows: list(parsed.rows),
     systems: systemsOf(list(parsed.systems)),
     rounds: quick ? 1 : positive("rounds", rounds),
     seconds: quick ? 1 : positive("seconds", seconds),
     sizeBytes: parseSize(parsed.size),
     dataBytes: parseSize(parsed.data),
+    profileDirectory: profile ?? null,
   };
 }
 

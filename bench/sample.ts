@@ -51,12 +51,38 @@ export interface Host {
   readonly versions: Readonly<Record<string, string>>;
 }
 
-export interface BenchResult {
+/** When and where figures were taken. */
+export interface Section {
   readonly startedAt: string;
   readonly endedAt: string;
   readonly host: Host;
+}
+
+/** Systems side by side. */
+export interface Comparison extends Section {
   readonly settings: BenchSettings;
   readonly samples: readonly Sample[];
+}
+
+/** Figures with a heading; what is null could not be measured. */
+export interface Table {
+  readonly title: string;
+  /** What the figures are, and how they are expected to grow. */
+  readonly remark: string;
+  readonly columns: readonly string[];
+  readonly lines: readonly (readonly (string | number | null)[])[];
+}
+
+export interface TableSection extends Section {
+  readonly tables: readonly Table[];
+}
+
+/** What was run; a reference result has all sections. */
+export interface BenchResult {
+  readonly comparison?: Comparison;
+  readonly checkpoints?: TableSection;
+  readonly scaling?: TableSection;
+  readonly micro?: TableSection;
 }
 
 export interface BenchSettings {

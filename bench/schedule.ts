@@ -9,26 +9,23 @@ import type { Lab } from "./lab.js";
 import { measure } from "./measure.js";
 import type { Row } from "./rows.js";
 import type { BenchSettings, Outcome, Sample } from "./sample.js";
-import { runLoad } from "./load.js";
-import { startSystem } from "./systems/start.js";
+import { startWarm, WARM_UP_BYTES } from "./warm-up.js";
 import type { Shape, System, SystemName } from "./systems/system.js";
-
-/** A new process is slow at first, ours most of all: load for so long, at the end of the disk, counts for nothing. */
-const WARM_UP_SECONDS = 1;
-const WARM_UP_BYTES = 64 * 1024 * 1024;
 
 export type Report = (sample: Sample) => void;
 
 export class Schedule {
   readonly #lab: Lab;
   readonly #settings: BenchSettings;
+  readonly #profileDirectory: string | null;
   readonly #report: Report;
   /** Those with data, kept from row to row. */
   readonly #kept = new Map<SystemName, System>();
 
-  constructor(lab: Lab, settings: BenchSettings, report: Report) {
+  constructor(lab: Lab, settings: BenchSettings, profileDirectory: string | null, report: Report) {
     this.#lab = lab;
     this.#settings = settings;
+    this.#profileDirectory = profileDirectory;
     this.#report = report;
   }
 
@@ -58,10 +55,12 @@ export class Schedule {
     const system = (isKept ? this.#kept.get(name) : undefined) ?? (await this.#start(row, name));
     const { seconds, sizeBytes, dataBytes } = this.#settings;
     const outcome = await measure(system, {
-      row,
+      job: row.job,
+      disks: row.disks ?? 1,
+      extentBytes: row.extentBytes ?? (row.on === "data" ? dataBytes : sizeBytes - WARM_UP_BYTES),
       seconds,
-      extentBytes: row.on === "data" ? dataBytes : sizeBytes - WARM_UP_BYTES,
       seed: round + 1,
+      ...(row.checkpointEveryMs !== undefined && { checkpointEveryMs: row.checkpointEveryMs }),
     });
     if (isKept && outcome.kind === "measured") this.#kept.set(name, system);
     else {
@@ -77,16 +76,8 @@ export class Schedule {
       disks: row.disks ?? 1,
       sizeBytes,
       dataBytes: row.on === "data" ? dataBytes : 0,
+      ...(this.#profileDirectory !== null && { profileDirectory: this.#profileDirectory }),
     };
-    const system = await startSystem(await this.#lab.workspace(), name, shape);
-    const warmUp = {
-      disks: 1,
-      offset: sizeBytes - WARM_UP_BYTES,
-      extentBytes: WARM_UP_BYTES,
-      seconds: WARM_UP_SECONDS,
-      seed: 1,
-    };
-    await runLoad(system, { rw: "randrw", bs: "4k", iodepth: 16 }, warmUp);
-    return system;
+    return startWarm(await this.#lab.workspace(), name, shape);
   }
 }

@@ -1,25 +1,25 @@
 /** What the samples of a run say: one line for each row and system, and ratios between systems. */
 import { isWriteRow, type Row, ROWS } from "./rows.js";
-import type { BenchResult, LoadResult, Outcome, ServerUsage } from "./sample.js";
+import type { Comparison, LoadResult, Outcome, ServerUsage } from "./sample.js";
 import { geometricMean, type Spread, spreadOf } from "./statistics.js";
 import type { SystemName } from "./systems/system.js";
 
 type Measured = Extract<Outcome, { kind: "measured" }>;
 
 export class Summary {
-  readonly result: BenchResult;
+  readonly comparison: Comparison;
 
-  constructor(result: BenchResult) {
-    this.result = result;
+  constructor(comparison: Comparison) {
+    this.comparison = comparison;
   }
 
   /** In the order in which they were run. */
   get rows(): Row[] {
-    return ROWS.filter(({ name }) => this.result.settings.rows.includes(name));
+    return ROWS.filter(({ name }) => this.comparison.settings.rows.includes(name));
   }
 
   get systems(): readonly SystemName[] {
-    return this.result.settings.systems;
+    return this.comparison.settings.systems;
   }
 
   /** How often the system died in the row. */
@@ -50,7 +50,7 @@ export class Summary {
 
   /** Throughput of one system in terms of another's in the same round. */
   ratio(row: Row, system: SystemName, base: SystemName): Spread | null {
-    const { rounds } = this.result.settings;
+    const { rounds } = this.comparison.settings;
     const ratios = Array.from({ length: rounds }, (_, round) => {
       const [own, other] = [this.#round(row, system, round), this.#round(row, base, round)];
       return own === null || other === null ? null : inUnit(row, own.load) / inUnit(row, other.load);
@@ -77,7 +77,7 @@ export class Summary {
   }
 
   #round(row: Row, system: SystemName, round: number): Measured | null {
-    const sample = this.result.samples.find(
+    const sample = this.comparison.samples.find(
       (each) => each.row === row.name && each.system === system && each.round === round,
     );
     return sample?.outcome.kind === "measured" ? sample.outcome : null;
@@ -88,7 +88,7 @@ export class Summary {
   }
 
   #outcomes(row: Row, system: SystemName): Outcome[] {
-    return this.result.samples
+    return this.comparison.samples
       .filter((sample) => sample.row === row.name && sample.system === system)
       .map(({ outcome }) => outcome);
   }

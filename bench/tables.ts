@@ -5,8 +5,8 @@ import type { Summary } from "./summary.js";
 import type { SystemName } from "./systems/system.js";
 
 /** What ours is compared with. */
-const BASES: readonly SystemName[] = ["qemu-unix", "qemu-tcp", "qemu-nbd", "nbdkit"];
-const OURS: SystemName = "ours";
+export const BASES: readonly SystemName[] = ["qemu-unix", "qemu-tcp", "qemu-nbd", "nbdkit"];
+export const OURS: SystemName = "ours";
 
 export function markdownTable(head: readonly string[], lines: readonly (readonly string[])[]): string {
   const widths = head.map((title, column) =>
@@ -113,7 +113,7 @@ function meanLine(summary: Summary, group: RowGroup, bases: readonly SystemName[
 /** Null if it did not die. */
 function deathCell(summary: Summary, row: Row, system: SystemName): string | null {
   const deaths = summary.deaths(row, system);
-  return deaths === 0 ? null : `died ${deaths} of ${summary.result.settings.rounds}`;
+  return deaths === 0 ? null : `died ${deaths} of ${summary.comparison.settings.rounds}`;
 }
 
 function ratioCell(spread: Spread | null): string {
@@ -127,6 +127,6 @@ function spreadCell(spread: Spread | null, format: (value: number) => string, su
   return `${format(median)}${suffix}${range}`;
 }
 
-function rounded(value: number): string {
-  return value >= 100 ? Math.round(value).toLocaleString("en") : value.toFixed(1);
+export function rounded(value: number): string {
+  return value >= 100 || Number.isInteger(value) ? Math.round(value).toLocaleString("en") : value.toFixed(1);
 }

@@ -1,24 +1,23 @@
 /** Our pair: link and control over TCP on loopback, the guest on a unix socket. */
+import { resolve } from "node:path";
+
 import { QmpClient } from "../../src/qmp/client.js";
-import { startPair } from "../../test/tools/pair.js";
+import { type Pair, type PairOptions, startPair } from "../../test/tools/pair.js";
 import type { Workspace } from "../../test/tools/workspace.js";
 import { fillDisk } from "./disk-fill.js";
 import type { Shape, System, SystemName } from "./system.js";
 
 /** The initial copy of a disk full of data takes its time beside other load. */
-const COPY_LIMIT_MS = 300_000;
+export const COPY_LIMIT_MS = 300_000;
 
-export interface PairArguments {
-  readonly primary: readonly string[];
-  readonly secondary: readonly string[];
-}
+/** What a pair is started with besides its disks. */
+export type PairArguments = Pick<PairOptions, "primary" | "secondary">;
 
-/** @param extra options on the command lines; none: the defaults */
 export async function startOurPair(
   workspace: Workspace,
   name: SystemName,
   shape: Shape,
-  extra: PairArguments = { primary: [], secondary: [] },
+  extra: PairArguments = {},
 ): Promise<System> {
   const disks = Array.from({ length: shape.disks }, (_, index) => `disk${index}`);
   for (const role of ["primary", "secondary"]) {
@@ -27,10 +26,17 @@ export async function startOurPair(
   const pair = await startPair(workspace, {
     disks,
     sizeBytes: shape.sizeBytes,
-    primary: extra.primary,
-    secondary: extra.secondary,
     copyLimitMs: COPY_LIMIT_MS,
+    ...(shape.profileDirectory !== undefined && {
+      nodeOptions: ["--cpu-prof", `--cpu-prof-dir=${resolve(shape.profileDirectory)}`],
+    }),
+    ...extra,
   });
+  return systemOf(workspace, name, pair);
+}
+
+/** A pair that replicates, as something to measure. */
+export async function systemOf(workspace: Workspace, name: SystemName, pair: Pair): Promise<System> {
   const { primary, secondary } = pair;
   const qmp = await QmpClient.connect({ kind: "unix", path: primary.qmpPath });
   workspace.onEnd(() => qmp.close());

@@ -11,17 +11,21 @@ export async function startQemuPair(
   link: "unix" | "tcp",
   shape: Shape,
 ): Promise<System> {
-  for (const name of ["p", "s"]) await fillDisk(workspace.path(`${name}.img`), shape);
-  const secondary = await Qemu.secondary(workspace, "s", shape.sizeBytes);
+  const disks = Array.from({ length: shape.disks }, (_, disk) => disk);
+  for (const disk of disks) {
+    for (const name of ["p", "s"]) await fillDisk(workspace.path(Qemu.imageOf(name, disk)), shape);
+  }
+  const secondary = await Qemu.secondary(workspace, "s", shape.sizeBytes, shape.disks);
   const port = link === "tcp" ? await freePort() : undefined;
-  await secondary.serve({ disk0: "disk0" }, port);
+  await secondary.serve(Object.fromEntries(disks.map((disk) => [`disk${disk}`, `disk${disk}`])), port);
   await secondary.execute("xen-set-replication", { enable: true, primary: false });
-  const primary = await Qemu.primary(workspace, "p", shape.sizeBytes);
-  await primary.serve({ guest: "colo0" });
+  const primary = await Qemu.primary(workspace, "p", shape.sizeBytes, shape.disks);
+  await primary.serve(Object.fromEntries(disks.map((disk) => [`guest${disk}`, `colo${disk}`])));
   await primary.replicateTo(
     port === undefined
       ? `file.server.type=unix,file.server.path=${secondary.nbdPath}`
       : `file.server.type=inet,file.server.host=127.0.0.1,file.server.port=${port}`,
+    shape.disks,
   );
   return {
     name: `qemu-${link}`,
@@ -30,7 +34,7 @@ export async function startQemuPair(
       { role: "primary", pid: primary.process.pid },
       { role: "secondary", pid: secondary.process.pid },
     ],
-    uri: () => primary.uri("guest"),
+    uri: (disk) => primary.uri(`guest${disk}`),
     isAlive: () => primary.process.isRunning && secondary.process.isRunning,
     checkpoint: () => secondary.execute("xen-colo-do-checkpoint"),
   };

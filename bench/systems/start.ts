@@ -10,9 +10,9 @@ export function startSystem(workspace: Workspace, name: SystemName, shape: Shape
     case "ours":
       return startOurPair(workspace, name, shape);
     case "ours-async":
-      return startOurPair(workspace, name, shape, { primary: ["--ack-mode", "async"], secondary: [] });
+      return startOurPair(workspace, name, shape, { primary: ["--ack-mode", "async"] });
     case "ours-sync":
-      return startOurPair(workspace, name, shape, { primary: ["--ack-mode", "sync"], secondary: [] });
+      return startOurPair(workspace, name, shape, { primary: ["--ack-mode", "sync"] });
     case "ours-unsafe": {
       const unsafe = ["--cache", "unsafe"];
       return startOurPair(workspace, name, shape, { primary: unsafe, secondary: unsafe });

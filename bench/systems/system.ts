@@ -20,6 +20,8 @@ export interface Shape {
   readonly sizeBytes: number;
   /** Bytes at the beginning of each disk, on both nodes, that hold data; the rest are holes. */
   readonly dataBytes: number;
+  /** Where our nodes leave CPU profiles when they end. */
+  readonly profileDirectory?: string;
 }
 
 /** A process whose CPU time and memory are counted. */

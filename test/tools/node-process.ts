@@ -32,6 +32,7 @@ export class NodeProcess {
   /**
    * Starts a node and waits until it is ready.
    * @param options as on the command line, without --state-dir
+   * @param nodeOptions of Node.js itself
    * @throws with what it said if it ends instead
    */
   static async start(
@@ -39,8 +40,9 @@ export class NodeProcess {
     role: NodeRole,
     options: readonly string[],
     stateDirectory: string = workspace.path(role),
+    nodeOptions: readonly string[] = [],
   ): Promise<NodeProcess> {
-    const args = [program(role), ...options, "--state-dir", stateDirectory];
+    const args = [...nodeOptions, program(role), ...options, "--state-dir", stateDirectory];
     const process = await workspace.start(globalThis.process.execPath, args);
     const node = new NodeProcess(role, stateDirectory, process);
     await waitFor(

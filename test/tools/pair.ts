@@ -20,6 +20,8 @@ export interface PairOptions {
   readonly route?: (addresses: SecondaryAddresses) => Promise<SecondaryAddresses>;
   /** What a node uses for a disk; its own file if absent. */
   readonly diskPath?: (role: "primary" | "secondary", name: string) => string;
+  /** Of Node.js itself, for both nodes. */
+  readonly nodeOptions?: readonly string[];
   /** How long the initial copy may take, if longer than other things. */
   readonly copyLimitMs?: number;
 }
@@ -80,8 +82,7 @@ export class Pair {
   /** Starts or restarts the secondary, at the same addresses as the last time. */
   async startSecondary(): Promise<NodeProcess> {
     const { replication, qmp } = this.#addresses;
-    this.#secondary = await NodeProcess.start(this.#workspace, "secondary", [
-      ...this.#diskOptions("secondary"),
+    this.#secondary = await this.#start("secondary", [
       ...["--listen", replication, "--qmp", `tcp:${qmp}`],
       ...(this.#options.secondary ?? []),
     ]);
@@ -95,8 +96,7 @@ export class Pair {
   }
 
   async startPrimary(): Promise<NodeProcess> {
-    this.#primary = await NodeProcess.start(this.#workspace, "primary", [
-      ...this.#diskOptions("primary"),
+    this.#primary = await this.#start("primary", [
       ...["--listen", `unix:${this.#workspace.path("guest.sock")}`],
       ...["--replica", `nbd://${this.#route.replication}`, "--replica-qmp", `tcp:${this.#route.qmp}`],
       ...(this.#options.primary ?? []),
@@ -124,6 +124,11 @@ export class Pair {
   async failOver(...options: readonly string[]): Promise<void> {
     await this.secondary.succeed("failover", "--yes", ...options);
     await this.secondary.waitForStatus("failover done", ({ stage }) => stage === "done");
+  }
+
+  #start(role: "primary" | "secondary", options: readonly string[]): Promise<NodeProcess> {
+    const all = [...this.#diskOptions(role), ...options];
+    return NodeProcess.start(this.#workspace, role, all, undefined, this.#options.nodeOptions);
   }
 
   #diskOptions(role: "primary" | "secondary"): string[] {

@@ -22,27 +22,46 @@ export class Qemu {
     this.qmp = qmp;
   }
 
-  /** Its disk is NAME.img, new and empty unless it is there; replication is not started. */
-  static async secondary(workspace: Workspace, name: string, sizeBytes: number): Promise<Qemu> {
-    const [active, hidden] = [workspace.path(`${name}-active.qcow2`), workspace.path(`${name}-hidden.qcow2`)];
-    await succeed("truncate", ["--size", String(sizeBytes), workspace.path(`${name}.img`)]);
-    for (const path of [active, hidden]) {
-      await succeed("qemu-img", ["create", "-q", "-f", "qcow2", path, String(sizeBytes)]);
+  /**
+   * Its devices are disk0, disk1..., the views over them top, top1...; the images (imageOf()) are new and empty unless
+   * they are there. Replication is not started.
+   */
+  static async secondary(workspace: Workspace, name: string, sizeBytes: number, disks = 1): Promise<Qemu> {
+    const drives: string[] = [];
+    for (let disk = 0; disk < disks; disk++) {
+      const image = workspace.path(Qemu.imageOf(name, disk));
+      const [active, hidden] = [`${image}-active.qcow2`, `${image}-hidden.qcow2`];
+      await succeed("truncate", ["--size", String(sizeBytes), image]);
+      for (const path of [active, hidden]) {
+        await succeed("qemu-img", ["create", "-q", "-f", "qcow2", path, String(sizeBytes)]);
+      }
+      const overlays = `file.driver=qcow2,file.file.filename=${active},file.backing.driver=qcow2,file.backing.file.filename=${hidden},file.backing.backing=disk${disk}`;
+      const top = disk === 0 ? "top" : `top${disk}`;
+      drives.push(
+        `if=none,id=disk${disk},discard=unmap,${DISK},file.filename=${image}`,
+        `if=none,id=childs${disk},driver=replication,mode=secondary,top-id=${top},${overlays}`,
+        `if=none,id=${top},driver=quorum,read-pattern=fifo,vote-threshold=1,children.0=childs${disk}`,
+      );
     }
-    const overlays = `file.driver=qcow2,file.file.filename=${active},file.backing.driver=qcow2,file.backing.file.filename=${hidden},file.backing.backing=disk0`;
-    return Qemu.#start(workspace, name, [
-      `if=none,id=disk0,discard=unmap,${DISK},file.filename=${workspace.path(`${name}.img`)}`,
-      `if=none,id=childs0,driver=replication,mode=secondary,top-id=top,${overlays}`,
-      "if=none,id=top,driver=quorum,read-pattern=fifo,vote-threshold=1,children.0=childs0",
-    ]);
+    return Qemu.#start(workspace, name, drives);
   }
 
-  /** Its disk is NAME.img, new and empty unless it is there; it has no replica. */
-  static async primary(workspace: Workspace, name: string, sizeBytes: number): Promise<Qemu> {
-    await succeed("truncate", ["--size", String(sizeBytes), workspace.path(`${name}.img`)]);
-    return Qemu.#start(workspace, name, [
-      `if=none,id=colo0,driver=quorum,read-pattern=fifo,vote-threshold=1,children.0.driver=raw,children.0.file.driver=file,children.0.file.filename=${workspace.path(`${name}.img`)}`,
-    ]);
+  /** Its devices are colo0, colo1...; the images (imageOf()) are new and empty unless they are there. No replica. */
+  static async primary(workspace: Workspace, name: string, sizeBytes: number, disks = 1): Promise<Qemu> {
+    const drives: string[] = [];
+    for (let disk = 0; disk < disks; disk++) {
+      const image = workspace.path(Qemu.imageOf(name, disk));
+      await succeed("truncate", ["--size", String(sizeBytes), image]);
+      drives.push(
+        `if=none,id=colo${disk},driver=quorum,read-pattern=fifo,vote-threshold=1,children.0.driver=raw,children.0.file.driver=file,children.0.file.filename=${image}`,
+      );
+    }
+    return Qemu.#start(workspace, name, drives);
+  }
+
+  /** Where the disk of a process of this name is, in its workspace. */
+  static imageOf(name: string, disk = 0): string {
+    return disk === 0 ? `${name}.img` : `${name}-disk${disk}.img`;
   }
 
   static async #start(workspace: Workspace, name: string, drives: readonly string[]): Promise<Qemu> {
@@ -87,10 +106,13 @@ export class Qemu {
   }
 
   /** A primary begins to replicate to a unix socket or HOST:PORT. @param server QEMU's options of the NBD client */
-  async replicateTo(server: string): Promise<void> {
-    const drive = `driver=replication,mode=primary,node-name=replica,file.driver=nbd,${server},file.export=disk0`;
-    await this.execute("human-monitor-command", { "command-line": `drive_add -n buddy ${drive}` });
-    await this.execute("x-blockdev-change", { parent: "colo0", node: "replica" });
+  async replicateTo(server: string, disks = 1): Promise<void> {
+    for (let disk = 0; disk < disks; disk++) {
+      const node = disk === 0 ? "replica" : `replica${disk}`;
+      const drive = `driver=replication,mode=primary,node-name=${node},file.driver=nbd,${server},file.export=disk${disk}`;
+      await this.execute("human-monitor-command", { "command-line": `drive_add -n buddy ${drive}` });
+      await this.execute("x-blockdev-change", { parent: `colo${disk}`, node });
+    }
     await this.execute("xen-set-replication", { enable: true, primary: true });
   }
 }
