@@ -14,6 +14,7 @@ import {
   ratioTable,
   rounded,
   throughputTable,
+  variantTable,
   verdicts,
 } from "./tables.js";
 
@@ -78,13 +79,14 @@ function renderComparison(comparison: Comparison): string {
   const summary = new Summary(comparison);
   const { rounds, seconds, sizeBytes, dataBytes } = comparison.settings;
   const mebibytes = (bytes: number): number => bytes / 2 ** 20;
+  const variants = variantTable(summary);
+  const claims = verdicts(summary).map((verdict) => `- ${verdict}`);
   return [
     "### Side by side",
     `${rounds} rounds of ${seconds} s; disks of ${mebibytes(sizeBytes)} MiB, ${mebibytes(dataBytes)} MiB of it data. ${origin(comparison)}`,
     ratioTable(summary),
-    verdicts(summary)
-      .map((verdict) => `- ${verdict}`)
-      .join("\n"),
+    ...(claims.length === 0 ? [] : [claims.join("\n")]),
+    ...(variants === null ? [] : [variants]),
     ...[throughputTable, latencyTable, cpuTable, memoryTable].map((table) => table(summary)),
   ].join("\n\n");
 }

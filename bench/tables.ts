@@ -1,5 +1,5 @@
 /** A summary as Markdown tables, for the terminal and for docs/performance.md alike. */
-import type { Row, RowGroup } from "./rows.js";
+import { type Row, ROW_GROUPS } from "./rows.js";
 import type { Spread } from "./statistics.js";
 import type { Summary } from "./summary.js";
 import type { SystemName } from "./systems/system.js";
@@ -31,12 +31,22 @@ export function throughputTable(summary: Summary): string {
 
 export function ratioTable(summary: Summary): string {
   const bases = BASES.filter((base) => summary.systems.includes(base));
-  const lines = summary.rows.map((row) => [
-    row.name,
-    ...bases.map((base) => deathCell(summary, row, base) ?? ratioCell(summary.ratio(row, OURS, base))),
-  ]);
-  const groups = (["six", "holes", "more"] as const).flatMap((group) => meanLine(summary, group, bases));
-  return markdownTable(["ours against", ...bases], [...lines, ...groups]);
+  return ratiosOf(
+    summary,
+    "ours against",
+    bases.map((base) => ({ title: base, system: OURS, base })),
+  );
+}
+
+/** What other modes of ours cost or gain; null if none was run. */
+export function variantTable(summary: Summary): string | null {
+  const variants = summary.systems.filter((name) => name.startsWith(`${OURS}-`));
+  if (variants.length === 0 || !summary.systems.includes(OURS)) return null;
+  return ratiosOf(
+    summary,
+    "against the defaults",
+    variants.map((system) => ({ title: system, system, base: OURS })),
+  );
 }
 
 export function latencyTable(summary: Summary): string {
@@ -101,13 +111,32 @@ function usageTable(
   );
 }
 
-function meanLine(summary: Summary, group: RowGroup, bases: readonly SystemName[]): string[][] {
-  const rows = summary.rows.filter((row) => row.group === group);
-  if (rows.length < 2) return [];
-  const means = bases.map((base) => summary.meanRatio(rows, OURS, base));
-  return [
-    [`geometric mean, ${group}`, ...means.map((mean) => (mean === null ? "-" : `${mean.toFixed(2)}x`))],
-  ];
+/** Throughput of one system in terms of another's. */
+interface Comparison {
+  readonly title: string;
+  readonly system: SystemName;
+  readonly base: SystemName;
+}
+
+function ratiosOf(summary: Summary, title: string, comparisons: readonly Comparison[]): string {
+  const lines = summary.rows.map((row) => [
+    row.name,
+    ...comparisons.map(
+      ({ system, base }) =>
+        deathCell(summary, row, system) ??
+        deathCell(summary, row, base) ??
+        ratioCell(summary.ratio(row, system, base)),
+    ),
+  ]);
+  const means = ROW_GROUPS.flatMap((group) => {
+    const rows = summary.rows.filter((row) => row.group === group);
+    if (rows.length < 2) return [];
+    const ratios = comparisons.map(({ system, base }) => summary.meanRatio(rows, system, base));
+    return [
+      [`geometric mean, ${group}`, ...ratios.map((mean) => (mean === null ? "-" : `${mean.toFixed(2)}x`))],
+    ];
+  });
+  return markdownTable([title, ...comparisons.map((each) => each.title)], [...lines, ...means]);
 }
 
 /** Null if it did not die. */
