@@ -7,21 +7,28 @@ import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block
 import { primaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { yankCommands } from "../qmp/commands/yank.js";
-import { Primary, type PrimaryOptions } from "../replication/primary.js";
+import { Primary, type PrimaryOptions, type Replica } from "../replication/primary.js";
 import { replicaOf } from "../replication/replica-uri.js";
 import { dirtyContext } from "./dirty-context.js";
 import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob } from "./primary-status.js";
-import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
+import { linkTlsOf, type NodeParts, runNode, type RunningNode } from "./run-node.js";
 
 /** How long guests may take to take their last replies when the node stops. */
 const CLOSE_DEADLINE_MS = 5000;
 
 /** Runs a primary in the foreground. @returns the exit code @throws ReplError if it can't start */
-export function runPrimary(config: PrimaryConfig): Promise<number> {
-  return runNode(config, (parts) => startPrimary(config, parts));
+export async function runPrimary(config: PrimaryConfig): Promise<number> {
+  // Before anything is made, since it may be a mistake.
+  const replica =
+    config.replica === null ? null : replicaOf(config.replica, config.replicaQmp, linkTlsOf(config.tls));
+  return runNode(config, (parts) => startPrimary(config, replica, parts));
 }
 
-async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<RunningNode> {
+async function startPrimary(
+  config: PrimaryConfig,
+  replica: Replica | null,
+  parts: NodeParts,
+): Promise<RunningNode> {
   const { directory, disks, log, lifecycle, emit } = parts;
   const primary = await Primary.open({
     directory,
@@ -36,9 +43,13 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
   });
   lifecycle.add(() => primary.close());
   // Before the first guest: a node that was replaced by its secondary must not serve the disk that it lost.
-  if (config.replica !== null) await primary.attach(replicaOf(config.replica, config.replicaQmp));
+  if (replica !== null) await primary.attach(replica);
 
-  const guests = new NbdServer({ exports: guestExports(primary), log: log.child({ component: "nbd" }) });
+  const guests = new NbdServer({
+    exports: guestExports(primary),
+    log: log.child({ component: "nbd" }),
+    ...(parts.tls !== null && { tls: parts.tls }),
+  });
   lifecycle.add(() => guests.close(CLOSE_DEADLINE_MS));
   for (const address of config.listen) await guests.listen(address);
 
@@ -49,7 +60,7 @@ async function startPrimary(config: PrimaryConfig, parts: NodeParts): Promise<Ru
         connected: () => (primary.link?.isConnected === true ? primary.disks.map(({ name }) => name) : []),
         yank: () => primary.link?.giveUp(new LinkError("yanked", "the connection was yanked by command")),
       }),
-      ...primaryPairCommands(primary, parts.quit),
+      ...primaryPairCommands(primary, parts.quit, parts.linkTls),
       ...blockJobCommands({
         jobs: () => primaryJobs(primary),
         ...jobControls(() => primary),

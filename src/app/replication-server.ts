@@ -6,6 +6,7 @@
 import type { Logger } from "pino";
 import { ReplError, StateError } from "../errors.js";
 import type { Address } from "../net/address.js";
+import type { ServerTls } from "../nbd/server/connection.js";
 import { ExportTable, type NbdExport } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
 import type { ManagedNbdServer } from "../qmp/commands/nbd-server.js";
@@ -20,12 +21,14 @@ const EXPORT_ID = /^[A-Za-z][A-Za-z0-9._-]*$/;
 
 export class ReplicationServer implements ManagedNbdServer {
   readonly #log: Logger;
+  readonly #tls: ServerTls | null;
   readonly #exports = new ExportTable();
   #secondary: Secondary | null = null;
   #server: NbdServer | null = null;
 
-  constructor(log: Logger) {
+  constructor(log: Logger, tls: ServerTls | null) {
     this.#log = log;
+    this.#tls = tls;
   }
 
   /** Whose disks it exports; known only after it, since the secondary cuts its writers off through it. */
@@ -101,6 +104,7 @@ export class ReplicationServer implements ManagedNbdServer {
     const server = new NbdServer({
       exports: this.#exports,
       log: this.#log,
+      ...(this.#tls !== null && { tls: this.#tls }),
       ...(maxConnections !== null && { maxConnections }),
     });
     this.#server = server;

@@ -1,16 +1,20 @@
 /** What both nodes have in common: state directory, lock, disks, QMP server, signals, orderly end. */
 import type { Logger } from "pino";
 import { defaultQmpAddress, type NodeConfig } from "../config/schema.js";
+import { clientParameters, type TlsConfig } from "../config/tls.js";
 import { Deferred } from "../deferred.js";
 import { describeError } from "../errors.js";
 import { createLogger } from "../log.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
 import { unsafeDirectory } from "../meta/unsafe-directory.js";
 import { type Address, formatAddress } from "../net/address.js";
+import { TlsAcceptor } from "../net/tls/acceptor.js";
+import type { ServerTls } from "../nbd/server/connection.js";
 import { lockStateDirectory } from "../os/lock.js";
 import type { QmpCommand } from "../qmp/command.js";
 import { nodeCommands } from "../qmp/commands/node.js";
 import { QmpServer } from "../qmp/server.js";
+import type { LinkTls } from "../replication/replica-uri.js";
 import type { NamedDisk } from "../replication/secondary-disk.js";
 import type { CacheMode, ListenerStatus, NodeStatus } from "../status.js";
 import { readVersion } from "../version.js";
@@ -24,6 +28,9 @@ export interface NodeParts {
   readonly log: Logger;
   readonly lifecycle: Lifecycle;
   readonly cache: CacheMode;
+  /** For NBD clients. */
+  readonly tls: ServerTls | null;
+  readonly linkTls: LinkTls;
   readonly version: string;
   readonly startedMs: number;
   /** Sends an event to every QMP client. */
@@ -88,6 +95,7 @@ async function startNode(
   const startedMs = Date.now();
   const version = readVersion();
   const { cache } = config;
+  const tls = serverTls(config.tls);
   if (cache === "unsafe")
     log.warn("cache unsafe: a power loss of this host can cost the disks and the checkpoint");
   const safeDirectory = await openStateDirectory(config.stateDir);
@@ -104,6 +112,8 @@ async function startNode(
     log,
     lifecycle,
     cache,
+    tls,
+    linkTls: linkTlsOf(config.tls),
     version,
     startedMs,
     emit: (event, data) => {
@@ -115,10 +125,21 @@ async function startNode(
   qmp = new QmpServer({
     commands: [...nodeCommands({ status: node.status, quit }), ...node.commands],
     log: log.child({ component: "qmp" }),
+    tls: tls?.acceptor ?? null,
     version,
   });
   for (const address of [defaultQmpAddress(config.stateDir), ...config.qmp]) await qmp.listen(address);
   return node;
+}
+
+export function linkTlsOf(config: TlsConfig): LinkTls {
+  return { mode: config.mode, parameters: clientParameters(config) };
+}
+
+/** @throws ConfigError if its files can't be used */
+function serverTls({ mode, credentials, verifyPeer, allowedNames }: TlsConfig): ServerTls | null {
+  if (mode === "off" || credentials === null) return null;
+  return { mode, acceptor: new TlsAcceptor({ credentials, verifyPeer, allowedNames }) };
 }
 
 /** @param clients of all these listeners together */

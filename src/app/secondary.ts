@@ -22,7 +22,7 @@ export function runSecondary(config: SecondaryConfig): Promise<number> {
 
 async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promise<RunningNode> {
   const { directory, disks, log, lifecycle, emit } = parts;
-  const writers = new ReplicationServer(log.child({ component: "replication" }));
+  const writers = new ReplicationServer(log.child({ component: "replication" }), parts.tls);
   const secondary = await Secondary.open({
     directory,
     disks,
@@ -52,7 +52,11 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
   writers.serve(secondary);
   lifecycle.add(() => writers.close());
 
-  const view = new NbdServer({ exports: viewExports(secondary), log: log.child({ component: "view" }) });
+  const view = new NbdServer({
+    exports: viewExports(secondary),
+    log: log.child({ component: "view" }),
+    ...(parts.tls !== null && { tls: parts.tls }),
+  });
   lifecycle.add(() => view.close(DISCONNECT_DEADLINE_MS));
   for (const address of config.view) await view.listen(address);
   if (config.listen.length > 0) await writers.startAll(config.listen);
@@ -61,7 +65,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     commands: [
       ...replicationCommands(replicationGroup(secondary), emit),
       ...secondaryPairCommands(secondary),
-      ...replicaCommands(() => secondary.promoted, parts.quit),
+      ...replicaCommands(() => secondary.promoted, parts.quit, parts.linkTls),
       ...nbdServerCommands(writers),
       ...yankCommands(null),
       ...blockJobCommands({

@@ -26,6 +26,12 @@ const NODE_LOCATION: Readonly<Record<string, Options>> = {
   },
   config: { ...TEXT, describe: "FILE: the node's config file, to find its state directory" },
   qmp: { ...TEXT, describe: "ADDR: the node's QMP server, wherever it is: tcp:HOST:PORT or unix:PATH" },
+  "tls-certificates": {
+    ...TEXT,
+    describe: "DIR: for QMP over TCP with TLS: ca-cert.pem, client-cert.pem, client-key.pem",
+  },
+  "tls-psk": { ...TEXT, describe: "FILE: pre-shared key for QMP over TCP with TLS, USER:HEXKEY" },
+  "tls-hostname": { ...TEXT, describe: "NAME: in the node's certificate, if it isn't the host of --qmp" },
 };
 
 /** Values are texts to us, and a hyphen is a hyphen. */

@@ -7,6 +7,7 @@ import { z } from "zod";
 import { ConfigError } from "../errors.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import { parseAddress } from "../net/address.js";
+import { tlsClientOptions } from "../net/tls/client.js";
 import { parseDiskName, parseDuration, parseRate, parseSize } from "./units.js";
 
 /** A disk to be served: its export name, and an absolute path or an NBD URI. */
@@ -79,19 +80,14 @@ function parseDisk(text: string): DiskConfig {
   if (path === "")
     throw new ConfigError("bad-disk", `"${text}" lacks the path, as in ${name}=/srv/${name}.img`);
   if (!/^nbds?(?:\+\w+)?:/.test(path)) return { name, path: resolve(path) };
-  if (parseNbdUri(path).tls)
-    throw new ConfigError(
-      "bad-disk",
-      `"${path}" asks for TLS, which is not supported: use nbd:// or nbd+unix://`,
-    );
+  const { tls, tlsParameters } = parseNbdUri(path);
+  if (tls) tlsClientOptions(tlsParameters, null);
   return { name, path };
 }
 
 /** The replica's server; the exports on it are asked for by the disks' names. */
 function parseReplica(text: string): string {
   const uri = parseNbdUri(text);
-  if (uri.tls)
-    throw new ConfigError("bad-replica", `"${text}" asks for TLS, which is not supported: use nbd://`);
   if (uri.exportName !== "") {
     throw new ConfigError(
       "bad-replica",

@@ -105,7 +105,7 @@ function checkKeys(role: NodeRole, file: string, content: unknown): OptionValues
   if (typeof content !== "object" || content === null || Array.isArray(content)) {
     throw new ConfigError("bad-config-file", `${file}: must hold options as "name: value" lines`);
   }
-  const lasting = optionsOf(role).filter(({ value }) => value !== null);
+  const lasting = optionsOf(role).filter(({ isForOneStart }) => isForOneStart !== true);
   const known = new Set(lasting.map((option) => option.name));
   for (const [key, value] of Object.entries(content)) {
     if (!known.has(key)) throw new ConfigError("unknown-key", `${file}: unknown key "${key}"`);

@@ -4,8 +4,10 @@ import type { NodeRole } from "../status.js";
 export interface NodeOption {
   readonly name: string;
   readonly nodes: readonly NodeRole[];
-  /** What stands for the value in the help; null: it has none, and is for one start: not for the config file. */
+  /** What stands for the value in the help; null: it has none. */
   readonly value: string | null;
+  /** For one start: not for the config file. */
+  readonly isForOneStart?: true;
   readonly repeatable?: true;
   readonly describe: string;
   /** As text for the help; absent where there is none. */
@@ -56,7 +58,8 @@ const NODE_OPTIONS = [
     name: "replica",
     nodes: ["primary"],
     value: "URI",
-    describe: "the secondary's NBD server: nbd://HOST[:PORT] or nbd+unix:///?socket=PATH",
+    describe:
+      "the secondary's NBD server: nbd://HOST[:PORT], nbds://... for TLS, or nbd+unix:///?socket=PATH",
   },
   {
     name: "replica-qmp",
@@ -113,6 +116,7 @@ const NODE_OPTIONS = [
     name: "discard-local-changes",
     nodes: ["secondary"],
     value: null,
+    isForOneStart: true,
     describe:
       "give up what only this node has, for a primary with another history; it is saved first, to STATE/salvage-*.log",
   },
@@ -120,6 +124,7 @@ const NODE_OPTIONS = [
     name: "yes",
     nodes: ["secondary"],
     value: null,
+    isForOneStart: true,
     describe: "don't ask; required where there is no terminal",
   },
   {
@@ -135,6 +140,39 @@ const NODE_OPTIONS = [
     value: "DIR",
     describe: "STATE: overlays, dirty map, metadata, sockets",
     defaultText: "${XDG_STATE_HOME:-~/.local/state}/nbd-replication/{primary,secondary}",
+  },
+  {
+    name: "tls",
+    nodes: BOTH,
+    value: "MODE",
+    describe: "for NBD clients: off, on (both allowed) or require; on and require: QMP over TCP is TLS",
+    defaultText: "on with certificates or a key, else off",
+  },
+  {
+    name: "tls-certificates",
+    nodes: BOTH,
+    value: "DIR",
+    describe: "with ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem, client-key.pem",
+  },
+  {
+    name: "tls-psk",
+    nodes: BOTH,
+    value: "FILE",
+    describe: "pre-shared keys instead of certificates, USER:HEXKEY on each line as psktool writes it",
+  },
+  {
+    name: "tls-verify-peer",
+    nodes: BOTH,
+    value: null,
+    describe: "clients must show a certificate of our CA",
+  },
+  {
+    name: "tls-allow",
+    nodes: BOTH,
+    value: "NAME",
+    repeatable: true,
+    describe:
+      "let in only clients whose certificate has this common or DNS name, or whose key is this user's (repeatable)",
   },
   {
     name: "cache",

@@ -25,6 +25,8 @@ import {
 } from "./fields.js";
 import type { DiskConfig } from "./fields.js";
 
+import { type TlsConfig, tlsConfig, tlsFields } from "./tls.js";
+
 export type UndoErrorPolicy = "break-checkpoint" | "break-replication";
 
 /** What both nodes are told. */
@@ -37,6 +39,7 @@ export interface NodeConfig {
   readonly qmp: readonly Address[];
   readonly stateDir: string;
   readonly cache: CacheMode;
+  readonly tls: TlsConfig;
   readonly logLevel: LogLevel;
   /** null: as createLogger() chooses. */
   readonly logFormat: LogFormat | null;
@@ -94,6 +97,7 @@ const commonFields = {
   listen: z.array(addressField).optional(),
   qmp: z.array(addressField).default([]),
   "state-dir": directoryField,
+  ...tlsFields,
   cache: choiceField(CACHE_MODES).default("writeback"),
   "log-level": choiceField(LOG_LEVELS).default("info"),
   "log-format": choiceField(LOG_FORMATS).optional(),
@@ -190,7 +194,7 @@ export function defaultQmpAddress(stateDir: string): Address {
 function commonConfig(
   fields: Pick<
     z.output<typeof primaryFields>,
-    "disk" | "size" | "qmp" | "state-dir" | "cache" | "log-level" | "log-format"
+    "disk" | "size" | "qmp" | "state-dir" | "cache" | "log-level" | "log-format" | keyof typeof tlsFields
   >,
   otherAddresses: readonly Address[],
   nameOption: NameOption,
@@ -216,6 +220,7 @@ function commonConfig(
     qmp: fields.qmp,
     stateDir: fields["state-dir"],
     cache: fields.cache,
+    tls: tlsConfig(fields, nameOption),
     logLevel: fields["log-level"],
     logFormat: fields["log-format"] ?? null,
   };

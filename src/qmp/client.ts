@@ -9,9 +9,13 @@
 import { EventEmitter } from "node:events";
 import { connect } from "node:net";
 import type { Socket } from "node:net";
+import { TLSSocket, connect as connectTls } from "node:tls";
 import { LinkError, ProtocolError, UnreachableError, asError, describeError } from "../errors.js";
 import { formatAddress, socketOptions } from "../net/address.js";
 import type { Address } from "../net/address.js";
+import type { Endpoint } from "../net/endpoint.js";
+import { tlsClientOptions } from "../net/tls/client.js";
+import { tlsReason } from "../net/tls/reason.js";
 import { QmpError } from "./errors.js";
 import type { QmpErrorKind } from "./errors.js";
 import { JsonStream, isJsonObject } from "./json-stream.js";
@@ -55,9 +59,8 @@ export class QmpClient {
       this.#receive(chunk);
     });
     socket.on("error", (error) => {
-      this.#failure ??= new LinkError("connection-lost", `${this.#peer()}: ${error.message}`, {
-        cause: error,
-      });
+      const cause = socket instanceof TLSSocket ? new Error(tlsReason(error), { cause: error }) : error;
+      this.#failure ??= new LinkError("connection-lost", `${this.#peer()}: ${cause.message}`, { cause });
     });
     this.ended = new Promise((resolve) => {
       socket.once("close", () => {
@@ -70,12 +73,12 @@ export class QmpClient {
   }
 
   /**
-   * Connects, reads the greeting and negotiates, all within the limit.
-   * @throws UnreachableError that names the address
+   * Connects, over TLS if the endpoint says so, reads the greeting and negotiates, all within the limit.
+   * @throws UnreachableError that names the address; ConfigError if the files for TLS can't be used
    */
-  static async connect(address: Address, options: { readonly timeoutMs?: number } = {}): Promise<QmpClient> {
+  static async connect(address: Endpoint, options: { readonly timeoutMs?: number } = {}): Promise<QmpClient> {
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    const socket = connect({ ...socketOptions(address), noDelay: true, keepAlive: true });
+    const socket = open(address);
     const client = new QmpClient(address, socket);
     const timer = setTimeout(() => socket.destroy(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
     try {
@@ -231,6 +234,15 @@ export class QmpClient {
   #peer(): string {
     return formatAddress(this.address);
   }
+}
+
+function open(address: Endpoint): Socket {
+  const options = socketOptions(address);
+  if (address.tls === undefined) return connect({ ...options, noDelay: true, keepAlive: true });
+  const host = address.kind === "tcp" ? address.host : null;
+  return connectTls({ ...options, ...tlsClientOptions(address.tls, host) })
+    .setNoDelay(true)
+    .setKeepAlive(true);
 }
 
 function eventOf(event: string, message: JsonObject): QmpEvent {

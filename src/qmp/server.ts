@@ -6,11 +6,12 @@ import { createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
-import { NegotiationError } from "../errors.js";
+import { NegotiationError, describeError } from "../errors.js";
 import type { Logger } from "../log.js";
 import { formatAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
 import { listen } from "../net/listen.js";
+import type { TlsAcceptor } from "../net/tls/acceptor.js";
 import { qmpCommand } from "./command.js";
 import type { QmpCommand } from "./command.js";
 
@@ -22,12 +23,17 @@ export const MAXIMUM_CLIENTS = 32;
 /** How long close() waits for a command that runs, and then for its reply to be read. */
 const CLOSE_GRACE_MS = 2000;
 
+/** From accept to the end of the TLS handshake. */
+const TLS_HANDSHAKE_TIMEOUT_MS = 10_000;
+
 /** The QEMU release whose commands, answers and error texts this server follows. */
 const QEMU_VERSION = { major: 7, minor: 2, micro: 0 } as const;
 
 export interface QmpServerOptions {
   readonly commands: readonly QmpCommand[];
   readonly log: Logger;
+  /** For clients over TCP, from the first byte; absent or null: none. */
+  readonly tls?: TlsAcceptor | null;
   /** Of this software, as package.json has it. */
   readonly version: string;
   /** Milliseconds since the epoch, for the events' timestamps. */
@@ -36,16 +42,20 @@ export interface QmpServerOptions {
 
 export class QmpServer {
   readonly #log: Logger;
+  readonly #tls: TlsAcceptor | null;
   readonly #now: () => number;
   readonly #version: unknown;
   readonly #commands: ReadonlyMap<string, QmpCommand>;
   readonly #servers = new Map<Server, Address>();
   readonly #sessions = new Map<Socket, QmpSession>();
+  /** In the TLS handshake. */
+  readonly #handshakes = new Set<Socket>();
   #clientsSeen = 0;
   #closed: Promise<void> | null = null;
 
   constructor(options: QmpServerOptions) {
     this.#log = options.log;
+    this.#tls = options.tls ?? null;
     this.#now = options.now ?? Date.now;
     this.#version = { qemu: QEMU_VERSION, package: `nbd-replication ${options.version}` };
     const commands = [...this.#genericCommands(), ...options.commands];
@@ -69,7 +79,8 @@ export class QmpServer {
   async listen(address: Address): Promise<Address> {
     const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true });
     server.on("connection", (socket) => {
-      this.#accept(socket);
+      if (this.#tls !== null && address.kind === "tcp") void this.#secure(socket, this.#tls);
+      else this.#accept(socket);
     });
     const bound = await listen(server, address, "owner");
     server.on("error", (error) => {
@@ -96,6 +107,7 @@ export class QmpServer {
 
   async #close(): Promise<void> {
     const closed = [...this.#servers.keys()].map((server) => new Promise((resolve) => server.close(resolve)));
+    for (const socket of this.#handshakes) socket.destroy();
     const sessions = [...this.#sessions.values()];
     await within(CLOSE_GRACE_MS, Promise.all(sessions.map((session) => session.finish())));
     for (const socket of this.#sessions.keys()) socket.destroySoon();
@@ -105,12 +117,40 @@ export class QmpServer {
     this.#servers.clear();
   }
 
-  #accept(socket: Socket): void {
-    if (this.#sessions.size >= MAXIMUM_CLIENTS || this.#closed !== null) {
-      this.#log.warn({ clients: this.#sessions.size }, "QMP client refused: too many, or closing");
-      socket.destroy();
-      return;
+  async #secure(socket: Socket, tls: TlsAcceptor): Promise<void> {
+    if (!this.#admits(socket)) return;
+    const peer = formatAddress({
+      kind: "tcp",
+      host: socket.remoteAddress ?? "",
+      port: socket.remotePort ?? 0,
+    });
+    const deadline = setTimeout(() => socket.destroy(), TLS_HANDSHAKE_TIMEOUT_MS);
+    this.#handshakes.add(socket);
+    socket.on("error", (error) => {
+      this.#log.debug({ peer, error: error.message }, "QMP connection failed");
+    });
+    try {
+      const secured = await tls.secure(socket);
+      this.#handshakes.delete(socket);
+      this.#accept(secured);
+    } catch (error) {
+      this.#handshakes.delete(socket);
+      if (this.#closed === null) this.#log.warn({ peer }, `QMP client refused: ${describeError(error)}`);
+    } finally {
+      clearTimeout(deadline);
     }
+  }
+
+  #admits(socket: Socket): boolean {
+    const clients = this.#sessions.size + this.#handshakes.size;
+    if (clients < MAXIMUM_CLIENTS && this.#closed === null) return true;
+    this.#log.warn({ clients }, "QMP client refused: too many, or closing");
+    socket.destroy();
+    return false;
+  }
+
+  #accept(socket: Socket): void {
+    if (!this.#admits(socket)) return;
     this.#clientsSeen += 1;
     const session = new QmpSession({
       socket,

@@ -1,7 +1,8 @@
 /** Finds out what the replica's QMP server is: a secondary of ours, or a QEMU with its replication driver. */
 import { z } from "zod";
 import { NegotiationError, ProtocolError } from "../errors.js";
-import { type Address, formatAddress } from "../net/address.js";
+import { formatAddress } from "../net/address.js";
+import type { Endpoint } from "../net/endpoint.js";
 import { QmpClient } from "../qmp/client.js";
 import { QemuControl } from "./qemu-control.js";
 import { NodeControl, type ReplicaControl } from "./replica-control.js";
@@ -13,7 +14,7 @@ const commandsSchema = z.array(z.object({ name: z.string() }));
  * @throws UnreachableError; NegotiationError if something else answers there
  */
 export async function connectControl(
-  address: Address,
+  address: Endpoint,
   timeoutMs: number,
   onDurable: (epoch: number) => void,
 ): Promise<ReplicaControl> {

@@ -26,7 +26,7 @@ import {
 import { formatSize } from "../config/units.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { findForeignDisk, identifyDisks } from "../meta/disk-identity.js";
-import type { Address } from "../net/address.js";
+import type { Endpoint } from "../net/endpoint.js";
 import { Checkpointer } from "./checkpointer.js";
 import type { CongestionPolicy, LinkState, SwallowedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
@@ -47,9 +47,9 @@ import { Verifier, type VerifierOptions } from "./verifier.js";
 const ASYNC_BYTES = 64 * 1024 * 1024;
 
 export interface Replica {
-  readonly address: Address;
+  readonly address: Endpoint;
   /** null: a manager drives the checkpoints. */
-  readonly control: Address | null;
+  readonly control: Endpoint | null;
   /** As it was given, for people. */
   readonly uri: string;
 }
@@ -375,7 +375,7 @@ export class Primary {
   }
 
   /** The gate is shut and both sides are the same. */
-  async #handOver(control: Address, epoch: number): Promise<string> {
+  async #handOver(control: Endpoint, epoch: number): Promise<string> {
     await this.#stopLink();
     let generation: string;
     try {

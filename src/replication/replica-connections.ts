@@ -6,7 +6,7 @@
 import type { Cancel, Clock } from "../clock.js";
 import { Deferred } from "../deferred.js";
 import { asError, LinkError, NegotiationError } from "../errors.js";
-import type { Address } from "../net/address.js";
+import type { Endpoint } from "../net/endpoint.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import type { Hello, ReplicaControl, Welcome } from "./replica-control.js";
 import type { ReplicaDisk, ReplicaNetwork } from "./replica-network.js";
@@ -19,9 +19,9 @@ const WATCH_PARTS = 10;
 
 export interface ReplicaConnectionsOptions {
   /** Where the replica's NBD server is. */
-  readonly address: Address;
+  readonly address: Endpoint;
   /** Its control; null: a manager drives the checkpoints. */
-  readonly control: Address | null;
+  readonly control: Endpoint | null;
   readonly disks: readonly PrimaryDisk[];
   /** For each answer; also how long a request may stay unanswered. */
   readonly timeoutMs: number;

@@ -6,7 +6,7 @@
  * done; what is asked meanwhile goes with the next, as far as a command's bound allows.
  */
 import { asError, ProtocolError } from "../errors.js";
-import type { Address } from "../net/address.js";
+import type { Endpoint } from "../net/endpoint.js";
 import { QmpClient } from "../qmp/client.js";
 import { type DigestRequest, digestAnswerSchema, MAX_DIGEST_BYTES } from "./digest.js";
 
@@ -39,7 +39,7 @@ export class ReplicaDigests {
 
   /** @throws UnreachableError */
   static async connect(
-    address: Address,
+    address: Endpoint,
     timeoutMs: number,
     session: string,
     disk: string,

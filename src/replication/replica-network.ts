@@ -1,6 +1,6 @@
 /** How a primary reaches its replica: a seam, so that the simulation can put another network under it. */
 import type { BlockDevice } from "../block/device.js";
-import type { Address } from "../net/address.js";
+import type { Endpoint } from "../net/endpoint.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import { connectControl } from "./connect-control.js";
 import type { ReplicaControl } from "./replica-control.js";
@@ -19,9 +19,9 @@ export interface ReplicaDisk extends BlockDevice {
 
 export interface ReplicaNetwork {
   /** As connectControl(). */
-  control(address: Address, timeoutMs: number, onDurable: (epoch: number) => void): Promise<ReplicaControl>;
+  control(address: Endpoint, timeoutMs: number, onDurable: (epoch: number) => void): Promise<ReplicaControl>;
   /** @throws UnreachableError, LinkError, NegotiationError or ProtocolError */
-  disk(address: Address, exportName: string, timeoutMs: number): Promise<ReplicaDisk>;
+  disk(address: Endpoint, exportName: string, timeoutMs: number): Promise<ReplicaDisk>;
 }
 
 /** NBD and QMP over sockets. */
@@ -29,5 +29,12 @@ export const socketNetwork: ReplicaNetwork = {
   control: connectControl,
   // Compact headers: the shorter replies, and pieces of a long trim that each take less than the replica timeout.
   disk: (address, exportName, connectTimeoutMs) =>
-    connectNbd({ address, exportName, connectTimeoutMs, extendedHeaders: false }),
+    connectNbd({
+      address,
+      exportName,
+      connectTimeoutMs,
+      extendedHeaders: false,
+      tls: address.tls !== undefined,
+      tlsParameters: address.tls ?? {},
+    }),
 };

@@ -1,7 +1,7 @@
 /** The end of a switch-over: the secondary is asked to take over, until it is known whether it did. */
 import { type Clock, pause } from "../clock.js";
 import { asError, LinkError, UnreachableError } from "../errors.js";
-import type { Address } from "../net/address.js";
+import type { Endpoint } from "../net/endpoint.js";
 import type { ReplicaNetwork } from "./replica-network.js";
 
 /** How long to ask for. Guests wait. */
@@ -10,7 +10,7 @@ const RETRY_MS = 250;
 
 export interface TakeOver {
   /** The secondary's QMP server. */
-  readonly control: Address;
+  readonly control: Endpoint;
   /** The uuid of the node that hands over. */
   readonly primary: string;
   /** The checkpoint at which both sides are the same. */

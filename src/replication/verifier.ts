@@ -10,7 +10,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "pino";
 import { Deferred } from "../deferred.js";
 import { asError, LinkError, StateError, UnreachableError } from "../errors.js";
-import type { Address } from "../net/address.js";
+import type { Endpoint } from "../net/endpoint.js";
 import { QmpError } from "../qmp/errors.js";
 import type { VerifyReport } from "../status.js";
 import type { Link } from "./link.js";
@@ -28,7 +28,7 @@ export interface VerifierOptions {
   readonly timeoutMs: number;
   readonly link: () => Link | null;
   /** The replica's control; null: it has none that we know. */
-  readonly control: () => Address | null;
+  readonly control: () => Endpoint | null;
   readonly log: Logger;
   readonly verifyEnded: (verify: Verify, report: VerifyReport) => void;
 }

@@ -16,6 +16,8 @@ export interface PairOptions {
   /** Further options on the command lines. */
   readonly primary?: readonly string[];
   readonly secondary?: readonly string[];
+  /** Of the link; plain if absent. */
+  readonly scheme?: "nbd" | "nbds";
   /** Where the primary is told that the secondary is: a proxy may stand between. */
   readonly route?: (addresses: SecondaryAddresses) => Promise<SecondaryAddresses>;
   /** What a node uses for a disk; its own file if absent. */
@@ -98,7 +100,12 @@ export class Pair {
   async startPrimary(): Promise<NodeProcess> {
     this.#primary = await this.#start("primary", [
       ...["--listen", `unix:${this.#workspace.path("guest.sock")}`],
-      ...["--replica", `nbd://${this.#route.replication}`, "--replica-qmp", `tcp:${this.#route.qmp}`],
+      ...[
+        "--replica",
+        `${this.#options.scheme ?? "nbd"}://${this.#route.replication}`,
+        "--replica-qmp",
+        `tcp:${this.#route.qmp}`,
+      ],
       ...(this.#options.primary ?? []),
     ]);
     return this.#primary;

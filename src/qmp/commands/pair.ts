@@ -8,16 +8,16 @@ import { HANDSHAKE_VERSION, helloSchema } from "../../replication/replica-contro
 import type { Secondary } from "../../replication/secondary.js";
 import { FAILOVER_TARGETS, type FailoverOutcome, type FailoverPlan } from "../../status.js";
 import { type QmpCommand, qmpCommand } from "../command.js";
-import { replicaOf } from "../../replication/replica-uri.js";
+import { type LinkTls, replicaOf } from "../../replication/replica-uri.js";
 
-export function primaryPairCommands(primary: Primary, quit: () => void): QmpCommand[] {
+export function primaryPairCommands(primary: Primary, quit: () => void, tls: LinkTls): QmpCommand[] {
   return [
     qmpCommand({
       name: "x-repl-checkpoint",
       arguments: z.strictObject({}),
       run: async () => ({ epoch: await primary.checkpoint() }),
     }),
-    ...replicaCommands(() => primary, quit),
+    ...replicaCommands(() => primary, quit, tls),
   ];
 }
 
@@ -25,8 +25,9 @@ export function primaryPairCommands(primary: Primary, quit: () => void): QmpComm
  * For a node that can take a replica.
  * @param primary throws while it can't
  * @param quit begins an orderly shutdown
+ * @param tls of the node, for the links that it is told to make
  */
-export function replicaCommands(primary: () => Primary, quit: () => void): QmpCommand[] {
+export function replicaCommands(primary: () => Primary, quit: () => void, tls: LinkTls): QmpCommand[] {
   return [
     qmpCommand({
       name: "x-repl-switch-over",
@@ -49,7 +50,7 @@ export function replicaCommands(primary: () => Primary, quit: () => void): QmpCo
         "checkpoint-interval": durationField.optional(),
       }),
       run: async ({ replica, "replica-qmp": control, "checkpoint-interval": intervalMs }) => {
-        await primary().attach(replicaOf(replica, control ?? null), intervalMs);
+        await primary().attach(replicaOf(replica, control ?? null, tls), intervalMs);
         return {};
       },
     }),

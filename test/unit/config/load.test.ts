@@ -43,6 +43,7 @@ describe("config/load", () => {
       stateDir: "/home/u/.local/state/nbd-replication/primary",
       logLevel: "info",
       cache: "writeback",
+      tls: { mode: "off", credentials: null, verifyPeer: false, allowedNames: [] },
       logFormat: null,
     });
   });
@@ -60,6 +61,7 @@ describe("config/load", () => {
       stateDir: "/state/nbd-replication/secondary",
       logLevel: "info",
       cache: "writeback",
+      tls: { mode: "off", credentials: null, verifyPeer: false, allowedNames: [] },
       logFormat: null,
     });
   });
@@ -78,6 +80,10 @@ describe("config/load", () => {
       qmp: "127.0.0.1:4444",
       "state-dir": "/state",
       cache: "unsafe",
+      tls: "require",
+      "tls-certificates": "pki",
+      "tls-verify-peer": "true",
+      "tls-allow": ["guest.example"],
       "on-congestion": "block",
       "log-level": "debug",
       "log-format": "json",
@@ -98,6 +104,12 @@ describe("config/load", () => {
       ackMode: "sync",
       onCongestion: "block",
       cache: "unsafe",
+      tls: {
+        mode: "require",
+        credentials: { kind: "certificates", directory: resolve("pki") },
+        verifyPeer: true,
+        allowedNames: ["guest.example"],
+      },
       replicaTimeoutMs: 500,
       resyncRateBytesPerSecond: 100 * 1024 ** 2,
       qmp: [{ kind: "tcp", host: "127.0.0.1", port: 4444 }],
@@ -105,6 +117,18 @@ describe("config/load", () => {
       logLevel: "debug",
       logFormat: "json",
     });
+  });
+
+  it("turns TLS on with credentials alone, also from a config file", () => {
+    const path = file("tls-psk: /etc/keys.psk\n");
+    expect(loadPrimaryConfig({ disk, config: path }, environment).tls).to.deep.equal({
+      mode: "on",
+      credentials: { kind: "psk", file: "/etc/keys.psk" },
+      verifyPeer: false,
+      allowedNames: [],
+    });
+    const verifying = file("tls-certificates: /pki\ntls-verify-peer: true\n");
+    expect(loadSecondaryConfig({ disk, config: verifying }, environment).tls.verifyPeer).to.equal(true);
   });
 
   it("leaves the NBD server of a secondary to a manager when told so", () => {
@@ -160,7 +184,15 @@ describe("config/load", () => {
     [{ disk, listen: "none" }, '--listen: "none" is not an address'],
     [{ disk, listen: ["h:1", "h:1"] }, 'two listeners have the address "h:1"'],
     [{ disk, replica: "http://x" }, '--replica: "http://x"'],
-    [{ disk, replica: "nbds://x" }, '--replica: "nbds://x" asks for TLS'],
+    [{ disk, tls: "on" }, '--tls: "on" needs --tls-certificates DIR or --tls-psk FILE'],
+    [{ disk, tls: "yes" }, '--tls: "yes" is not one of off, on, require'],
+    [{ disk, "tls-certificates": "/a", "tls-psk": "/b" }, "--tls-psk: can't be combined"],
+    [{ disk, "tls-verify-peer": "true" }, "--tls-verify-peer: needs --tls-certificates"],
+    [
+      { disk, tls: "off", "tls-certificates": "/a", "tls-verify-peer": "true" },
+      "needs --tls-certificates, and --tls",
+    ],
+    [{ disk, "tls-psk": "/a", "tls-allow": "x" }, "--tls-allow: needs --tls require"],
     [{ disk, "replica-qmp": "h:1" }, "--replica-qmp: needs --replica"],
     [{ disk, replica: "nbd://h", "checkpoint-interval": "5s" }, "--checkpoint-interval: needs --replica-qmp"],
     [{ disk, "ack-mode": "fast" }, '--ack-mode: "fast" is not one of async, memsync, sync'],
