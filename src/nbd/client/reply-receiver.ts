@@ -114,7 +114,9 @@ export class ReplyReceiver {
       at + wantedBytes - this.#collectedBytes,
     );
     this.#collectedBytes += count;
-    if (this.#collectedBytes === wantedBytes && wantedBytes > MAGIC_BYTES) {
+    // A wrong magic is told as soon as it is there, not with the byte behind it.
+    if (this.#collectedBytes === MAGIC_BYTES) headerBytesOf(this.#scratch.readUInt32BE(0));
+    else if (this.#collectedBytes === wantedBytes) {
       this.#collectedBytes = 0;
       this.#begin(this.#scratch, 0, wantedBytes);
     }
