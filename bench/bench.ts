@@ -23,6 +23,9 @@ async function main(lab: Lab): Promise<void> {
   const startedAt = new Date().toISOString();
   let result: BenchResult = {};
   for (const mode of options.modes) result = { ...result, ...(await runMode(lab, mode, options)) };
+  const isOurFault = ({ system, outcome }: Sample): boolean =>
+    outcome.kind === "failed" || (outcome.kind === "died" && system.startsWith("ours"));
+  if (result.comparison?.samples.some(isOurFault) === true) process.exitCode = 1;
   const files = [...options.files];
   if (Object.keys(result).length > 0) {
     process.stdout.write(`${renderResult(result)}\n`);
@@ -71,8 +74,8 @@ async function section<Content>(work: () => Promise<Content>): Promise<Section &
 
 function reportSample({ row, round, system, outcome }: Sample): void {
   const figures =
-    outcome.kind === "died"
-      ? `died: ${outcome.reason}`
+    outcome.kind !== "measured"
+      ? `${outcome.kind}: ${outcome.reason}`
       : `${Math.round(outcome.load.requestsPerSecond)} requests/s, p99 ${Math.round(outcome.load.latency.p99)} µs`;
   say(`${row} ${round + 1} ${system}: ${figures}`);
 }

@@ -19,7 +19,7 @@ export interface Measurement extends LoadTarget {
 /** How a server that has failed is given time to be dead: its clients know first. */
 const DEATH_MS = 500;
 
-/** @throws if the load can't be run on a system whose servers are all well */
+/** A system that is not measured is not to be used again. */
 export async function measure(system: System, measurement: Measurement): Promise<Outcome> {
   try {
     // So that the load meets copy-before-write. Nothing else runs: QEMU's would not survive it otherwise.
@@ -33,9 +33,12 @@ export async function measure(system: System, measurement: Measurement): Promise
     return { kind: "measured", load, usage: await usageOf(system, before, load), checkpoints };
   } catch (error) {
     await sleep(DEATH_MS);
-    if (system.isAlive()) throw error;
-    return { kind: "died", reason: describeError(error).split("\n", 1).join("") };
+    return { kind: system.isAlive() ? "failed" : "died", reason: firstLine(error) };
   }
+}
+
+export function firstLine(error: unknown): string {
+  return describeError(error).split("\n", 1).join("");
 }
 
 /** Takes checkpoints until the load has ended. @returns how many */

@@ -31,8 +31,8 @@ export type Outcome =
       /** Taken while the row ran. */
       readonly checkpoints: number;
     }
-  /** A server ended in the middle of the row. */
-  | { readonly kind: "died"; readonly reason: string };
+  /** died: a server ended in the middle of the row; failed: the load did, or the system did not start. */
+  | { readonly kind: "died" | "failed"; readonly reason: string };
 
 /** One system in one row, once. */
 export interface Sample {

@@ -168,7 +168,7 @@ export class Scaling {
       seed: 1,
       prepare: () => makeDirty(system, dirtyBlocks),
     });
-    if (outcome.kind === "died") {
+    if (outcome.kind !== "measured") {
       this.#kept.delete(key);
       await this.#lab.discard(system.workspace);
     }
@@ -195,7 +195,7 @@ async function makeDirty(system: System, blocks: number): Promise<void> {
 }
 
 function figures(outcome: Outcome, unit: Axis["unit"]): (string | number | null)[] {
-  if (outcome.kind === "died") return ["died", null, null, null, null];
+  if (outcome.kind !== "measured") return [outcome.kind, null, null, null, null];
   const { load, usage } = outcome;
   const sum = (of: (each: (typeof usage)[number]) => number): number =>
     usage.reduce((total, each) => total + of(each), 0);

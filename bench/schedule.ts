@@ -6,7 +6,7 @@
  * died is started anew for the next row.
  */
 import type { Lab } from "./lab.js";
-import { measure } from "./measure.js";
+import { firstLine, measure } from "./measure.js";
 import type { Row } from "./rows.js";
 import type { BenchSettings, Outcome, Sample } from "./sample.js";
 import { startWarm, WARM_UP_BYTES } from "./warm-up.js";
@@ -52,7 +52,12 @@ export class Schedule {
 
   async #outcome(row: Row, name: SystemName, round: number): Promise<Outcome> {
     const isKept = row.on === "data" && row.disks === undefined;
-    const system = (isKept ? this.#kept.get(name) : undefined) ?? (await this.#start(row, name));
+    let system = isKept ? this.#kept.get(name) : undefined;
+    try {
+      system ??= await this.#start(row, name);
+    } catch (error) {
+      return { kind: "failed", reason: `did not start: ${firstLine(error)}` };
+    }
     const { seconds, sizeBytes, dataBytes } = this.#settings;
     const outcome = await measure(system, {
       job: row.job,
@@ -78,6 +83,12 @@ export class Schedule {
       dataBytes: row.on === "data" ? dataBytes : 0,
       ...(this.#profileDirectory !== null && { profileDirectory: this.#profileDirectory }),
     };
-    return startWarm(await this.#lab.workspace(), name, shape);
+    const workspace = await this.#lab.workspace();
+    try {
+      return await startWarm(workspace, name, shape);
+    } catch (error) {
+      await this.#lab.discard(workspace);
+      throw error;
+    }
   }
 }

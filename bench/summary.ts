@@ -22,9 +22,11 @@ export class Summary {
     return this.comparison.settings.systems;
   }
 
-  /** How often the system died in the row. */
-  deaths(row: Row, system: SystemName): number {
-    return this.#outcomes(row, system).filter(({ kind }) => kind === "died").length;
+  /** What became of the system, where it was not measured in every round: "died 2 of 3". */
+  misfortune(row: Row, system: SystemName): string | null {
+    const missing = this.#outcomes(row, system).filter(({ kind }) => kind !== "measured");
+    const kinds = [...new Set(missing.map(({ kind }) => kind))].join(", ");
+    return missing.length === 0 ? null : `${kinds} ${missing.length} of ${this.comparison.settings.rounds}`;
   }
 
   /** In the row's unit. */

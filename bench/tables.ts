@@ -92,7 +92,7 @@ function systemTable(
 ): string {
   const lines = summary.rows.map((row) => [
     row.name,
-    ...summary.systems.map((system) => deathCell(summary, row, system) ?? cell(row, system)),
+    ...summary.systems.map((system) => summary.misfortune(row, system) ?? cell(row, system)),
   ]);
   return markdownTable([title, ...summary.systems], lines);
 }
@@ -123,8 +123,8 @@ function ratiosOf(summary: Summary, title: string, comparisons: readonly Compari
     row.name,
     ...comparisons.map(
       ({ system, base }) =>
-        deathCell(summary, row, system) ??
-        deathCell(summary, row, base) ??
+        summary.misfortune(row, system) ??
+        summary.misfortune(row, base) ??
         ratioCell(summary.ratio(row, system, base)),
     ),
   ]);
@@ -137,12 +137,6 @@ function ratiosOf(summary: Summary, title: string, comparisons: readonly Compari
     ];
   });
   return markdownTable([title, ...comparisons.map((each) => each.title)], [...lines, ...means]);
-}
-
-/** Null if it did not die. */
-function deathCell(summary: Summary, row: Row, system: SystemName): string | null {
-  const deaths = summary.deaths(row, system);
-  return deaths === 0 ? null : `died ${deaths} of ${summary.comparison.settings.rounds}`;
 }
 
 function ratioCell(spread: Spread | null): string {
