@@ -79,16 +79,17 @@ function renderComparison(comparison: Comparison): string {
   const summary = new Summary(comparison);
   const { rounds, seconds, sizeBytes, dataBytes } = comparison.settings;
   const mebibytes = (bytes: number): number => bytes / 2 ** 20;
-  const variants = variantTable(summary);
   const claims = verdicts(summary).map((verdict) => `- ${verdict}`);
   return [
     "### Side by side",
     `${rounds} rounds of ${seconds} s; disks of ${mebibytes(sizeBytes)} MiB, ${mebibytes(dataBytes)} MiB of it data. ${origin(comparison)}`,
     ratioTable(summary),
-    ...(claims.length === 0 ? [] : [claims.join("\n")]),
-    ...(variants === null ? [] : [variants]),
+    claims.length === 0 ? null : claims.join("\n"),
+    variantTable(summary),
     ...[throughputTable, latencyTable, cpuTable, memoryTable].map((table) => table(summary)),
-  ].join("\n\n");
+  ]
+    .filter((part) => part !== null)
+    .join("\n\n");
 }
 
 function renderTables(section: TableSection): string {

@@ -29,8 +29,10 @@ export function throughputTable(summary: Summary): string {
   );
 }
 
-export function ratioTable(summary: Summary): string {
+/** Null if there is nothing to compare ours with. */
+export function ratioTable(summary: Summary): string | null {
   const bases = BASES.filter((base) => summary.systems.includes(base));
+  if (bases.length === 0 || !summary.systems.includes(OURS)) return null;
   return ratiosOf(
     summary,
     "ours against",

@@ -11,7 +11,7 @@ import type { Shape, System, SystemName } from "./system.js";
 export const COPY_LIMIT_MS = 300_000;
 
 /** What a pair is started with besides its disks. */
-export type PairArguments = Pick<PairOptions, "primary" | "secondary">;
+export type PairArguments = Pick<PairOptions, "primary" | "secondary" | "scheme">;
 
 export async function startOurPair(
   workspace: Workspace,

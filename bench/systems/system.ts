@@ -4,6 +4,7 @@ import type { Workspace } from "../../test/tools/workspace.js";
 /** In the order of the tables: ours first, what it is compared with after. */
 export const SYSTEM_NAMES = [
   "ours",
+  "ours-tls",
   "ours-async",
   "ours-sync",
   "ours-unsafe",
