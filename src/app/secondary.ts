@@ -28,6 +28,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     disks,
     onUndoError: config.onBackupError,
     discardLocalChanges: config.discardLocalChanges,
+    demote: config.demote,
     asPrimary: {
       ...DEFAULT_REPLICATION,
       events: linkEvents(emit, () => secondary.promoted.rate.bytesPerSecond),

@@ -121,6 +121,12 @@ const NODE_OPTIONS = [
       "give up what only this node has, for a primary with another history; it is saved first, to STATE/salvage-*.log",
   },
   {
+    name: "demote",
+    nodes: ["secondary"],
+    value: null,
+    describe: "a node that was promoted is to be a secondary again, of the one that was promoted after it",
+  },
+  {
     name: "yes",
     nodes: ["secondary"],
     value: null,

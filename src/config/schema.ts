@@ -68,6 +68,8 @@ export interface SecondaryConfig extends NodeConfig {
   readonly onBackupError: UndoErrorPolicy;
   /** For this start only. */
   readonly discardLocalChanges: boolean;
+  /** For this start only. */
+  readonly demote: boolean;
   /** Whether what can destroy data need not be asked for. */
   readonly isConfirmed: boolean;
 }
@@ -118,6 +120,7 @@ const secondaryFields = z.strictObject({
   ...commonFields,
   view: z.array(addressField).optional(),
   "discard-local-changes": z.string().optional(),
+  demote: z.string().optional(),
   yes: z.string().optional(),
   "on-undo-error": choiceField(["break-checkpoint", "break-replication"]).default("break-checkpoint"),
 });
@@ -182,6 +185,7 @@ export function secondaryConfig(values: OptionValues, nameOption: NameOption): S
     view,
     onBackupError: fields["on-undo-error"],
     discardLocalChanges: fields["discard-local-changes"] !== undefined,
+    demote: fields.demote !== undefined,
     isConfirmed: fields.yes !== undefined,
   };
 }

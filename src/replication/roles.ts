@@ -5,20 +5,29 @@
 import { MetadataError, StateError } from "../errors.js";
 import type { NodeMetadata, PrimaryMetadata, SecondaryMetadata } from "../meta/metadata.js";
 
-/**
- * @param discard whether what only this node has may be given up
- * @throws StateError if a failover is under way
- */
-export function asSecondary(metadata: NodeMetadata, discard: boolean): SecondaryMetadata {
-  if (metadata.role === "secondary" && !discard) return metadata;
-  if (metadata.role === "secondary" && metadata.stage.startsWith("failover")) {
+/** What an operator has decided for one start of a secondary. */
+export interface SecondaryStart {
+  /** What only this node has may be given up. */
+  readonly discardLocalChanges: boolean;
+  /** If it was promoted, it is a secondary again. */
+  readonly demote: boolean;
+}
+
+/** @throws StateError if a failover is under way */
+export function asSecondary(
+  metadata: NodeMetadata,
+  { discardLocalChanges: discard, demote }: SecondaryStart,
+): SecondaryMetadata {
+  if (metadata.role === "primary") return { ...comingBack(metadata, null), discard };
+  if (!discard && !demote) return metadata;
+  if (metadata.stage === "done") return { ...comingBack(metadata, null), discard };
+  if (metadata.stage.startsWith("failover")) {
     throw new StateError(
       "failing-over",
-      "the failover of this node is not over: start it without --discard-local-changes, to finish it",
+      `the failover of this node is not over: start it without ${demote ? "--demote" : "--discard-local-changes"}, to finish it`,
     );
   }
-  if (metadata.role === "secondary" && metadata.stage !== "done") return { ...metadata, discard };
-  return { ...comingBack(metadata, null), discard };
+  return discard ? { ...metadata, discard } : metadata;
 }
 
 /**

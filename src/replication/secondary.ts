@@ -52,6 +52,8 @@ export interface SecondaryOptions {
   readonly asPrimary: PrimarySettings;
   /** Give up what only this node has, for a primary with another history. */
   readonly discardLocalChanges: boolean;
+  /** If it was promoted, be a secondary again. */
+  readonly demote: boolean;
   readonly log: Logger;
   readonly events: SecondaryEvents;
 }
@@ -175,7 +177,7 @@ export class Secondary {
     const known = await readMetadata(directory);
     if (known !== null) checkDisks(directory, known.disks, identities);
     const found = known ?? newSecondaryMetadata(identities);
-    const secondary = new Secondary(options, asSecondary(found, options.discardLocalChanges));
+    const secondary = new Secondary(options, asSecondary(found, options));
     if (known === null) await secondary.#refuseLeftovers();
     else {
       secondary.#refuseForeignDisk(findForeignDisk(known.disks, identities, disks));
@@ -247,7 +249,7 @@ export class Secondary {
   /** Why the replication exports take nobody, or null. */
   exportRefusal(): string | null {
     return this.#isFenced
-      ? "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory)"
+      ? "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory), or this one with --demote"
       : null;
   }
 

@@ -159,7 +159,7 @@ describe("replica that can't be used", () => {
       ]);
       expect(promoted.code).to.equal(Exit.Done);
       const message =
-        "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory)";
+        "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory), or this one with --demote";
       expectRefusal(await tryPrimary(...replica), Exit.WrongState, message);
     });
   });

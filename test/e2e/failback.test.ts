@@ -10,6 +10,8 @@ import { succeed } from "../tools/process.js";
 import { useWorkspace } from "../tools/workspace.js";
 
 const SIZE_BYTES = 256 * MEBIBYTE;
+/** Each starts and kills four processes; a minute in all on a busy machine. */
+const TEN_TURNS_LIMIT_MS = 240_000;
 
 describe("roles that change", () => {
   const workspace = useWorkspace();
@@ -170,6 +172,62 @@ describe("roles that change", () => {
     const load = await runFio(workspace, active.uri, { size: "16m", iodepth: 8 });
     expect(load.error).to.equal(0);
     await expectSameDisks();
+  });
+
+  it("failover there and back, ten times, the active node killed under load: what is left is on both disks, to the last byte", async () => {
+    await startPair();
+    let [active, other] = [a, b];
+    for (let turn = 1; turn <= 10; turn++) {
+      await writePattern(active.uri, turn, `${turn}M`, "1M");
+      await active.node.succeed("checkpoint");
+      const options = { offset: "128m", size: "16m", io_size: "4g", iodepth: 16, randseed: turn };
+      const fio = await startFio(workspace, active.uri, options);
+      await other.node.waitForStatus(
+        "undo data of the load",
+        ({ disks }) => (disks[0]?.secondary?.undoBytes ?? 0) > MEBIBYTE,
+      );
+      await active.kill();
+      await fio.ended();
+      await other.failOver(turn % 2 === 0 ? "checkpoint" : "latest");
+      await writePattern(other.uri, 0x80 + turn, `${64 + turn}M`, "1M");
+
+      await active.startSecondary("--demote");
+      [active, other] = [other, active];
+      await active.attach(other);
+      expect(await sentBytes(active), "only what differed").to.be.lessThan(64 * MEBIBYTE);
+      await expectPattern(
+        active.uri,
+        ...Array.from({ length: turn }, (_, index) => [index + 1, `${index + 1}M`, "1M"] as const),
+        ...Array.from({ length: turn }, (_, index) => [0x81 + index, `${65 + index}M`, "1M"] as const),
+      );
+      // The replica's file is the active disk, byte for byte, once it has been drained by a checkpoint.
+      await active.node.succeed("checkpoint");
+      await expectSameContent(a.file, b.file);
+    }
+    await expectSameDisks();
+  }).timeout(TEN_TURNS_LIMIT_MS);
+
+  it("a promoted node that went on alone is refused as a secondary, demoted or not", async () => {
+    await startPair();
+    await a.kill();
+    await b.failOver("latest");
+    await a.startSecondary();
+    await b.attach(a);
+    await b.node.succeed("detach");
+    await writePattern(b.uri, 0x44, "10M", "1M");
+    await b.kill();
+    await a.failOver("latest");
+    await writePattern(a.uri, 0x55, "20M", "1M");
+
+    await b.startSecondary();
+    const promoted = await a.node.verb("attach", ...(await b.replicaOptions()));
+    expect(`${promoted.code},${promoted.stderr}`).to.match(/^3,.*or this one with --demote/);
+    await b.node.succeed("stop");
+    await b.startSecondary("--demote");
+    const demoted = await a.node.verb("attach", ...(await b.replicaOptions()));
+    expect(`${demoted.code},${demoted.stderr}`).to.match(/^3,repl-secondary: split brain/);
+    await b.node.succeed("stop");
+    await expectPattern(b.file, [0x44, "10M", "1M"]);
   });
 
   it("a switch-over that the secondary refuses changes nothing for the guest", async () => {

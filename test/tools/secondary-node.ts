@@ -160,6 +160,7 @@ export class SecondaryNode {
       })),
       onUndoError: onUndoError ?? "break-checkpoint",
       discardLocalChanges: false,
+      demote: false,
       asPrimary: {
         ...DEFAULT_REPLICATION,
         events: { stateChanged: () => undefined, jobEnded: () => undefined, verifyEnded: () => undefined },

@@ -56,6 +56,7 @@ describe("config/load", () => {
       view: [{ kind: "unix", path: "/state/nbd-replication/secondary/view.sock" }],
       onBackupError: "break-checkpoint",
       discardLocalChanges: false,
+      demote: false,
       isConfirmed: false,
       qmp: [],
       stateDir: "/state/nbd-replication/secondary",

@@ -9,6 +9,9 @@ import {
 import { asPrimary, asSecondary } from "../../../src/replication/roles.js";
 
 const DISKS = [{ name: "disk0", sizeBytes: 4096, inode: null, modifiedNs: null }];
+const AS_IT_IS = { discardLocalChanges: false, demote: false };
+const DISCARD = { discardLocalChanges: true, demote: false };
+const DEMOTE = { discardLocalChanges: false, demote: true };
 const GENERATION = "6f9d2b43-60c2-4f2e-9a53-0f8f6b1f0c11";
 
 function secondary(change: Partial<SecondaryMetadata>): SecondaryMetadata {
@@ -18,7 +21,7 @@ function secondary(change: Partial<SecondaryMetadata>): SecondaryMetadata {
 describe("a state directory in the other role", () => {
   it("a primary's is that of a secondary that comes back, with the same identity and history", () => {
     const primary = { ...newPrimaryMetadata(DISKS), ancestors: [GENERATION], epoch: 7 };
-    const metadata = asSecondary(primary, false);
+    const metadata = asSecondary(primary, AS_IT_IS);
     const { uuid, generation, ancestors, epoch, disks } = primary;
     expect(metadata).to.deep.include({ uuid, generation, ancestors, epoch, disks });
     expect(metadata).to.deep.include({ role: "secondary", stage: "none", returning: true, discard: false });
@@ -38,14 +41,23 @@ describe("a state directory in the other role", () => {
     });
   }
 
-  it("a promoted secondary stays promoted, unless it is told to give up what it has", () => {
+  it("a promoted secondary stays promoted, unless it is demoted or told to give up what it has", () => {
     const done = secondary({ stage: "done" });
-    expect(asSecondary(done, false)).to.equal(done);
-    expect(asSecondary(done, true)).to.deep.include({ stage: "none", returning: true, discard: true });
+    expect(asSecondary(done, AS_IT_IS)).to.equal(done);
+    expect(asSecondary(done, DISCARD)).to.deep.include({ stage: "none", returning: true, discard: true });
+    const demoted = { stage: "none", generation: GENERATION, returning: true, discard: false };
+    expect(asSecondary(done, DEMOTE)).to.deep.include(demoted);
   });
 
+  for (const stage of ["none", "running"] as const) {
+    it(`a secondary in stage ${stage} can't be demoted further`, () => {
+      const metadata = secondary({ stage });
+      expect(asSecondary(metadata, DEMOTE)).to.equal(metadata);
+    });
+  }
+
   it("a secondary that gives up what it has keeps its stage, for its checkpoint is not lost yet", () => {
-    expect(asSecondary(secondary({ stage: "running" }), true)).to.deep.include({
+    expect(asSecondary(secondary({ stage: "running" }), DISCARD)).to.deep.include({
       stage: "running",
       discard: true,
       returning: false,
@@ -53,8 +65,12 @@ describe("a state directory in the other role", () => {
   });
 
   for (const stage of ["failover", "failover-failed"] as const) {
-    it(`nothing is given up in stage ${stage}`, () => {
-      expect(() => asSecondary(secondary({ stage }), true)).to.throw(StateError, /is not over/);
+    it(`nothing is given up in stage ${stage}, and no role`, () => {
+      expect(() => asSecondary(secondary({ stage }), DISCARD)).to.throw(
+        StateError,
+        /without --discard-local/,
+      );
+      expect(() => asSecondary(secondary({ stage }), DEMOTE)).to.throw(StateError, /without --demote/);
     });
   }
 });
