@@ -1,0 +1,264 @@
+/** Clients that mean harm, or have lost their minds: each costs its own connection, and the others are served. */
+import { expect } from "chai";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import {
+  Command,
+  EXTENDED_REQUEST_MAGIC,
+  Option,
+  OptionReplyType,
+  REQUEST_MAGIC,
+} from "../../src/nbd/wire/constants.js";
+import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
+import { encodeClientFlags } from "../../src/nbd/wire/handshake.js";
+import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
+import { FailingDevice } from "../tools/failing-device.js";
+import { MemoryDevice } from "../tools/memory-device.js";
+import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
+import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { RawNbdClient, requestBytes } from "../tools/raw-nbd-client.js";
+
+const MEBIBYTE = 1024 * 1024;
+const SIZE = 64 * MEBIBYTE;
+const EXPORT = "disk0";
+const EMPTY = Buffer.alloc(0);
+
+describe("NBD server, hostile clients", () => {
+  let harness: NbdServerHarness;
+  let device: FailingDevice;
+  let witness: RawNbdClient;
+  const clients: RawNbdClient[] = [];
+
+  const start = async (options: Parameters<typeof startNbdServer>[0] = {}): Promise<void> => {
+    harness = await startNbdServer(options);
+    device = new FailingDevice(new MemoryDevice(SIZE));
+    harness.add(EXPORT, device);
+    witness = await RawNbdClient.transmitting(harness.address, EXPORT);
+  };
+  const connect = async (): Promise<RawNbdClient> => {
+    const client = await RawNbdClient.transmitting(harness.address, EXPORT);
+    clients.push(client);
+    return client;
+  };
+  const until = async (condition: () => boolean): Promise<void> => {
+    while (!condition()) await new Promise(setImmediate);
+  };
+  /** The well-behaved client is served as ever. */
+  const expectServed = async (): Promise<void> => {
+    expect((await witness.ask(Command.Read, { lengthBytes: 512 })).errorNumber).to.equal(0);
+  };
+  /** The witness alone is left. */
+  const othersGone = (): Promise<void> => until(() => harness.server.connections().length === 1);
+
+  beforeEach(() => start());
+
+  afterEach(async () => {
+    for (const client of clients.splice(0)) client.destroy();
+    device.clear();
+    witness.destroy();
+    await harness.close();
+  });
+
+  /** A whole session with one request of each kind. */
+  const session = (): Buffer => {
+    const contexts = { exportName: EXPORT, queries: ["base:allocation"] };
+    const payload = Buffer.alloc(300, 0x5a);
+    return Buffer.concat([
+      encodeClientFlags(3),
+      encodeOption(Option.StructuredReply, EMPTY),
+      encodeOption(Option.SetMetaContext, encodeMetaContextRequest(contexts)),
+      encodeOption(Option.Go, encodeInfoRequest({ exportName: EXPORT, infoTypes: [3] })),
+      requestBytes(Command.Write, { cookie: 1, offset: 1000, lengthBytes: payload.length }),
+      payload,
+      requestBytes(Command.Read, { cookie: 2, lengthBytes: 4096 }),
+      requestBytes(Command.BlockStatus, { cookie: 3, lengthBytes: SIZE }),
+      requestBytes(Command.Flush, { cookie: 4 }),
+      requestBytes(Command.Disconnect),
+    ]);
+  };
+
+  it("survives a disconnect at every byte of an exchange, and carries out no write that was cut", async () => {
+    const bytes = session();
+    const payloadEnd = bytes.indexOf(Buffer.alloc(300, 0x5a)) + 300;
+    for (let cut = 0; cut <= bytes.length; cut++) {
+      const client = await RawNbdClient.connect(harness.address);
+      client.send(bytes.subarray(0, cut));
+      client.socket.end();
+      await client.readToEnd();
+      client.destroy();
+      const written = device.log.filter(({ operation }) => operation === "write").length;
+      expect(written, `cut after ${cut} bytes`).to.equal(Math.max(0, cut - payloadEnd + 1));
+      if (cut % 50 === 0) await expectServed();
+    }
+    await othersGone();
+    await expectServed();
+  });
+
+  it("survives a reset at every byte of an exchange, whatever it was about to answer", async () => {
+    const bytes = session();
+    const tcp = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
+    for (let cut = 0; cut <= bytes.length; cut += 3) {
+      const client = await RawNbdClient.connect(tcp);
+      client.send(bytes.subarray(0, cut));
+      if (cut % 2 === 0) await new Promise(setImmediate);
+      client.socket.resetAndDestroy();
+    }
+    await othersGone();
+    await expectServed();
+  });
+
+  it("answers each of several requests with the same cookie, once each", async () => {
+    const client = await connect();
+    const held = device.hold({ operation: "read" });
+    for (let i = 0; i < 5; i++) client.request(Command.Read, { cookie: 7, offset: i, lengthBytes: 1 });
+    await held.arrived(5);
+    held.release();
+    for (let i = 0; i < 5; i++) {
+      expect(await client.reply(1)).to.include({ cookie: 7, errorNumber: 0 });
+    }
+    client.disconnect();
+    expect(await client.readToEnd()).to.have.length(0);
+  });
+
+  it("lets half-open clients go that never speak, at the handshake's deadline", async () => {
+    witness.destroy();
+    await harness.close();
+    await start({ handshakeTimeoutMs: 100 });
+    const silent = await Promise.all(Array.from({ length: 30 }, () => RawNbdClient.connect(harness.address)));
+    await expectServed();
+    for (const client of silent) await client.readToEnd();
+    await othersGone();
+    await expectServed();
+    for (const client of silent) client.destroy();
+  });
+
+  it("ends a handshake at its deadline although options keep coming", async () => {
+    witness.destroy();
+    await harness.close();
+    await start({ handshakeTimeoutMs: 200 });
+    const chatty = await RawNbdClient.negotiating(harness.address);
+    clients.push(chatty);
+    const end = chatty.readToEnd().then(() => true);
+    while (!(await Promise.race([end, sleep(5, false)]))) chatty.send(encodeOption(Option.List, EMPTY));
+    expect(harness.log.map(({ code }) => code)).to.include("handshake-timeout");
+    await expectServed();
+  });
+
+  it("holds back options whose answers nobody reads", async () => {
+    const greedy = await RawNbdClient.negotiating(harness.address);
+    clients.push(greedy);
+    greedy.socket.pause();
+    const flood = Buffer.concat(Array.from({ length: 2000 }, () => encodeOption(Option.List, EMPTY)));
+    for (let i = 0; i < 100; i++) greedy.send(flood);
+    for (let i = 0; i < 20; i++) await expectServed();
+    expect(greedy.socket.writableLength, "the server has stopped reading").to.be.above(0);
+    expect(process.memoryUsage().arrayBuffers).to.be.below(200 * MEBIBYTE);
+  });
+
+  it("allocates nothing for names and queries of 4 GiB in an option of a few bytes", async () => {
+    const client = await RawNbdClient.negotiating(harness.address);
+    clients.push(client);
+    await client.option(Option.StructuredReply);
+    const huge = Buffer.alloc(12);
+    huge.writeUInt32BE(0xffff_ffff, 0);
+    const manyQueries = Buffer.alloc(8);
+    manyQueries.writeUInt32BE(0xffff_ffff, 4);
+    for (const [option, data] of [
+      [Option.Go, huge],
+      [Option.Info, huge],
+      [Option.ListMetaContext, huge],
+      [Option.SetMetaContext, manyQueries],
+    ] as const) {
+      const replies = await client.option(option, data);
+      expect(replies.map(({ type }) => type)).to.deep.equal([OptionReplyType.ErrInvalid]);
+    }
+    await expectServed();
+  });
+
+  for (const [what, bytes] of [
+    ["not UTF-8", Buffer.from("disk\xff", "latin1")],
+    ["of a NUL", Buffer.from("disk0\0")],
+    ["of 4097 bytes", Buffer.alloc(4097, "x")],
+  ] as const) {
+    it(`answers export names ${what} with ERR_INVALID, and stays in sync`, async () => {
+      const client = await RawNbdClient.negotiating(harness.address);
+      clients.push(client);
+      const data = Buffer.alloc(4 + bytes.length + 2);
+      data.writeUInt32BE(bytes.length, 0);
+      bytes.copy(data, 4);
+      for (const option of [Option.Info, Option.Go]) {
+        const replies = await client.option(option, data);
+        expect(replies.map(({ type }) => type)).to.deep.equal([OptionReplyType.ErrInvalid]);
+      }
+      expect((await client.option(Option.List)).at(-1)?.type).to.equal(OptionReplyType.Ack);
+    });
+  }
+
+  it("refuses every offset and length that overflows, compact and extended, by errno and in sync", async () => {
+    const einval = errorNumberOf("EINVAL");
+    const enospc = errorNumberOf("ENOSPC");
+    const client = await connect();
+    const edges = [
+      [0xffff_ffff, 0xffff_ffff, 1],
+      [0xffff_ffff, 0xffff_ffff, 0xffff_ffff],
+      [0x8000_0000, 0, 512],
+      [0x0020_0000, 0, 512],
+      [0, SIZE - 1, 2],
+      [0, 0xffff_ffff, 0xffff_ffff],
+    ] as const;
+    for (const type of [Command.Read, Command.Trim, Command.WriteZeroes, Command.Cache]) {
+      for (const [high, low, lengthBytes] of edges) {
+        const header = requestBytes(type, { cookie: 9, lengthBytes });
+        header.writeUInt32BE(high, 16);
+        header.writeUInt32BE(low, 20);
+        client.send(header);
+        const expected = type === Command.WriteZeroes ? enospc : einval;
+        expect(await client.reply(), `${type} ${high} ${low} ${lengthBytes}`).to.include({
+          cookie: 9,
+          errorNumber: expected,
+        });
+      }
+    }
+    expect((await client.ask(Command.Read, { lengthBytes: 1 })).errorNumber).to.equal(0);
+  });
+
+  it("does not mix up headers of the other kind: they cost the connection", async () => {
+    const compact = await connect();
+    const extendedHeader = Buffer.alloc(32);
+    extendedHeader.writeUInt32BE(EXTENDED_REQUEST_MAGIC);
+    compact.send(extendedHeader);
+    expect(await compact.readToEnd()).to.have.length(0);
+    const extended = await RawNbdClient.negotiating(harness.address);
+    clients.push(extended);
+    await extended.option(Option.ExtendedHeaders);
+    await extended.option(Option.Go, encodeInfoRequest({ exportName: EXPORT, infoTypes: [] }));
+    const compactHeader = Buffer.alloc(32);
+    compactHeader.writeUInt32BE(REQUEST_MAGIC);
+    extended.send(compactHeader);
+    expect(await extended.readToEnd()).to.have.length(0);
+    expect(harness.log.filter(({ code }) => code === "bad-request-magic")).to.have.length(2);
+    await expectServed();
+  });
+
+  it("serves others while many clients announce 32 MiB each and send one byte of it", async () => {
+    const before = process.memoryUsage().rss;
+    for (let i = 0; i < 60; i++) {
+      const client = await connect();
+      client.request(Command.Write, { lengthBytes: 32 * MEBIBYTE }, Buffer.alloc(1));
+    }
+    for (let i = 0; i < 20; i++) await expectServed();
+    // Nobody has touched the rest of those payloads.
+    expect(process.memoryUsage().rss - before).to.be.below(300 * MEBIBYTE);
+    expect(device.log.filter(({ operation }) => operation === "write")).to.deep.equal([]);
+  });
+
+  it("cuts a client that ignores the end of its export, after a deadline", async () => {
+    const stubborn = await connect();
+    const done = harness.server.disconnect(EXPORT, 60_000);
+    await stubborn.readToEnd();
+    await done;
+    // It never says FIN; the server lingers, then closes.
+    await until(() => harness.server.connections().length === 0);
+    expect(stubborn.socket.writableEnded).to.equal(false);
+  });
+});
