@@ -40,6 +40,12 @@ attach_nbd() {
   ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 || fail "no network"
   # shellcheck disable=SC2086
   /programs/nbd-client $nbd_options -N disk0 10.0.2.2 "$port" $device || fail "nbd-client"
+  # Without netlink it returns before the kernel has the device's size.
+  for _ in $(seq 200); do
+    [ "$(cat /sys/block/nbd0/size)" = 0 ] || return 0
+    usleep 50000
+  done
+  fail "$device stays empty"
 }
 
 # Tells the host that the guest runs on: it may change at any time without the guest's knowing, as after a migration.
