@@ -86,24 +86,30 @@ export function decodeFileHeader(
   return { id: Buffer.from(header.subarray(16, 32)), broken };
 }
 
-export function encodeRecordHeader(
-  record: LogRecord,
+/** Writes the header of a record into `into`, from `at` on. @param contentChecksum recordChecksum() of its content */
+export function writeRecordHeader(
+  into: Buffer,
+  at: number,
+  record: Pick<LogRecord, "disk" | "kind" | "offset" | "lengthBytes">,
+  contentChecksum: number,
   seed: number,
   place: { sequence: number; position: number; durableBytes: number },
-): Buffer {
-  const header = Buffer.allocUnsafe(RECORD_HEADER_BYTES);
-  header.writeUInt32BE(RECORD_MAGIC, 0);
-  header.writeUInt32BE(record.data === null ? 0 : crc32(record.data, seed), 8);
-  header.writeUInt16BE(record.disk, 12);
-  header.writeUInt16BE(KIND_CODES[record.kind], 14);
-  writeInteger(header, place.sequence, 16);
-  writeInteger(header, record.offset, 24);
-  writeInteger(header, record.lengthBytes, 32);
-  writeInteger(header, place.durableBytes, 40);
-  writeInteger(header, place.position, 48);
-  header.fill(0, 56, 64);
-  header.writeUInt32BE(crc32(header.subarray(8), seed), 4);
-  return header;
+): void {
+  into.writeUInt32BE(RECORD_MAGIC, at);
+  into.writeUInt32BE(contentChecksum, at + 8);
+  into.writeUInt16BE(record.disk, at + 12);
+  into.writeUInt16BE(KIND_CODES[record.kind], at + 14);
+  writeInteger(into, place.sequence, at + 16);
+  writeInteger(into, record.offset, at + 24);
+  writeInteger(into, record.lengthBytes, at + 32);
+  writeInteger(into, place.durableBytes, at + 40);
+  writeInteger(into, place.position, at + 48);
+  into.fill(0, at + 56, at + 64);
+  into.writeUInt32BE(crc32(into.subarray(at + 8, at + RECORD_HEADER_BYTES), seed), at + 4);
+}
+
+export function contentChecksum(data: Buffer | null, seed: number): number {
+  return data === null ? 0 : crc32(data, seed);
 }
 
 export interface RecordHeader {

@@ -13,20 +13,16 @@
  * - After a failed write or sync the log takes nothing more: what is behind the failure can't be known.
  */
 import { randomBytes } from "node:crypto";
-import { Deferred } from "../deferred.js";
 import { asError } from "../errors.js";
 import {
   BROKEN_MARK,
   BROKEN_MARK_POSITION,
   encodeFileHeader,
-  encodeRecordHeader,
   HEADER_BYTES,
   type LogRecord,
-  paddingAfter,
-  RECORD_HEADER_BYTES,
-  ZERO_PADDING,
   seedOf,
 } from "./overlay-log-format.js";
+import { OverlayLogBatch } from "./overlay-log-batch.js";
 import {
   inspectTail,
   isUnborn,
@@ -35,12 +31,6 @@ import {
   type RecoveredRecord,
 } from "./overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "./state-directory.js";
-
-interface Batch {
-  readonly records: LogRecord[];
-  readonly positions: number[];
-  readonly done: Deferred<void>;
-}
 
 export class OverlayLog {
   readonly name: string;
@@ -51,7 +41,7 @@ export class OverlayLog {
   #end: number;
   #durableBytes: number;
   #sequence: number;
-  #next: Batch | null = null;
+  #next: OverlayLogBatch | null = null;
   #committing: Promise<void> | null = null;
   #failure: Error | null = null;
   #broken: boolean;
@@ -157,19 +147,19 @@ export class OverlayLog {
   }
 
   /**
-   * Appends records and makes them durable together with whatever others append meanwhile.
+   * Appends records and makes them durable together with whatever others append meanwhile. Their content is lent until
+   * then.
    * @returns where each record's content is, to be read with read()
    * @throws DeviceError if they could not be kept; nothing may be overwritten then
    */
   async append(records: readonly LogRecord[]): Promise<readonly number[]> {
     if (this.#failure !== null) throw this.#failure;
-    this.#next ??= { records: [], positions: [], done: new Deferred() };
-    const batch = this.#next;
-    const first = batch.records.length;
-    batch.records.push(...records);
+    const batch = (this.#next ??= new OverlayLogBatch(this.#end, this.#seed));
+    const positions = records.map((record) => batch.add(record, this.#sequence++));
+    this.#end = batch.startPosition + batch.lengthBytes;
     this.#committing ??= this.#commitAll();
     await batch.done.promise;
-    return batch.positions.slice(first, first + records.length);
+    return positions;
   }
 
   /** Reads content back from where append() put it. */
@@ -201,42 +191,23 @@ export class OverlayLog {
 
   /** Group commit: everything that came in during one write and sync goes into the next. Never rejects. */
   async #commitAll(): Promise<void> {
-    while (this.#next !== null) {
-      const batch = this.#next;
+    // Who appends in this turn of the event loop is in the same batch.
+    await Promise.resolve();
+    for (let batch = this.#next; batch !== null; batch = this.#next) {
       this.#next = null;
       try {
         if (this.#failure !== null) throw this.#failure;
-        const start = this.#end;
-        const buffers = this.#encode(batch);
-        await this.#file.write(start, buffers);
-        if (this.#sync) await this.#file.sync();
-        this.#durableBytes = this.#end;
+        const pieces = batch.finish(this.#durableBytes);
+        if (this.#sync) await this.#file.writeDurably(batch.startPosition, pieces);
+        else await this.#file.write(batch.startPosition, pieces);
+        this.#durableBytes = batch.startPosition + batch.lengthBytes;
         batch.done.resolve();
       } catch (error) {
         this.#failure = asError(error);
         batch.done.reject(this.#failure);
       }
+      batch.release();
     }
     this.#committing = null;
-  }
-
-  #encode(batch: Batch): Buffer[] {
-    const buffers: Buffer[] = [];
-    for (const record of batch.records) {
-      const header = encodeRecordHeader(record, this.#seed, {
-        sequence: this.#sequence++,
-        position: this.#end,
-        durableBytes: this.#durableBytes,
-      });
-      buffers.push(header);
-      batch.positions.push(this.#end + RECORD_HEADER_BYTES);
-      this.#end += RECORD_HEADER_BYTES;
-      if (record.data === null) continue;
-      const padding = paddingAfter(record.data.length);
-      buffers.push(record.data);
-      if (padding > 0) buffers.push(ZERO_PADDING.subarray(0, padding));
-      this.#end += record.data.length + padding;
-    }
-    return buffers;
   }
 }

@@ -42,6 +42,8 @@ export interface RequestSink {
   ready(): boolean;
   /** Whether to keep the payload of this request; asked also where there is none. */
   requestHeader(request: RequestHeader): boolean;
+  /** Where to put a payload that comes in pieces: a buffer of this length, the receiver's until request(). */
+  payloadBuffer(lengthBytes: number): Buffer;
   /** The request is complete; null: its payload was swallowed. */
   request(request: RequestHeader, payload: Buffer | null): void;
 }
@@ -206,13 +208,18 @@ export class RequestReceiver {
       this.#deliver(this.#chunk.subarray(start, start + count));
       return;
     }
-    this.#body ??= Buffer.allocUnsafeSlow(this.#bodyMissing);
+    this.#body ??= this.#newBody(this.#bodyMissing);
     this.#chunk.copy(this.#body, this.#body.length - this.#bodyMissing, start, start + count);
     this.#bodyMissing -= count;
     if (this.#bodyMissing > 0) return;
     const body = this.#body;
     this.#body = null;
     this.#deliver(body);
+  }
+
+  #newBody(lengthBytes: number): Buffer {
+    const requests = this.#request === null ? null : this.#requests;
+    return requests?.payloadBuffer(lengthBytes) ?? Buffer.allocUnsafeSlow(lengthBytes);
   }
 
   #deliver(body: Buffer | null): void {

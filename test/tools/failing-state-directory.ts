@@ -136,7 +136,7 @@ export class FailingStateDirectory implements StateDirectory {
   }
 
   #file(name: string, file: StateFile): StateFile {
-    return {
+    const self: StateFile = {
       path: file.path,
       get sizeBytes() {
         return file.sizeBytes;
@@ -153,10 +153,15 @@ export class FailingStateDirectory implements StateDirectory {
         await this.#decide("sync", name);
         await file.sync();
       },
+      writeDurably: async (position, buffers) => {
+        await self.write(position, buffers);
+        await self.sync();
+      },
       close: async () => {
         await this.#decide("close", name);
         await file.close();
       },
     };
+    return self;
   }
 }

@@ -118,7 +118,7 @@ export class MemoryStateDirectory implements StateDirectory {
     // As an open file does, it outlives its name.
     const content = this.#content(name);
     const path = `${this.path}/${name}`;
-    return {
+    const self: StateFile = {
       path,
       get sizeBytes() {
         return content.bytes.length;
@@ -142,7 +142,12 @@ export class MemoryStateDirectory implements StateDirectory {
         await this.#ask({ kind: "sync", name });
         content.durable = Buffer.from(reached);
       },
+      writeDurably: async (position, buffers) => {
+        await self.write(position, buffers);
+        await self.sync();
+      },
       close: () => this.#ask({ kind: "close", name }),
     };
+    return self;
   }
 }

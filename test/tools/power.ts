@@ -106,6 +106,10 @@ function poweredFile(file: StateFile, power: Power): StateFile {
     },
     read: (position, into) => power.pass(() => file.read(position, into)),
     write: (position, buffers) => power.change(() => file.write(position, buffers)),
+    writeDurably: async (position, buffers) => {
+      await power.change(() => file.write(position, buffers));
+      await power.change(() => file.sync());
+    },
     sync: () => power.change(() => file.sync()),
     close: () =>
       power.pass(() => {

@@ -14,6 +14,7 @@ import type { ConnectionOptions } from "node:tls";
 
 import { LinkError, NegotiationError } from "../../errors.js";
 import { formatAddress, socketOptions } from "../../net/address.js";
+import { writeGathered } from "../../net/gather.js";
 import type { Address } from "../../net/address.js";
 import { tlsReason } from "../../net/tls/reason.js";
 
@@ -39,7 +40,9 @@ export class Transport {
   /** Set in the turn of the event loop in which the transport is made; the socket's first event comes later. */
   #user: TransportUser | null = null;
   #connected = false;
-  #corked = false;
+  /** To be sent at the end of this turn of the event loop, and who is to be told then. */
+  #pieces: Buffer[] = [];
+  #onSent: (() => void)[] = [];
   #goneReason: LinkError | null = null;
 
   /** Begins to connect; the user is told if that fails. @param willStartTls whether startTls() will be called */
@@ -102,13 +105,10 @@ export class Transport {
   }
 
   /** Sends `bytes`, which stay lent until `sent` is called; it isn't when the connection ends before. */
-  write(bytes: Buffer, sent?: (error?: Error | null) => void): void {
-    if (!this.#corked) {
-      this.#corked = true;
-      this.#socket.cork();
-      process.nextTick(this.#uncork);
-    }
-    this.#socket.write(bytes, sent);
+  write(bytes: Buffer, sent?: () => void): void {
+    if (this.#pieces.length === 0) process.nextTick(this.#flush);
+    this.#pieces.push(bytes);
+    if (sent !== undefined) this.#onSent.push(sent);
   }
 
   /** Ends the connection at once; the user is told `reason` before this returns. */
@@ -130,6 +130,7 @@ export class Transport {
     this.#socket.once("close", () => {
       clearTimeout(timer);
     });
+    this.#flush();
     this.#socket.end(lastBytes);
   }
 
@@ -162,9 +163,15 @@ export class Transport {
       : new LinkError("connect-failed", `can't connect to ${this.peer}: ${reason}`, { cause });
   }
 
-  readonly #uncork = (): void => {
-    this.#corked = false;
-    this.#socket.uncork();
+  readonly #flush = (): void => {
+    const pieces = this.#pieces;
+    if (pieces.length === 0) return;
+    const onSent = this.#onSent;
+    this.#pieces = [];
+    this.#onSent = [];
+    writeGathered(this.#socket, pieces, (error) => {
+      if (error === null || error === undefined) for (const sent of onSent) sent();
+    });
   };
 }
 

@@ -4,6 +4,7 @@
  * Structured: a READ is answered in chunks only, an error by a chunk with text, success without data by a
  * simple reply, which is shorter and always allowed, but for extended headers, where all are chunks.
  */
+import type { Loan } from "../../block/buffer-pool.js";
 import type { Errno } from "../../errors.js";
 import { ChunkFlag, ChunkType } from "../wire/constants.js";
 import { errorNumberOf } from "../wire/error-number.js";
@@ -40,22 +41,23 @@ export interface DataReply {
   readonly data: Buffer;
 }
 
-// Header and data in one buffer: one write for the kernel instead of two. Allocated anew for each read;
-// a pool would save the garbage collector work, and is for a benchmark to ask for.
-export function simpleDataReply(target: ReplyTarget, lengthBytes: number): DataReply {
-  const bytes = Buffer.allocUnsafe(SIMPLE_REPLY_HEADER_BYTES + lengthBytes);
+/** Header and data in one buffer: one write for the kernel instead of two. @param loan whom the buffer is borrowed by */
+export function simpleDataReply(target: ReplyTarget, lengthBytes: number, loan: Loan): DataReply {
+  const bytes = loan.take(SIMPLE_REPLY_HEADER_BYTES + lengthBytes);
   writeSimpleReplyHeader(bytes, 0, target, 0);
   return { bytes, data: bytes.subarray(SIMPLE_REPLY_HEADER_BYTES) };
 }
 
+/** As simpleDataReply(), for a chunk of a structured reply. */
 export function dataChunk(
   target: ReplyTarget,
   flags: number,
   offset: number,
   lengthBytes: number,
+  loan: Loan,
 ): DataReply {
   const headerBytes = chunkHeaderBytes(target) + OFFSET_DATA_PREFIX_BYTES;
-  const bytes = Buffer.allocUnsafe(headerBytes + lengthBytes);
+  const bytes = loan.take(headerBytes + lengthBytes);
   writeOffsetDataHeader(bytes, 0, target, flags, offset, lengthBytes);
   return { bytes, data: bytes.subarray(headerBytes) };
 }

@@ -8,6 +8,7 @@
  */
 import type { Writable } from "node:stream";
 
+import { writeGathered } from "../../net/gather.js";
 import { HANDOVER_BYTES } from "./limits.js";
 
 interface QueuedReply<Answered> {
@@ -79,19 +80,15 @@ export class ReplyWriter<Answered> {
     const answered: Answered[] = [];
     let batchBytes = 0;
     this.#busy = true;
-    this.#stream.cork();
-    const last = batch.at(-1);
-    for (const reply of batch) {
-      batchBytes += reply.bytes.length;
-      if (reply.answered !== null) answered.push(reply.answered);
-      if (reply !== last) this.#stream.write(reply.bytes);
+    const pieces: Buffer[] = [];
+    for (const { bytes, answered: answeredHere } of batch) {
+      batchBytes += bytes.length;
+      pieces.push(bytes);
+      if (answeredHere !== null) answered.push(answeredHere);
     }
-    if (last !== undefined) {
-      this.#stream.write(last.bytes, (error) => {
-        this.#handedOver(answered, batchBytes, error);
-      });
-    }
-    this.#stream.uncork();
+    writeGathered(this.#stream, pieces, (error) => {
+      this.#handedOver(answered, batchBytes, error);
+    });
     this.#stallTimer ??= this.#armStallTimer();
   }
 

@@ -1,4 +1,5 @@
 /** Long reads answered by hole chunks where the device knows of zeroes, so that they don't cross the wire. */
+import type { Loan } from "../../block/buffer-pool.js";
 import type { BlockDevice, Extent } from "../../block/device.js";
 import { settleAll } from "../../block/settle-all.js";
 import { ChunkFlag, CommandFlag } from "../wire/constants.js";
@@ -17,7 +18,11 @@ export function isWorthLookup(device: BlockDevice, request: RequestHeader): bool
 }
 
 /** The chunks that answer a READ, in the order of their offsets; rejects when any part can't be read. */
-export async function sparseRead(device: BlockDevice, request: RequestHeader): Promise<Buffer[]> {
+export async function sparseRead(
+  device: BlockDevice,
+  request: RequestHeader,
+  loan: Loan,
+): Promise<Buffer[]> {
   const { offset, lengthBytes } = request;
   const runs = zeroRuns(await device.extents(offset, lengthBytes, SPARSE_READ_EXTENTS), lengthBytes);
   const chunks: Buffer[] = [];
@@ -28,7 +33,7 @@ export async function sparseRead(device: BlockDevice, request: RequestHeader): P
     if (run.zero) {
       chunks.push(encodeOffsetHoleChunk(request, flags, at, run.lengthBytes));
     } else {
-      const { bytes, data } = dataChunk(request, flags, at, run.lengthBytes);
+      const { bytes, data } = dataChunk(request, flags, at, run.lengthBytes, loan);
       chunks.push(bytes);
       reads.push(device.read(at, data));
     }

@@ -9,6 +9,7 @@
  */
 import type { Logger } from "pino";
 
+import { Loan } from "../../block/buffer-pool.js";
 import type { Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
 import { describeError, errnoOf } from "../../errors.js";
@@ -34,6 +35,8 @@ export interface OpenRequest {
   readonly isWrite: boolean;
   /** What it holds of the connection's payload budget. */
   readonly payloadBytes: number;
+  /** Where its payload is: until the device is done with a write, until the kernel has taken a read. */
+  readonly loan: Loan;
 }
 
 export interface TransmissionOptions {
@@ -113,6 +116,7 @@ export class Transmission implements RequestSink {
     this.#current = null;
     this.#open--;
     this.#payloadBytes -= partial.payloadBytes;
+    partial.loan.release();
   }
 
   /** To be called once, when nothing of the connection is left. */
@@ -133,6 +137,7 @@ export class Transmission implements RequestSink {
       this.#open--;
       this.#payloadBytes -= open.payloadBytes;
       if (open.isWrite) this.#unansweredWrites--;
+      open.loan.release();
     }
     this.#options.onProgress();
   }
@@ -153,7 +158,7 @@ export class Transmission implements RequestSink {
     if (isWrite && refusal === null && header.lengthBytes > 0) refusal = this.#refusalToWrite();
     const hasPayload = header.type === Command.Read || header.type === Command.Write;
     const payloadBytes = hasPayload && refusal === null ? header.lengthBytes : 0;
-    this.#current = { header, refusal, isWrite, payloadBytes };
+    this.#current = { header, refusal, isWrite, payloadBytes, loan: new Loan() };
     this.#open++;
     this.#payloadBytes += payloadBytes;
     if (isWrite) {
@@ -161,6 +166,10 @@ export class Transmission implements RequestSink {
       this.#unansweredWrites++;
     }
     return refusal === null;
+  }
+
+  payloadBuffer(lengthBytes: number): Buffer {
+    return this.#current?.loan.take(lengthBytes) ?? Buffer.allocUnsafeSlow(lengthBytes);
   }
 
   request(_header: RequestHeader, payload: Buffer | null): void {
@@ -243,12 +252,12 @@ export class Transmission implements RequestSink {
     const { header } = open;
     const { device } = this.export;
     if (this.#rules.structuredReplies && isWorthLookup(device, header)) {
-      this.#finishWith(open, sparseRead(device, header));
+      this.#finishWith(open, sparseRead(device, header, open.loan));
       return;
     }
     const { bytes, data } = this.#rules.structuredReplies
-      ? dataChunk(header, ChunkFlag.Done, header.offset, header.lengthBytes)
-      : simpleDataReply(header, header.lengthBytes);
+      ? dataChunk(header, ChunkFlag.Done, header.offset, header.lengthBytes, open.loan)
+      : simpleDataReply(header, header.lengthBytes, open.loan);
     this.#finish(open, device.read(header.offset, data), bytes);
   }
 
@@ -304,6 +313,7 @@ export class Transmission implements RequestSink {
   }
 
   #settled(open: OpenRequest, reply: Buffer): void {
+    if (open.isWrite) open.loan.release();
     this.#deviceRequests--;
     this.#send(open, reply);
     if (this.#deviceRequests > 0) return;

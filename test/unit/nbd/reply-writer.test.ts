@@ -31,7 +31,8 @@ class Kernel extends Writable {
   }
 
   #keep(chunks: Buffer[], done: (error?: Error) => void): void {
-    this.handovers.push(chunks);
+    // Copies: what is taken may be used again.
+    this.handovers.push(chunks.map((chunk) => Buffer.from(chunk)));
     this.#done = done;
   }
 }
@@ -70,7 +71,7 @@ describe("ReplyWriter", () => {
     writer.send(Buffer.from("def"), "second");
     expect(kernel.handovers).to.have.length(0);
     await nextTurn();
-    expect(kernel.handovers.map((chunks) => chunks.map(String))).to.deep.equal([["a", "bc", "def"]]);
+    expect(kernel.handovers.map((chunks) => chunks.map(String))).to.deep.equal([["abcdef"]]);
     expect(answered).to.deep.equal([]);
     expect(writer.queuedBytes).to.equal(6);
     await kernel.take();
@@ -94,7 +95,7 @@ describe("ReplyWriter", () => {
     await nextTurn();
     expect(lengths()).to.deep.equal([[1]]);
     await kernel.take();
-    expect(lengths()).to.deep.equal([[1], [1, 1]]);
+    expect(lengths()).to.deep.equal([[1], [2]]);
     expect(answered).to.deep.equal(["first"]);
   });
 
@@ -110,7 +111,7 @@ describe("ReplyWriter", () => {
     expect(answered).to.deep.equal(["head"]);
     await kernel.take();
     expect(answered).to.deep.equal(["head", "long", "tail"]);
-    expect(lengths()).to.deep.equal([[4, HANDOVER_BYTES - 4], [HANDOVER_BYTES], [14, 4]]);
+    expect(lengths()).to.deep.equal([[4, HANDOVER_BYTES - 4], [HANDOVER_BYTES], [18]]);
     const sent = Buffer.concat(kernel.handovers.flat());
     expect(sent.equals(Buffer.concat([Buffer.from("head"), long, Buffer.from("tail")]))).to.be.true;
   });

@@ -1,0 +1,78 @@
+/**
+ * Buffers that are used again: a fresh one of 1 MiB costs 256 page faults and, being memory outside of V8's heap,
+ * garbage collections; together more than all else that is done for a request of that size.
+ *
+ * Invariants: a buffer is with one holder or in the pool, never both; the pool keeps no more than its limit, and what
+ * it keeps is what was given back last, whose pages the caches still have.
+ */
+import assert from "node:assert/strict";
+
+/** Sizes are powers of two from this on; a shorter wish gets that much. */
+const SMALLEST_BYTES = 64 * 1024;
+/** Longer ones are not kept: they are rare, and each would displace many. */
+const LARGEST_BYTES = 32 * 1024 * 1024;
+
+export class BufferPool {
+  readonly #limitBytes: number;
+  /** By size class. */
+  readonly #free: Buffer[][] = [];
+  #keptBytes = 0;
+
+  /** @param limitBytes of what is kept for later; what is held by others is theirs to bound */
+  constructor(limitBytes: number) {
+    this.#limitBytes = limitBytes;
+  }
+
+  /** Bytes that wait to be used again. */
+  get keptBytes(): number {
+    return this.#keptBytes;
+  }
+
+  /** A buffer of at least this length, with whatever content; to be given back as it is, not a part of it. */
+  take(lengthBytes: number): Buffer {
+    const index = classOf(lengthBytes);
+    const kept = this.#free[index]?.pop();
+    if (kept === undefined) return Buffer.allocUnsafeSlow(Math.max(lengthBytes, SMALLEST_BYTES * 2 ** index));
+    this.#keptBytes -= kept.length;
+    return kept;
+  }
+
+  /** Takes back what take() gave. Nobody reads or writes it any more. */
+  give(buffer: Buffer): void {
+    if (buffer.length > LARGEST_BYTES || this.#keptBytes + buffer.length > this.#limitBytes) return;
+    const index = classOf(buffer.length);
+    assert(buffer.length === SMALLEST_BYTES * 2 ** index, "not a buffer of this pool");
+    const free = (this.#free[index] ??= []);
+    free.push(buffer);
+    this.#keptBytes += buffer.length;
+  }
+}
+
+function classOf(lengthBytes: number): number {
+  let index = 0;
+  for (let size = SMALLEST_BYTES; size < lengthBytes; size *= 2) index++;
+  return index;
+}
+
+/** For payloads of any device and connection of the process. */
+export const payloadBuffers = new BufferPool(32 * 1024 * 1024);
+
+/** The buffers that one request has borrowed from `payloadBuffers`; short ones are the garbage collector's. */
+export class Loan {
+  #buffers: Buffer[] | null = null;
+
+  /** A buffer of just this length. */
+  take(lengthBytes: number): Buffer {
+    if (lengthBytes < SMALLEST_BYTES) return Buffer.allocUnsafeSlow(lengthBytes);
+    const buffer = payloadBuffers.take(lengthBytes);
+    (this.#buffers ??= []).push(buffer);
+    return buffer.subarray(0, lengthBytes);
+  }
+
+  /** Nobody uses any of them any more. */
+  release(): void {
+    if (this.#buffers === null) return;
+    for (const buffer of this.#buffers) payloadBuffers.give(buffer);
+    this.#buffers = null;
+  }
+}

@@ -1,0 +1,66 @@
+/**
+ * Many small pieces, few writes: short ones that follow each other are copied together before they go to a socket.
+ *
+ * Measured on Node 20: a piece of its own costs the stream 1-2 µs and the kernel an entry of its vector; copying 4 KiB costs
+ * 0.3 µs. From 16 KiB on the copy is dearer.
+ */
+import type { Writable } from "node:stream";
+
+import { payloadBuffers } from "../block/buffer-pool.js";
+
+/** What is longer than this is sent from where it is. */
+const COPIED_MAXIMUM_BYTES = 16 * 1024;
+/** One of the pool's sizes. */
+const GATHERED_BYTES = 128 * 1024;
+
+/**
+ * Writes the pieces to the stream, in order and at once; they are lent until `taken`.
+ * @param taken called when the stream has passed everything on, or with why it could not
+ */
+export function writeGathered(
+  stream: Writable,
+  pieces: readonly Buffer[],
+  taken: (error?: Error | null) => void,
+): void {
+  const borrowed: Buffer[] = [];
+  const chunks = pieces.length === 1 ? pieces : gather(pieces, borrowed);
+  stream.cork();
+  const last = chunks.length - 1;
+  for (const [index, chunk] of chunks.entries()) {
+    if (index < last) stream.write(chunk);
+    else
+      stream.write(chunk, (error) => {
+        for (const buffer of borrowed) payloadBuffers.give(buffer);
+        taken(error);
+      });
+  }
+  stream.uncork();
+}
+
+/** @param borrowed gets what the pool has to be given back */
+function gather(pieces: readonly Buffer[], borrowed: Buffer[]): Buffer[] {
+  const chunks: Buffer[] = [];
+  let gathered: Buffer | null = null;
+  let filledBytes = 0;
+  const pass = (): void => {
+    if (gathered !== null) chunks.push(gathered.subarray(0, filledBytes));
+    gathered = null;
+    filledBytes = 0;
+  };
+  for (const piece of pieces) {
+    if (piece.length > COPIED_MAXIMUM_BYTES) {
+      pass();
+      chunks.push(piece);
+      continue;
+    }
+    if (filledBytes + piece.length > GATHERED_BYTES) pass();
+    if (gathered === null) {
+      gathered = payloadBuffers.take(GATHERED_BYTES);
+      borrowed.push(gathered);
+    }
+    piece.copy(gathered, filledBytes);
+    filledBytes += piece.length;
+  }
+  pass();
+  return chunks;
+}

@@ -1,0 +1,52 @@
+import { expect } from "chai";
+
+import { BufferPool, Loan, payloadBuffers } from "../../../src/block/buffer-pool.js";
+
+const KIBIBYTE = 1024;
+
+describe("BufferPool", () => {
+  it("gives out again what was given back, and to one holder only", () => {
+    const pool = new BufferPool(1024 * KIBIBYTE);
+    const first = pool.take(100 * KIBIBYTE);
+    expect(first.length).to.equal(128 * KIBIBYTE);
+    pool.give(first);
+    expect(pool.keptBytes).to.equal(first.length);
+    expect(pool.take(128 * KIBIBYTE)).to.equal(first);
+    expect(pool.keptBytes).to.equal(0);
+    expect(pool.take(128 * KIBIBYTE)).to.not.equal(first);
+  });
+
+  it("gives a longer buffer for no wish, a shorter one for none", () => {
+    const pool = new BufferPool(1024 * KIBIBYTE);
+    pool.give(pool.take(64 * KIBIBYTE));
+    expect(pool.take(64 * KIBIBYTE + 1).length).to.equal(128 * KIBIBYTE);
+    expect(pool.take(1).length).to.equal(64 * KIBIBYTE);
+  });
+
+  it("keeps no more than its limit", () => {
+    const pool = new BufferPool(200 * KIBIBYTE);
+    const held = [1, 2, 3, 4].map(() => pool.take(64 * KIBIBYTE));
+    for (const buffer of held) pool.give(buffer);
+    expect(pool.keptBytes).to.equal(192 * KIBIBYTE);
+  });
+
+  it("refuses a part of what it gave", () => {
+    const pool = new BufferPool(1024 * KIBIBYTE);
+    expect(() => {
+      pool.give(pool.take(64 * KIBIBYTE).subarray(0, 1000));
+    }).to.throw("not a buffer of this pool");
+  });
+});
+
+describe("Loan", () => {
+  it("borrows long buffers of the exact length, and gives all of them back at once", () => {
+    const loan = new Loan();
+    const lengths = [10, 100 * KIBIBYTE, 300 * KIBIBYTE];
+    expect(lengths.map((length) => loan.take(length).length)).to.deep.equal(lengths);
+    const before = payloadBuffers.keptBytes;
+    loan.release();
+    expect(payloadBuffers.keptBytes - before).to.equal(128 * KIBIBYTE + 512 * KIBIBYTE);
+    loan.release();
+    expect(payloadBuffers.keptBytes - before).to.equal(128 * KIBIBYTE + 512 * KIBIBYTE);
+  });
+});
