@@ -12,6 +12,9 @@ const SMALLEST_BYTES = 64 * 1024;
 /** Longer ones are not kept: they are rare, and each would displace many. */
 const LARGEST_BYTES = 32 * 1024 * 1024;
 
+/** Of an arena: holds many small copies, or a long one and little more. */
+const SLAB_BYTES = 256 * 1024;
+
 export class BufferPool {
   readonly #limitBytes: number;
   /** By size class. */
@@ -56,6 +59,52 @@ function classOf(lengthBytes: number): number {
 
 /** For payloads of any device and connection of the process. */
 export const payloadBuffers = new BufferPool(32 * 1024 * 1024);
+
+/** A copy that an arena made; `slab` is to be given back to it. */
+export interface ArenaCopy {
+  readonly bytes: Buffer;
+  readonly slab: Slab;
+}
+
+interface Slab {
+  readonly buffer: Buffer;
+  usedBytes: number;
+  copies: number;
+}
+
+/**
+ * Copies of payloads that outlive their request, many to a buffer of the pool.
+ *
+ * Invariants: a slab goes back to the pool, or is filled anew, when none of its copies is in use any more.
+ */
+export class CopyArena {
+  #slab: Slab | null = null;
+
+  copy(from: Buffer): ArenaCopy {
+    const slab = this.#slabWith(from.length);
+    const start = slab.usedBytes;
+    from.copy(slab.buffer, start);
+    slab.usedBytes += from.length;
+    slab.copies++;
+    return { bytes: slab.buffer.subarray(start, start + from.length), slab };
+  }
+
+  release({ slab }: ArenaCopy): void {
+    slab.copies--;
+    if (slab.copies > 0) return;
+    if (slab === this.#slab) slab.usedBytes = 0;
+    else payloadBuffers.give(slab.buffer);
+  }
+
+  #slabWith(lengthBytes: number): Slab {
+    const slab = this.#slab;
+    if (slab !== null && slab.usedBytes + lengthBytes <= slab.buffer.length) return slab;
+    if (slab?.copies === 0) payloadBuffers.give(slab.buffer);
+    const buffer = payloadBuffers.take(Math.max(lengthBytes, SLAB_BYTES));
+    this.#slab = { buffer, usedBytes: 0, copies: 0 };
+    return this.#slab;
+  }
+}
 
 /** The buffers that one request has borrowed from `payloadBuffers`; short ones are the garbage collector's. */
 export class Loan {

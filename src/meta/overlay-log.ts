@@ -192,7 +192,9 @@ export class OverlayLog {
   /** Group commit: everything that came in during one write and sync goes into the next. Never rejects. */
   async #commitAll(): Promise<void> {
     // Who appends in this turn of the event loop is in the same batch.
-    await Promise.resolve();
+    await new Promise<void>((resolve) => {
+      process.nextTick(resolve);
+    });
     for (let batch = this.#next; batch !== null; batch = this.#next) {
       this.#next = null;
       try {

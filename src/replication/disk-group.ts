@@ -52,6 +52,11 @@ export class DiskGroup {
     return this.disks.map(({ disk }) => disk);
   }
 
+  /** Bytes acknowledged to the primary that are not on the disks yet. */
+  get pendingBytes(): number {
+    return this.disks.reduce((sum, { copyBeforeWrite }) => sum + copyBeforeWrite.pendingBytes, 0);
+  }
+
   /** What stopped a disk from acknowledging, or null. */
   get failure(): string | null {
     for (const { name, copyBeforeWrite } of this.disks) {

@@ -26,13 +26,17 @@ export interface FailoverOption {
   readonly warning: string | null;
 }
 
-/** @param gap why the replica may have holes, or null */
+/**
+ * @param pendingBytes received, and not in the overlays yet
+ * @param gap why the replica may have holes, or null
+ */
 export function failoverOptions(
   epoch: Epoch,
+  pendingBytes: number,
   secondsSinceCheckpoint: number,
   gap: string | null,
 ): FailoverOption[] {
-  let received = 0;
+  let received = pendingBytes;
   let speculative = 0;
   for (const { hidden, active } of epoch.overlays) {
     received += hidden.mappedBytes;

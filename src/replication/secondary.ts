@@ -351,7 +351,7 @@ export class Secondary {
     }
     const { checkpointAt } = this.metadata;
     const seconds = checkpointAt === null ? 0 : Math.max(0, (Date.now() - Date.parse(checkpointAt)) / 1000);
-    return failoverOptions(overlays, seconds, this.#tracker.gap);
+    return failoverOptions(overlays, this.#group.pendingBytes, seconds, this.#tracker.gap);
   }
 
   /**
@@ -434,7 +434,7 @@ export class Secondary {
     if (this.#introductions.last?.primary !== primary) return "another primary introduced itself last";
     if (this.epoch !== epoch) return `this node is in epoch ${this.epoch}, not ${epoch}`;
     const isSame = this.overlays?.overlays.every(({ hidden }) => hidden.mappedBytes === 0) === true;
-    return isSame ? null : "something was received since the checkpoint";
+    return isSame && this.#group.pendingBytes === 0 ? null : "something was received since the checkpoint";
   }
 
   #refuseIntroduction(introduction: Introduction): void {

@@ -95,6 +95,11 @@ export class SecondaryNode {
     return at(this.secondary.disks, index).viewExport;
   }
 
+  /** Resolves when everything acknowledged to the primary is on the disks, or has failed. */
+  async applied(): Promise<void> {
+    for (const { copyBeforeWrite } of this.secondary.disks) await copyBeforeWrite.drain();
+  }
+
   start(): Promise<void> {
     return this.secondary.start("secondary");
   }

@@ -15,9 +15,10 @@
  */
 import { asError, DeviceError, errnoOf } from "../../errors.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
+import { type ArenaCopy, CopyArena, payloadBuffers } from "../buffer-pool.js";
 import type { MemoryBudget } from "../memory-budget.js";
 import { COPY_BLOCK_BYTES, type HiddenOverlay } from "../overlay/hidden.js";
-import { RangeLock } from "../range-lock.js";
+import { type RangeHold, RangeLock } from "../range-lock.js";
 import { imagesOf, MAX_IMAGE_BYTES, readImages } from "./before-image.js";
 
 export interface CopyBeforeWriteOptions {
@@ -37,6 +38,8 @@ export interface CopyBeforeWriteOptions {
   }) => void;
 }
 
+const DONE = Promise.resolve();
+
 type Operation =
   | { readonly kind: "write"; readonly offset: number; readonly lengthBytes: number; readonly data: Buffer }
   | {
@@ -52,6 +55,9 @@ export class CopyBeforeWrite implements BlockDevice {
   readonly #options: CopyBeforeWriteOptions;
   readonly #locks = new RangeLock();
   readonly #background = new Set<Promise<void>>();
+  readonly #copies = new CopyArena();
+  /** Resolves when the acknowledgements of this turn of the event loop are on their way; null: there are none. */
+  #acknowledged: Promise<void> | null = null;
   #hidden: HiddenOverlay | null = null;
   #isClosed = false;
   #failure: DeviceError | null = null;
@@ -110,7 +116,7 @@ export class CopyBeforeWrite implements BlockDevice {
     if (this.#hidden === null || (flags & Flag.Fua) !== 0) return this.#submit(operation, flags);
     const refusal = this.#refusal();
     if (refusal !== null) return Promise.reject(refusal);
-    return this.#submitInBackground(operation);
+    return this.#submitInBackground(offset, from);
   }
 
   zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
@@ -158,7 +164,7 @@ export class CopyBeforeWrite implements BlockDevice {
     const refusal = this.#refusal();
     if (refusal !== null) throw refusal;
     try {
-      await this.#apply(operation, flags);
+      await this.#apply(operation, flags, this.#lock(operation.offset, operation.lengthBytes));
     } catch (error) {
       this.#report(operation, error);
       throw error;
@@ -166,31 +172,51 @@ export class CopyBeforeWrite implements BlockDevice {
   }
 
   /** Acknowledged when it is in memory. The lock is taken at once: it keeps the order of arrival. */
-  #submitInBackground(operation: Operation & { kind: "write" }): Promise<void> {
-    const copy = { ...operation, data: Buffer.from(operation.data) };
+  #submitInBackground(offset: number, from: Buffer): Promise<void> {
     const { memory } = this.#options;
-    const admitted = memory.tryTake(copy.lengthBytes) ? null : memory.take(copy.lengthBytes);
-    this.#pendingBytes += copy.lengthBytes;
-    const applied = this.#apply(copy, Flag.None)
-      .catch((error: unknown) => {
-        this.#failure ??= new DeviceError(
-          errnoOf(error),
-          `an acknowledged write at ${copy.offset} was lost: ${asError(error).message}`,
-          { cause: error },
-        );
-        this.#report(copy, error);
-      })
-      .finally(() => {
-        this.#pendingBytes -= copy.lengthBytes;
-        this.#background.delete(applied);
-        if (admitted === null) memory.give(copy.lengthBytes);
-        else
-          void admitted.then(() => {
-            memory.give(copy.lengthBytes);
-          });
-      });
+    const admitted = memory.tryTake(from.length) ? null : memory.take(from.length);
+    const copy = this.#copies.copy(from);
+    this.#pendingBytes += from.length;
+    const turn = this.#lock(offset, from.length);
+    const applied = this.#applyBehind(offset, copy, turn, admitted).finally(() => {
+      this.#background.delete(applied);
+    });
     this.#background.add(applied);
-    return admitted ?? Promise.resolve();
+    return admitted ?? DONE;
+  }
+
+  /** Never rejects. */
+  async #applyBehind(
+    offset: number,
+    copy: ArenaCopy,
+    turn: Promise<RangeHold>,
+    admitted: Promise<void> | null,
+  ): Promise<void> {
+    const { bytes } = copy;
+    const operation = { kind: "write", offset, lengthBytes: bytes.length, data: bytes } as const;
+    try {
+      // Whoever waits for the acknowledgement waits for nothing that is begun here.
+      await this.#afterAcknowledgements();
+      await this.#apply(operation, Flag.None, turn);
+    } catch (error) {
+      const reason = `an acknowledged write at ${offset} was lost: ${asError(error).message}`;
+      this.#failure ??= new DeviceError(errnoOf(error), reason, { cause: error });
+      this.#report(operation, error);
+    }
+    this.#copies.release(copy);
+    this.#pendingBytes -= bytes.length;
+    if (admitted !== null) await admitted;
+    this.#options.memory.give(bytes.length);
+  }
+
+  #afterAcknowledgements(): Promise<void> {
+    this.#acknowledged ??= new Promise((resolve) =>
+      setImmediate(() => {
+        this.#acknowledged = null;
+        resolve();
+      }),
+    );
+    return this.#acknowledged;
   }
 
   #report(operation: Operation, error: unknown): void {
@@ -202,13 +228,24 @@ export class CopyBeforeWrite implements BlockDevice {
     });
   }
 
-  async #apply(operation: Operation, flags: Flags): Promise<void> {
+  /** Whole blocks, from now on in order of arrival. */
+  #lock(offset: number, lengthBytes: number): Promise<RangeHold> {
+    return this.#locks.lock(blockStart(offset), this.#blockEnd(offset + lengthBytes), "exclusive");
+  }
+
+  #blockEnd(end: number): number {
+    return Math.min(Math.ceil(end / COPY_BLOCK_BYTES) * COPY_BLOCK_BYTES, this.info.sizeBytes);
+  }
+
+  async #apply(operation: Operation, flags: Flags, turn: Promise<RangeHold>): Promise<void> {
     const { offset, lengthBytes } = operation;
-    const start = offset - (offset % COPY_BLOCK_BYTES);
-    const end = Math.min(roundUp(offset + lengthBytes, COPY_BLOCK_BYTES), this.info.sizeBytes);
-    const hold = await this.#locks.lock(start, end, "exclusive");
+    const hold = await turn;
     try {
-      const isChange = await this.#keepBeforeImages(operation, start, end);
+      const isChange = await this.#keepBeforeImages(
+        operation,
+        blockStart(offset),
+        this.#blockEnd(offset + lengthBytes),
+      );
       if (isChange) await this.#overwrite(operation, flags);
       else if ((flags & Flag.Fua) !== 0) await this.#disk.flush();
     } finally {
@@ -253,14 +290,17 @@ export class CopyBeforeWrite implements BlockDevice {
     end: number,
     missing: readonly [start: number, end: number][],
   ): Promise<boolean> {
+    const buffer = payloadBuffers.take(end - start);
     try {
-      const old = Buffer.allocUnsafe(end - start);
+      const old = buffer.subarray(0, end - start);
       await this.#disk.read(start, old);
       const from = operation.offset - start;
       if (operation.data.equals(old.subarray(from, from + operation.lengthBytes))) return false;
       await hidden.keep(imagesOf(old, start, missing));
     } catch (error) {
       await this.#options.onImageError(asError(error));
+    } finally {
+      payloadBuffers.give(buffer);
     }
     return true;
   }
@@ -282,6 +322,6 @@ export class CopyBeforeWrite implements BlockDevice {
   }
 }
 
-function roundUp(value: number, multiple: number): number {
-  return Math.ceil(value / multiple) * multiple;
+function blockStart(offset: number): number {
+  return offset - (offset % COPY_BLOCK_BYTES);
 }

@@ -57,7 +57,8 @@ describe("secondary: failover", () => {
     }
   });
 
-  it("tells before it what either target would lose", () => {
+  it("tells before it what either target would lose", async () => {
+    await node.applied();
     const options = node.secondary.failoverOptions();
     expect(options.map(({ to, lost, refusal }) => [to, lost.bytes, refusal])).to.deep.equal([
       ["checkpoint", 3 * PAGE + (SIZE_BYTES % PAGE), null],

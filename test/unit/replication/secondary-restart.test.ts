@@ -97,6 +97,7 @@ for (const { how, again } of ENDS) {
         await put(node.replication(1), 0, 4 * PAGE, 0x23);
         await put(node.replication(1), 10 * PAGE, PAGE, 0x23);
         await put(node.view(0), 20 * PAGE, PAGE, 0x33);
+        await node.applied();
         const held = node.disk(1).hold({ operation: to === "latest" ? "flush" : "write" });
         await node.secondary.stop(to);
         await held.arrived(1);

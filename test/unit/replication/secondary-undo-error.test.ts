@@ -112,6 +112,7 @@ describe("secondary: a before-image can't be kept, policy break-checkpoint", () 
 
   it("remembers the loss over a crash", async () => {
     await loseImage();
+    await node.applied();
     await node.crashAndReopen();
     expect(node.secondary.brokenPromise()).to.match(/last checkpoint is lost/);
     expect(await outcome(node.view().read(PAGE, Buffer.alloc(PAGE)))).to.equal("EIO");
