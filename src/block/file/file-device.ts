@@ -15,6 +15,7 @@ import { dataSync, readFully, writeFully } from "./file-io.js";
 import type { FileOptions, OpenFile } from "./file-open.js";
 import { closeFile, openDiskFile, systemOf } from "./file-open.js";
 import { FileRanges } from "./file-ranges.js";
+import { WriteLane } from "./write-lane.js";
 import { DeviceError } from "../../errors.js";
 import type { Libc } from "../../os/libc.js";
 
@@ -43,6 +44,8 @@ class FileDevice implements BlockDevice {
   readonly #system: Libc | null;
   readonly #ranges: FileRanges;
   readonly #flushes: GroupFlush;
+  /** Made at the first write. */
+  #lane: WriteLane | null = null;
 
   constructor(file: OpenFile, system: Libc | null, ranges: FileRanges) {
     this.#file = file;
@@ -69,7 +72,8 @@ class FileDevice implements BlockDevice {
   }
 
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
-    return this.#durable(writeFully(this.#file, from, offset), flags);
+    this.#lane ??= new WriteLane(this.#file.fd);
+    return this.#durable(writeFully(this.#file, this.#lane, from, offset), flags);
   }
 
   zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
@@ -94,8 +98,9 @@ class FileDevice implements BlockDevice {
     return this.#described("extents", offset, lengthBytes, extents);
   }
 
-  close(): Promise<void> {
-    return closeFile(this.#file.fd);
+  async close(): Promise<void> {
+    await this.#lane?.close();
+    await closeFile(this.#file.fd);
   }
 
   #durable(request: Promise<void>, flags: Flags): Promise<void> {

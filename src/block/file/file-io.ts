@@ -9,7 +9,8 @@ import { fdatasync, read, write } from "node:fs";
 import { fileError } from "./file-errors.js";
 import type { OpenFile } from "./file-open.js";
 import { DeviceError } from "../../errors.js";
-import type { Libc } from "../../os/libc.js";
+import { type Libc, SystemCallError } from "../../os/libc.js";
+import type { WriteLane } from "./write-lane.js";
 
 /** Longer reads than this go to the thread pool in any case: copying them would hold up the event loop. */
 const IN_PLACE_MAXIMUM_BYTES = 64 * 1024;
@@ -47,10 +48,25 @@ function readRest(
   });
 }
 
-/** Writes all of `from`; rejects with DeviceError, after which a part may have been written. */
-export function writeFully(file: OpenFile, from: Buffer, offset: number): Promise<void> {
+/** Writes all of `from`; rejects with DeviceError, after which a part may have been written. @param lane for short ones */
+export function writeFully(
+  file: OpenFile,
+  lane: WriteLane | null,
+  from: Buffer,
+  offset: number,
+): Promise<void> {
   return new Promise((resolve, reject) => {
-    writeRest(file, from, 0, offset, resolve, reject);
+    if (lane?.takes(from.length) !== true) {
+      writeRest(file, from, 0, offset, resolve, reject);
+      return;
+    }
+    lane.write(from, offset, (errno) => {
+      if (errno === 0) resolve();
+      else {
+        const cause = new SystemCallError("pwrite", errno);
+        reject(fileError(file.path, `write of ${from.length} bytes at ${offset}`, cause));
+      }
+    });
   });
 }
 

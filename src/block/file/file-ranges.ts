@@ -151,7 +151,7 @@ export class FileRanges {
 
   async #writeZeroes(start: number, end: number): Promise<void> {
     for (let at = start; at < end; at += ZEROES.length) {
-      await writeFully(this.#file, ZEROES.subarray(0, end - at), at);
+      await writeFully(this.#file, null, ZEROES.subarray(0, end - at), at);
     }
   }
 }

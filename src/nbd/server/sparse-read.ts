@@ -18,11 +18,7 @@ export function isWorthLookup(device: BlockDevice, request: RequestHeader): bool
 }
 
 /** The chunks that answer a READ, in the order of their offsets; rejects when any part can't be read. */
-export async function sparseRead(
-  device: BlockDevice,
-  request: RequestHeader,
-  loan: Loan,
-): Promise<Buffer[]> {
+export async function sparseRead(device: BlockDevice, request: RequestHeader, loan: Loan): Promise<Buffer[]> {
   const { offset, lengthBytes } = request;
   const runs = zeroRuns(await device.extents(offset, lengthBytes, SPARSE_READ_EXTENTS), lengthBytes);
   const chunks: Buffer[] = [];
