@@ -43,6 +43,21 @@ export async function readImages(
   return readContent(disk, start, Math.min(limit, start + MAX_IMAGE_BYTES));
 }
 
+/** Whether a range that is long enough to ask is one hole. */
+export async function isHole(disk: BlockDevice, start: number, end: number): Promise<boolean> {
+  if (end - start < ASK_EXTENTS_FROM_BYTES || disk.info.extents !== "native") return false;
+  const [extent] = await disk.extents(start, end - start, 1);
+  return extent?.zero === true && extent.lengthBytes === end - start;
+}
+
+export function isZeroes(content: Buffer): boolean {
+  for (let at = 0; at < content.length; at += COPY_BLOCK_BYTES) {
+    const block = content.subarray(at, at + COPY_BLOCK_BYTES);
+    if (!block.equals(ZEROES.subarray(0, block.length))) return false;
+  }
+  return true;
+}
+
 function extentEnd(start: number, lengthBytes: number, limit: number): number {
   const end = start + lengthBytes;
   return end >= limit ? limit : end - (end % COPY_BLOCK_BYTES);
@@ -66,9 +81,7 @@ function splitZeroes(content: Buffer, offset: number, images: BeforeImage[]): vo
   let runIsZero = false;
   for (let at = 0; at < content.length; at += COPY_BLOCK_BYTES) {
     const block = content.subarray(at, at + COPY_BLOCK_BYTES);
-    const isZero = block.equals(
-      block.length === COPY_BLOCK_BYTES ? ZEROES : ZEROES.subarray(0, block.length),
-    );
+    const isZero = isZeroes(block);
     if (at > 0 && isZero !== runIsZero) {
       images.push(imageOf(content, runStart, at, offset, runIsZero));
       runStart = at;

@@ -19,7 +19,7 @@ import { type ArenaCopy, CopyArena, payloadBuffers } from "../buffer-pool.js";
 import type { MemoryBudget } from "../memory-budget.js";
 import { COPY_BLOCK_BYTES, type HiddenOverlay } from "../overlay/hidden.js";
 import { type RangeHold, RangeLock } from "../range-lock.js";
-import { imagesOf, MAX_IMAGE_BYTES, readImages } from "./before-image.js";
+import { imagesOf, isHole, isZeroes, MAX_IMAGE_BYTES, readImages } from "./before-image.js";
 
 export interface CopyBeforeWriteOptions {
   /** Memory for acknowledged writes that are not on the disk yet. */
@@ -292,6 +292,14 @@ export class CopyBeforeWrite implements BlockDevice {
   ): Promise<boolean> {
     const buffer = payloadBuffers.take(end - start);
     try {
+      // Reading a long hole would fill the page cache with zeroes first.
+      if (await isHole(this.#disk, start, end)) {
+        if (isZeroes(operation.data)) return false;
+        await hidden.keep(
+          missing.map(([from, to]) => ({ offset: from, lengthBytes: to - from, data: null })),
+        );
+        return true;
+      }
       const old = buffer.subarray(0, end - start);
       await this.#disk.read(start, old);
       const from = operation.offset - start;
