@@ -77,6 +77,9 @@ class CountingSink implements RequestSink, OptionSink {
   requestHeader(): boolean {
     return true;
   }
+  payloadBuffer(lengthBytes: number): Buffer {
+    return Buffer.allocUnsafe(lengthBytes);
+  }
   request(): void {
     this.requests++;
   }

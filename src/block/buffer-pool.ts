@@ -106,11 +106,49 @@ export class CopyArena {
   }
 }
 
-/** The buffers that one request has borrowed from `payloadBuffers`; short ones are the garbage collector's. */
+/** A buffer of the pool with several users; the last one to release it gives it back. */
+export interface SharedBuffer {
+  readonly bytes: Buffer;
+  readonly users: number;
+  hold(): void;
+  release(): void;
+}
+
+/** @param bytes from `payloadBuffers`; its first user is the caller */
+export function shareBuffer(bytes: Buffer): SharedBuffer {
+  return new CountedBuffer(bytes);
+}
+
+class CountedBuffer implements SharedBuffer {
+  readonly bytes: Buffer;
+  users = 1;
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes;
+  }
+
+  hold(): void {
+    this.users++;
+  }
+
+  release(): void {
+    assert(this.users > 0, "released more often than held");
+    this.users--;
+    if (this.users === 0) payloadBuffers.give(this.bytes);
+  }
+}
+
+/** The memory that one request has borrowed: buffers of `payloadBuffers`, or a part of a shared one. */
 export class Loan {
   #buffers: Buffer[] | null = null;
+  #shared: SharedBuffer | null = null;
 
-  /** A buffer of just this length. */
+  /** Whether nothing of the pool is on loan. */
+  get isEmpty(): boolean {
+    return this.#buffers === null && this.#shared === null;
+  }
+
+  /** A buffer of just this length; short ones are the garbage collector's. */
   take(lengthBytes: number): Buffer {
     if (lengthBytes < SMALLEST_BYTES) return Buffer.allocUnsafeSlow(lengthBytes);
     const buffer = payloadBuffers.take(lengthBytes);
@@ -118,8 +156,17 @@ export class Loan {
     return buffer.subarray(0, lengthBytes);
   }
 
-  /** Nobody uses any of them any more. */
+  /** Holds a part of what somebody else has. */
+  share(buffer: SharedBuffer): void {
+    assert(this.#shared === null, "a loan shares one buffer");
+    buffer.hold();
+    this.#shared = buffer;
+  }
+
+  /** Nobody uses any of it any more. */
   release(): void {
+    this.#shared?.release();
+    this.#shared = null;
     if (this.#buffers === null) return;
     for (const buffer of this.#buffers) payloadBuffers.give(buffer);
     this.#buffers = null;

@@ -51,6 +51,9 @@ export interface RequestSink {
 /** The longest payload that is swallowed with an extended header: what a compact one can announce. */
 const EXTENDED_PAYLOAD_LIMIT_BYTES = 2 ** 32;
 
+/** Less is received together with what follows. */
+const DIRECT_MINIMUM_BYTES = 16 * 1024;
+
 const EMPTY: Buffer = Buffer.alloc(0);
 
 /** What is expected next. */
@@ -107,6 +110,25 @@ export class RequestReceiver {
     this.#chunk = EMPTY;
     this.#at = 0;
     return true;
+  }
+
+  /**
+   * The rest of a long payload, for whoever can receive right into it; null: push() what comes next. Nothing that was
+   * pushed may be unparsed.
+   */
+  bodyTarget(): Buffer | null {
+    if (this.#phase !== "payload" || !this.#keepBody || this.#bodyMissing < DIRECT_MINIMUM_BYTES) return null;
+    this.#body ??= this.#newBody(this.#bodyMissing);
+    return this.#body.subarray(this.#body.length - this.#bodyMissing);
+  }
+
+  /** So many bytes are in what bodyTarget() gave. */
+  bodyReceived(lengthBytes: number): void {
+    this.#bodyMissing -= lengthBytes;
+    if (this.#bodyMissing > 0) return;
+    const body = this.#body;
+    this.#body = null;
+    this.#deliver(body);
   }
 
   /** Parses up to the next boundary or the chunk's end; false when the sink is not ready. */

@@ -13,6 +13,8 @@ import type { Socket } from "node:net";
 import type { Logger } from "pino";
 
 import { ProtocolError, asError, describeError } from "../../errors.js";
+import { readInto, type Reader } from "../../net/read-into.js";
+import type { SharedBuffer } from "../../block/buffer-pool.js";
 import type { TlsAcceptor } from "../../net/tls/acceptor.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
@@ -22,6 +24,7 @@ import type { ExportTable } from "./exports.js";
 import { LINGER_TIMEOUT_MS, QUEUED_REPLY_BYTES } from "./limits.js";
 import type { Outcome } from "./negotiation.js";
 import { Negotiation } from "./negotiation.js";
+import { ReceiveBuffer } from "./receive-buffer.js";
 import { ReplyWriter } from "./reply-writer.js";
 import type { OpenRequest } from "./transmission.js";
 import { Transmission } from "./transmission.js";
@@ -61,7 +64,7 @@ export interface ConnectionInfo {
   readonly bytesWritten: number;
 }
 
-export class Connection implements OptionSink {
+export class Connection implements OptionSink, Reader {
   readonly peer: string;
   /** Resolves when nothing of this connection can reach a device or the client any more. */
   readonly ended: Promise<void>;
@@ -85,14 +88,23 @@ export class Connection implements OptionSink {
   /** This side ended the connection, and said why if there was anything to say. */
   #isGivenUp = false;
 
+  readonly #buffer = new ReceiveBuffer();
+  /** Where the next bytes go: into the rest of a payload, or into #buffer. */
+  #isDirect = false;
+  /** What is being parsed, or waits to be. */
+  #source: SharedBuffer | null = null;
+
+  /** The stream is paused. */
   constructor({ stream, peer }: Transport, options: ConnectionOptions) {
     this.peer = peer;
-    this.#stream = stream;
+    // A TLS session is laid over a socket that reads as usual.
+    const direct = options.tls === null ? readInto(stream, this) : null;
+    this.#stream = direct ?? stream;
     this.#options = options;
     this.ended = new Promise((resolve) => {
       this.#resolveEnded = resolve;
     });
-    this.#writer = this.#writerTo(stream);
+    this.#writer = this.#writerTo(this.#stream);
     this.#negotiation = new Negotiation({
       exports: options.exports,
       isStopping: options.isStopping,
@@ -107,7 +119,9 @@ export class Connection implements OptionSink {
     this.#handshakeTimer = setTimeout(() => {
       this.#violation("handshake-timeout", `no export chosen within ${options.handshakeTimeoutMs} ms`);
     }, options.handshakeTimeoutMs);
+    if (direct === null) this.#readData(stream);
     this.#listen();
+    this.#stream.resume();
     this.#negotiation.greet();
   }
 
@@ -180,6 +194,8 @@ export class Connection implements OptionSink {
         this.#progress();
       },
     });
+    // Requests may have come in one piece with the option that brought us here.
+    this.#transmission.source = this.#source;
     this.#receiver.enterTransmission(this.#transmission, agreement.extendedHeaders);
     const { peer, exportName } = this;
     this.#options.log.debug({ peer, export: exportName }, "client entered transmission");
@@ -211,6 +227,7 @@ export class Connection implements OptionSink {
       this.#writer = this.#writerTo(secured);
       this.#upgrade = "none";
       this.#negotiation.secured();
+      this.#readData(secured);
       this.#listen();
     } catch (error) {
       if (this.#isGivenUp) return;
@@ -219,11 +236,36 @@ export class Connection implements OptionSink {
     }
   }
 
-  #listen(): void {
-    const stream = this.#stream;
+  #readData(stream: Socket): void {
     stream.on("data", (chunk: Buffer) => {
       if (!this.#inputOver && !this.#parse(() => this.#receiver.push(chunk))) stream.pause();
     });
+  }
+
+  /** As Reader. */
+  target(): Buffer {
+    const body = this.#stalled || this.#inputOver ? null : this.#receiver.bodyTarget();
+    this.#isDirect = body !== null;
+    return body ?? this.#buffer.room();
+  }
+
+  /** As Reader. */
+  received(lengthBytes: number): boolean {
+    if (this.#inputOver) return true;
+    if (this.#isDirect) {
+      return this.#parse(() => {
+        this.#receiver.bodyReceived(lengthBytes);
+        return true;
+      });
+    }
+    const chunk = this.#buffer.received(lengthBytes);
+    this.#source = this.#buffer.slab;
+    this.#source?.hold();
+    return this.#parse(() => this.#receiver.push(chunk));
+  }
+
+  #listen(): void {
+    const stream = this.#stream;
     stream.on("end", () => {
       if (stream === this.#stream && this.#upgrade !== "handshake") this.#endInput();
     });
@@ -237,6 +279,8 @@ export class Connection implements OptionSink {
       this.#writer.close();
       this.#streamClosed = true;
       this.#inputOver = true;
+      this.#releaseSource();
+      this.#buffer.close();
       this.#transmission?.inputEnded();
       this.#progress();
     });
@@ -248,6 +292,7 @@ export class Connection implements OptionSink {
    */
   #parse(run: () => boolean): boolean {
     this.#stalled = false;
+    if (this.#transmission !== null) this.#transmission.source = this.#source;
     try {
       this.#stalled = !run();
       if (this.#upgrade !== "none") this.#holdInput();
@@ -255,7 +300,13 @@ export class Connection implements OptionSink {
       if (!(error instanceof ProtocolError)) throw error;
       this.#violation(error.code, error.message);
     }
+    if (!this.#stalled) this.#releaseSource();
     return !this.#stalled;
+  }
+
+  #releaseSource(): void {
+    this.#source?.release();
+    this.#source = null;
   }
 
   /** From the client's STARTTLS to its first TLS message only our reply may pass. */

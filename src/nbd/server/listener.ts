@@ -14,6 +14,7 @@ export interface Listener {
 
 /** What becomes of a listener's clients. */
 export interface ListenerEvents {
+  /** It is paused. */
   readonly onSocket: (socket: Socket) => void;
   /** A connection could not be accepted, for want of file descriptors say; the listener lives on. */
   readonly onError: (error: Error) => void;
@@ -26,7 +27,13 @@ const KEEPALIVE_DELAY_MS = 30_000;
 export async function openListener(address: Address, events: ListenerEvents): Promise<Listener> {
   // Half-open: who sends requests and then FIN, like netcat, still gets the replies.
   const server = createServer(
-    { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_DELAY_MS },
+    {
+      allowHalfOpen: true,
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: KEEPALIVE_DELAY_MS,
+      pauseOnConnect: true,
+    },
     events.onSocket,
   );
   const bound = await listen(server, address, "umask");

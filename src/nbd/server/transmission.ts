@@ -9,7 +9,7 @@
  */
 import type { Logger } from "pino";
 
-import { Loan } from "../../block/buffer-pool.js";
+import { Loan, type SharedBuffer } from "../../block/buffer-pool.js";
 import type { Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
 import { describeError, errnoOf } from "../../errors.js";
@@ -50,6 +50,8 @@ export interface TransmissionOptions {
 
 export class Transmission implements RequestSink {
   readonly export: NbdExport;
+  /** What the payloads that are not copied lie in; null: in memory that is theirs alone. */
+  source: SharedBuffer | null = null;
   readonly #options: TransmissionOptions;
   readonly #rules: RequestRules;
   readonly #observer: ConnectionObserver;
@@ -182,6 +184,8 @@ export class Transmission implements RequestSink {
       if (open.isWrite) this.#failedWrites++;
       this.#send(open, this.#errorReply(open, open.refusal));
     } else {
+      const isInPlace = payload !== null && payload.length > 0 && open.loan.isEmpty;
+      if (isInPlace && this.source !== null) open.loan.share(this.source);
       this.#perform(open, payload);
     }
   }

@@ -1,0 +1,58 @@
+/**
+ * What a connection receives into: the payloads of small requests stay where they arrived until the device is done.
+ *
+ * Invariants:
+ * - A slab is in use by the connection that fills it, while it parses what lies there, and by each request whose payload
+ *   does; the last one gives it back. Bytes that somebody uses are never received over.
+ * - A connection that only waits has the smallest slab: what a thousand of them cost is bounded.
+ */
+import { payloadBuffers, type SharedBuffer, shareBuffer } from "../../block/buffer-pool.js";
+
+const SMALLEST_SLAB_BYTES = 64 * 1024;
+const LARGEST_SLAB_BYTES = 256 * 1024;
+/** A read into less than this is not worth its system call. */
+const LEAST_ROOM_BYTES = 16 * 1024;
+
+export class ReceiveBuffer {
+  #slabBytes = SMALLEST_SLAB_BYTES;
+  #slab: SharedBuffer | null = null;
+  #filledBytes = 0;
+
+  /** The slab of what was received last. */
+  get slab(): SharedBuffer | null {
+    return this.#slab;
+  }
+
+  /** Where the next bytes are to go. */
+  room(): Buffer {
+    const slab = this.#slab;
+    if (slab?.users === 1) {
+      this.#filledBytes = 0;
+      return slab.bytes;
+    }
+    if (slab !== null && slab.bytes.length - this.#filledBytes >= LEAST_ROOM_BYTES) {
+      return slab.bytes.subarray(this.#filledBytes);
+    }
+    this.close();
+    this.#slab = shareBuffer(payloadBuffers.take(this.#slabBytes));
+    this.#filledBytes = 0;
+    return this.#slab.bytes;
+  }
+
+  /** So many bytes were received into the room. */
+  received(lengthBytes: number): Buffer {
+    const slab = this.#slab;
+    if (slab === null) throw new RangeError("received into no buffer");
+    const start = this.#filledBytes;
+    this.#filledBytes += lengthBytes;
+    // A client that fills it is one that gains from fewer, longer reads.
+    if (this.#filledBytes === slab.bytes.length && this.#slabBytes < LARGEST_SLAB_BYTES) this.#slabBytes *= 2;
+    return slab.bytes.subarray(start, this.#filledBytes);
+  }
+
+  /** Nothing is received any more; requests may still use what was. */
+  close(): void {
+    this.#slab?.release();
+    this.#slab = null;
+  }
+}
