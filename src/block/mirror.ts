@@ -45,7 +45,7 @@ interface Change {
   readonly heldBytes: number;
 }
 
-type Turn = Promise<RangeHold>;
+type Turn = RangeHold | Promise<RangeHold>;
 
 export class Mirror implements BlockDevice {
   readonly info: DeviceInfo;
@@ -53,7 +53,8 @@ export class Mirror implements BlockDevice {
   readonly #options: MirrorOptions;
   readonly #localLocks = new RangeLock();
   readonly #replicaLocks = new RangeLock();
-  readonly #forwarding = new Set<Promise<void>>();
+  #forwarding = 0;
+  #onDrained: (() => void)[] = [];
   #replica: BlockDevice | null = null;
   #isClosed = false;
 
@@ -65,7 +66,7 @@ export class Mirror implements BlockDevice {
 
   /** Changes on their way to the replica. */
   get inFlight(): number {
-    return this.#forwarding.size;
+    return this.#forwarding;
   }
 
   /** Puts a replication filter beside the primary disk, or takes it away (QEMU: x-blockdev-change). */
@@ -107,7 +108,7 @@ export class Mirror implements BlockDevice {
 
   /** Resolves when the replica has answered every change that is under way, or was given up. */
   async drain(): Promise<void> {
-    while (this.#forwarding.size > 0) await Promise.allSettled(this.#forwarding);
+    while (this.#forwarding > 0) await new Promise<void>((resolve) => this.#onDrained.push(resolve));
   }
 
   read(offset: number, into: Buffer): Promise<void> {
@@ -173,12 +174,10 @@ export class Mirror implements BlockDevice {
     const { dirty } = this.#options;
     const ready = dirty.prepare(offset, lengthBytes);
     // Both turns are taken before anything is awaited: they are what keeps the order of arrival.
-    const localTurn = this.#localLocks.lock(offset, offset + lengthBytes, "exclusive");
+    const localTurn = this.#localLocks.take(offset, offset + lengthBytes, "exclusive");
     const forwarded = this.#forward(change, ready);
     const applied = this.#applyLocally(change, localTurn, ready);
-    const settled = settleAll([applied, forwarded]).finally(() => {
-      dirty.done(offset, lengthBytes);
-    });
+    const settled = this.#settle(change, applied, forwarded);
     // What no replica gets is acknowledged only after that is on record, in ack mode `async` too.
     const isAsync =
       this.#options.ackMode === "async" && this.#replica !== null && this.#options.isReachable();
@@ -186,6 +185,16 @@ export class Mirror implements BlockDevice {
     // Its failure is the local one's, which the guest is told of.
     settled.catch(() => undefined);
     return applied;
+  }
+
+  /** Both sides are done with it, whatever became of it; rejects with the error of the primary disk. */
+  async #settle(change: Change, applied: Promise<void>, forwarded: Promise<void>): Promise<void> {
+    try {
+      await applied;
+    } finally {
+      await forwarded;
+      this.#options.dirty.done(change.offset, change.lengthBytes);
+    }
   }
 
   /** A fast zero may be refused, and then must not have been forwarded. */
@@ -206,7 +215,7 @@ export class Mirror implements BlockDevice {
 
   /** @param ready the dirty map knows of the change; null: already */
   async #applyLocally(change: Change, turn: Turn, ready: Promise<void> | null): Promise<void> {
-    const hold = await turn;
+    const hold = turn instanceof Promise ? await turn : turn;
     try {
       if (ready !== null) await ready;
       await change.local(this.#local, change.flags);
@@ -227,22 +236,21 @@ export class Mirror implements BlockDevice {
       this.#options.dirty.missed(change.offset, change.lengthBytes);
       return this.#options.onAlone();
     }
-    const turn = this.#replicaLocks.lock(change.offset, change.offset + change.lengthBytes, "exclusive");
-    const forwarded = this.#forwardInTurn(change, turn, ready).finally(() =>
-      this.#forwarding.delete(forwarded),
-    );
-    this.#forwarding.add(forwarded);
-    return forwarded;
+    const turn = this.#replicaLocks.take(change.offset, change.offset + change.lengthBytes, "exclusive");
+    this.#forwarding++;
+    return this.#forwardInTurn(change, turn, ready);
   }
 
   async #forwardInTurn(change: Change, turn: Turn, ready: Promise<void> | null): Promise<void> {
-    const hold = await turn;
+    const hold = turn instanceof Promise ? await turn : turn;
     try {
       if (ready !== null) await ready;
       await this.#send(change);
     } finally {
       hold.release();
       this.#options.memory.give(change.heldBytes);
+      this.#forwarding--;
+      if (this.#forwarding === 0) for (const drained of this.#onDrained.splice(0)) drained();
     }
   }
 

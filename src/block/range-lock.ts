@@ -36,6 +36,12 @@ export class RangeLock {
 
   /** Resolves when the bytes [start, end) are held. */
   lock(start: number, end: number, mode: RangeLockMode): Promise<RangeHold> {
+    const hold = this.take(start, end, mode);
+    return hold instanceof Promise ? hold : Promise.resolve(hold);
+  }
+
+  /** As lock(), without a promise where nobody has to be waited for: a turn of the microtask queue less. */
+  take(start: number, end: number, mode: RangeLockMode): RangeHold | Promise<RangeHold> {
     assert(start < end, "empty range");
     const newcomer = new Entry(this.#remove, start, end, mode === "exclusive");
     for (let entry = this.#first; entry !== null; entry = entry.next) {
@@ -44,7 +50,7 @@ export class RangeLock {
       }
     }
     this.#append(newcomer);
-    if (newcomer.blockers === 0) return Promise.resolve(newcomer);
+    if (newcomer.blockers === 0) return newcomer;
     return new Promise((resolve) => {
       newcomer.admit = resolve;
     });

@@ -189,7 +189,7 @@ export class CopyBeforeWrite implements BlockDevice {
   async #applyBehind(
     offset: number,
     copy: ArenaCopy,
-    turn: Promise<RangeHold>,
+    turn: RangeHold | Promise<RangeHold>,
     admitted: Promise<void> | null,
   ): Promise<void> {
     const { bytes } = copy;
@@ -229,17 +229,17 @@ export class CopyBeforeWrite implements BlockDevice {
   }
 
   /** Whole blocks, from now on in order of arrival. */
-  #lock(offset: number, lengthBytes: number): Promise<RangeHold> {
-    return this.#locks.lock(blockStart(offset), this.#blockEnd(offset + lengthBytes), "exclusive");
+  #lock(offset: number, lengthBytes: number): RangeHold | Promise<RangeHold> {
+    return this.#locks.take(blockStart(offset), this.#blockEnd(offset + lengthBytes), "exclusive");
   }
 
   #blockEnd(end: number): number {
     return Math.min(Math.ceil(end / COPY_BLOCK_BYTES) * COPY_BLOCK_BYTES, this.info.sizeBytes);
   }
 
-  async #apply(operation: Operation, flags: Flags, turn: Promise<RangeHold>): Promise<void> {
+  async #apply(operation: Operation, flags: Flags, turn: RangeHold | Promise<RangeHold>): Promise<void> {
     const { offset, lengthBytes } = operation;
-    const hold = await turn;
+    const hold = turn instanceof Promise ? await turn : turn;
     try {
       const isChange = await this.#keepBeforeImages(
         operation,
