@@ -32,6 +32,11 @@ import {
 } from "./overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "./state-directory.js";
 
+/** Of a timer's shortest kind: at 10,000 writes a second one sync for ten of them and more. */
+const PATIENCE_MS = 1;
+/** So much waits for nothing but the disk. */
+const PATIENCE_BYTES = 256 * 1024;
+
 export class OverlayLog {
   readonly name: string;
   readonly #directory: StateDirectory;
@@ -43,6 +48,8 @@ export class OverlayLog {
   #sequence: number;
   #next: OverlayLogBatch | null = null;
   #committing: Promise<void> | null = null;
+  /** Runs while only patient records wait; null: a commit is under way, or nothing waits. */
+  #patience: NodeJS.Timeout | null = null;
   #failure: Error | null = null;
   #broken: boolean;
 
@@ -149,17 +156,26 @@ export class OverlayLog {
   /**
    * Appends records and makes them durable together with whatever others append meanwhile. Their content is lent until
    * then.
+   * @param patient nobody waits for it: it may take PATIENCE_MS more, which spares most of the syncs, unless hurry() is called
    * @returns where each record's content is, to be read with read()
    * @throws DeviceError if they could not be kept; nothing may be overwritten then
    */
-  async append(records: readonly LogRecord[]): Promise<readonly number[]> {
+  async append(records: readonly LogRecord[], patient = false): Promise<readonly number[]> {
     if (this.#failure !== null) throw this.#failure;
     const batch = (this.#next ??= new OverlayLogBatch(this.#end, this.#seed));
     const positions = records.map((record) => batch.add(record, this.#sequence++));
     this.#end = batch.startPosition + batch.lengthBytes;
-    this.#committing ??= this.#commitAll();
+    if (!patient || batch.lengthBytes >= PATIENCE_BYTES) this.hurry();
+    else if (this.#committing === null) this.#patience ??= setTimeout(this.#outOfPatience, PATIENCE_MS);
     await batch.done.promise;
     return positions;
+  }
+
+  /** Somebody waits for what was appended. */
+  hurry(): void {
+    if (this.#patience !== null) clearTimeout(this.#patience);
+    this.#patience = null;
+    if (this.#next !== null) this.#committing ??= this.#commitAll();
   }
 
   /** Reads content back from where append() put it. */
@@ -185,9 +201,14 @@ export class OverlayLog {
   }
 
   async close(): Promise<void> {
+    this.hurry();
     await this.#committing;
     await this.#file.close();
   }
+
+  readonly #outOfPatience = (): void => {
+    this.hurry();
+  };
 
   /** Group commit: everything that came in during one write and sync goes into the next. Never rejects. */
   async #commitAll(): Promise<void> {

@@ -17,8 +17,8 @@ import { asError, DeviceError, errnoOf } from "../../errors.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
 import { type ArenaCopy, CopyArena, payloadBuffers } from "../buffer-pool.js";
 import type { MemoryBudget } from "../memory-budget.js";
-import { COPY_BLOCK_BYTES, type HiddenOverlay } from "../overlay/hidden.js";
-import { type RangeHold, RangeLock } from "../range-lock.js";
+import { type BeforeImage, COPY_BLOCK_BYTES, type HiddenOverlay } from "../overlay/hidden.js";
+import { type RangeHold, RangeLock, type RangeLockMode } from "../range-lock.js";
 import { imagesOf, isHole, isZeroes, MAX_IMAGE_BYTES, readImages } from "./before-image.js";
 
 export interface CopyBeforeWriteOptions {
@@ -62,6 +62,8 @@ export class CopyBeforeWrite implements BlockDevice {
   #isClosed = false;
   #failure: DeviceError | null = null;
   #pendingBytes = 0;
+  /** How many wait for what is done in the background; while nobody does, the log may be patient. */
+  #awaited = 0;
 
   constructor(disk: BlockDevice, options: CopyBeforeWriteOptions) {
     this.info = disk.info;
@@ -99,11 +101,11 @@ export class CopyBeforeWrite implements BlockDevice {
 
   /** Resolves when every acknowledged write is on the disk, or has failed (see `failure`). */
   async drain(): Promise<void> {
-    while (this.#background.size > 0) await Promise.allSettled(this.#background);
+    while (this.#background.size > 0) await this.#hurry(Promise.allSettled(this.#background));
   }
 
   async read(offset: number, into: Buffer): Promise<void> {
-    const hold = await this.#locks.lock(offset, offset + into.length, "shared");
+    const hold = await this.#take(offset, offset + into.length, "shared");
     try {
       await this.#disk.read(offset, into);
     } finally {
@@ -133,7 +135,7 @@ export class CopyBeforeWrite implements BlockDevice {
 
   async flush(): Promise<void> {
     // A snapshot: later writes are not this flush's business, and under load there would always be one more.
-    await Promise.allSettled([...this.#background]);
+    await this.#hurry(Promise.allSettled([...this.#background]));
     const refusal = this.#refusal();
     if (refusal !== null) throw refusal;
     await this.#disk.flush();
@@ -141,7 +143,7 @@ export class CopyBeforeWrite implements BlockDevice {
 
   /** Waits as a read does: an acknowledged write that is not on the disk yet must not be taken for a hole. */
   async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
-    const hold = await this.#locks.lock(offset, offset + lengthBytes, "shared");
+    const hold = await this.#take(offset, offset + lengthBytes, "shared");
     try {
       return await this.#disk.extents(offset, lengthBytes, maxExtents);
     } finally {
@@ -164,7 +166,8 @@ export class CopyBeforeWrite implements BlockDevice {
     const refusal = this.#refusal();
     if (refusal !== null) throw refusal;
     try {
-      await this.#apply(operation, flags, this.#lock(operation.offset, operation.lengthBytes));
+      const [start, end] = this.#blocks(operation.offset, operation.lengthBytes);
+      await this.#apply(operation, flags, this.#take(start, end, "exclusive"), false);
     } catch (error) {
       this.#report(operation, error);
       throw error;
@@ -174,10 +177,11 @@ export class CopyBeforeWrite implements BlockDevice {
   /** Acknowledged when it is in memory. The lock is taken at once: it keeps the order of arrival. */
   #submitInBackground(offset: number, from: Buffer): Promise<void> {
     const { memory } = this.#options;
-    const admitted = memory.tryTake(from.length) ? null : memory.take(from.length);
+    const admitted = memory.tryTake(from.length) ? null : this.#hurry(memory.take(from.length));
     const copy = this.#copies.copy(from);
     this.#pendingBytes += from.length;
-    const turn = this.#lock(offset, from.length);
+    const [start, end] = this.#blocks(offset, from.length);
+    const turn = this.#locks.take(start, end, "exclusive");
     const applied = this.#applyBehind(offset, copy, turn, admitted).finally(() => {
       this.#background.delete(applied);
     });
@@ -197,7 +201,7 @@ export class CopyBeforeWrite implements BlockDevice {
     try {
       // Whoever waits for the acknowledgement waits for nothing that is begun here.
       await this.#afterAcknowledgements();
-      await this.#apply(operation, Flag.None, turn);
+      await this.#apply(operation, Flag.None, turn, true);
     } catch (error) {
       const reason = `an acknowledged write at ${offset} was lost: ${asError(error).message}`;
       this.#failure ??= new DeviceError(errnoOf(error), reason, { cause: error });
@@ -228,24 +232,38 @@ export class CopyBeforeWrite implements BlockDevice {
     });
   }
 
-  /** Whole blocks, from now on in order of arrival. */
-  #lock(offset: number, lengthBytes: number): RangeHold | Promise<RangeHold> {
-    return this.#locks.take(blockStart(offset), this.#blockEnd(offset + lengthBytes), "exclusive");
+  /** The whole blocks that a range touches. */
+  #blocks(offset: number, lengthBytes: number): [start: number, end: number] {
+    const end = Math.ceil((offset + lengthBytes) / COPY_BLOCK_BYTES) * COPY_BLOCK_BYTES;
+    return [offset - (offset % COPY_BLOCK_BYTES), Math.min(end, this.info.sizeBytes)];
   }
 
-  #blockEnd(end: number): number {
-    return Math.min(Math.ceil(end / COPY_BLOCK_BYTES) * COPY_BLOCK_BYTES, this.info.sizeBytes);
+  /** A turn that somebody waits for: what is done in the background before it had better be quick. */
+  #take(start: number, end: number, mode: RangeLockMode): RangeHold | Promise<RangeHold> {
+    const turn = this.#locks.take(start, end, mode);
+    return turn instanceof Promise ? this.#hurry(turn) : turn;
   }
 
-  async #apply(operation: Operation, flags: Flags, turn: RangeHold | Promise<RangeHold>): Promise<void> {
-    const { offset, lengthBytes } = operation;
+  async #hurry<T>(wait: Promise<T>): Promise<T> {
+    this.#awaited++;
+    this.#hidden?.hurry();
+    try {
+      return await wait;
+    } finally {
+      this.#awaited--;
+    }
+  }
+
+  /** @param isBehind nobody waits for it, unless for all that is done in the background */
+  async #apply(
+    operation: Operation,
+    flags: Flags,
+    turn: RangeHold | Promise<RangeHold>,
+    isBehind: boolean,
+  ): Promise<void> {
     const hold = turn instanceof Promise ? await turn : turn;
     try {
-      const isChange = await this.#keepBeforeImages(
-        operation,
-        blockStart(offset),
-        this.#blockEnd(offset + lengthBytes),
-      );
+      const isChange = await this.#keepBeforeImages(operation, isBehind);
       if (isChange) await this.#overwrite(operation, flags);
       else if ((flags & Flag.Fua) !== 0) await this.#disk.flush();
     } finally {
@@ -266,14 +284,15 @@ export class CopyBeforeWrite implements BlockDevice {
   }
 
   /** @returns false if the request would change nothing: what it writes is there already, and needs no before-image. */
-  async #keepBeforeImages(operation: Operation, start: number, end: number): Promise<boolean> {
+  async #keepBeforeImages(operation: Operation, isBehind: boolean): Promise<boolean> {
+    const [start, end] = this.#blocks(operation.offset, operation.lengthBytes);
     const hidden = this.#hidden;
     if (hidden === null) return true;
     const missing = hidden.missing(start, end);
     // Once the checkpoint is given up, copying would only cost.
     if (missing.length === 0 || hidden.isBroken) return true;
     if (operation.kind === "write" && end - start <= MAX_IMAGE_BYTES) {
-      return this.#keepUnlessEqual(hidden, operation, start, end, missing);
+      return this.#keepUnlessEqual(hidden, operation, [start, end], missing, isBehind);
     }
     // A longer range is copied a piece at a time, which bounds memory whatever its length.
     for (const [gapStart, gapEnd] of missing) {
@@ -286,25 +305,25 @@ export class CopyBeforeWrite implements BlockDevice {
   async #keepUnlessEqual(
     hidden: HiddenOverlay,
     operation: Operation & { kind: "write" },
-    start: number,
-    end: number,
+    [start, end]: readonly [start: number, end: number],
     missing: readonly [start: number, end: number][],
+    isBehind: boolean,
   ): Promise<boolean> {
+    const keep = (images: readonly BeforeImage[]): Promise<void> =>
+      hidden.keep(images, isBehind && this.#awaited === 0);
     const buffer = payloadBuffers.take(end - start);
     try {
       // Reading a long hole would fill the page cache with zeroes first.
       if (await isHole(this.#disk, start, end)) {
         if (isZeroes(operation.data)) return false;
-        await hidden.keep(
-          missing.map(([from, to]) => ({ offset: from, lengthBytes: to - from, data: null })),
-        );
+        await keep(missing.map(([from, to]) => ({ offset: from, lengthBytes: to - from, data: null })));
         return true;
       }
       const old = buffer.subarray(0, end - start);
       await this.#disk.read(start, old);
       const from = operation.offset - start;
       if (operation.data.equals(old.subarray(from, from + operation.lengthBytes))) return false;
-      await hidden.keep(imagesOf(old, start, missing));
+      await keep(imagesOf(old, start, missing));
     } catch (error) {
       await this.#options.onImageError(asError(error));
     } finally {
@@ -328,8 +347,4 @@ export class CopyBeforeWrite implements BlockDevice {
       return end;
     }
   }
-}
-
-function blockStart(offset: number): number {
-  return offset - (offset % COPY_BLOCK_BYTES);
 }

@@ -65,20 +65,26 @@ export class HiddenOverlay implements BlockDevice {
 
   /**
    * Keeps before-images of blocks that have none; when this resolves they are durable and the blocks may be overwritten.
+   * @param patient as for the log: nobody waits, unless hurry() is called
    * @throws DeviceError if they can't be kept
    */
-  async keep(images: readonly BeforeImage[]): Promise<void> {
+  async keep(images: readonly BeforeImage[], patient = false): Promise<void> {
     const records = images.map((image): LogRecord => ({
       ...image,
       disk: this.#diskIndex,
       kind: image.data === null ? "zero" : "data",
     }));
-    const positions = await this.#log.append(records);
+    const positions = await this.#log.append(records, patient);
     for (const [index, image] of images.entries()) {
       const position = positions[index];
       if (position === undefined) throw new RangeError("the log gave fewer positions than it took records");
       this.#map.set(image.offset, image.offset + image.lengthBytes, image.data === null ? ZERO : position);
     }
+  }
+
+  /** Somebody waits for images that are being kept. */
+  hurry(): void {
+    this.#log.hurry();
   }
 
   /** Takes back what recovery found in the log. */

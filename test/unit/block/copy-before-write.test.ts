@@ -20,13 +20,14 @@ describe("copy-before-write", () => {
         zero: () => copying.zero(100, BLOCK_BYTES, Flag.None),
         trim: () => copying.trim(0, BLOCK_BYTES, Flag.None),
       }[kind]();
+      const drained = copying.drain();
       await turns(5);
       expect(subject.changes).to.deep.equal([]);
       expect(subject.directory.count("write")).to.equal(1);
       expect(await isSettled(request), "acknowledged").to.equal(kind === "write");
       held.resolve();
       await request;
-      await copying.drain();
+      await drained;
       expect(subject.changes).to.have.length(1);
       expect((await subject.checkpoint()).subarray(0, 2 * BLOCK_BYTES)).to.deep.equal(
         filled(2 * BLOCK_BYTES, 7),

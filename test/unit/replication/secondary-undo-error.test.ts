@@ -153,7 +153,7 @@ describe("secondary: a before-image can't be kept, policy break-replication", ()
 
   it("refuses checkpoints, and the failover to the checkpoint still works", async () => {
     await put(node.replication(), PAGE, PAGE, 0x23);
-    await turns();
+    await node.applied();
     await expectFailure(node.checkpoint(), /checkpoint refused: .*was lost/);
     await node.failover("checkpoint");
     await expectContent(node.view(), content(0));
