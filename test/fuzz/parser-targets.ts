@@ -74,6 +74,7 @@ function requestsIn(parts: readonly Buffer[], extended: boolean, isReady: () => 
         {
           ready: isReady,
           requestHeader: ({ lengthBytes }) => lengthBytes <= KEPT_BYTES,
+          payloadBuffer: (lengthBytes) => Buffer.alloc(lengthBytes),
           request: (request, payload) => events.push(`${JSON.stringify(request)} ${body(payload)}`),
         },
         extended,

@@ -31,6 +31,8 @@ interface Range {
   readonly end: number;
 }
 
+const NOTHING: Range = { start: 0, end: 0 };
+
 export class FileRanges {
   readonly #system: Libc | null;
   readonly #file: OpenFile;
@@ -39,6 +41,12 @@ export class FileRanges {
   #zeroes: boolean;
   #allocates: boolean;
   readonly #tells: boolean;
+  /**
+   * Data all through, as it was found last: spares the long reads of a full disk two calls on the thread pool each. Only
+   * punching could make it untrue, and forgets it; another process that punches makes it only less exact.
+   */
+  #data: Range = NOTHING;
+  #punchCount = 0;
 
   private constructor(system: Libc | null, file: OpenFile, punches: boolean, tells: boolean) {
     this.#system = system;
@@ -96,6 +104,13 @@ export class FileRanges {
     const extents: Extent[] = [];
     let at = offset;
     while (at < end && extents.length < maxExtents) {
+      if (at >= this.#data.start && at < this.#data.end) {
+        const dataEnd = Math.min(end, this.#data.end);
+        extents.push({ lengthBytes: dataEnd - at, hole: false, zero: false });
+        at = dataEnd;
+        continue;
+      }
+      const punchCount = this.#punchCount;
       const dataStart = Math.min(end, (await system.seek(this.#file.fd, at, Seek.Data)) ?? end);
       if (dataStart > at) {
         extents.push({ lengthBytes: dataStart - at, hole: true, zero: true });
@@ -103,6 +118,7 @@ export class FileRanges {
       } else {
         // A hole punched since the first look may begin right here; "data" is never wrong, so say that.
         const hole = (await system.seek(this.#file.fd, at, Seek.Hole)) ?? end;
+        if (punchCount === this.#punchCount) this.#data = { start: at, end: hole };
         const dataEnd = hole > at ? Math.min(end, hole) : end;
         extents.push({ lengthBytes: dataEnd - at, hole: false, zero: false });
         at = dataEnd;
@@ -126,8 +142,16 @@ export class FileRanges {
 
   async #punch(range: Range): Promise<boolean> {
     if (!this.#punches) return false;
+    this.#forgetData();
     this.#punches = await this.#allocate(PUNCH_HOLE, range);
+    this.#forgetData();
     return this.#punches;
+  }
+
+  /** Before the punch, for whoever asks during it; a look-up that began before is not remembered. */
+  #forgetData(): void {
+    this.#punchCount++;
+    this.#data = NOTHING;
   }
 
   /** False: the file system lacks this mode, and has changed nothing. */

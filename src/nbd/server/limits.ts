@@ -29,8 +29,8 @@ export const BLOCK_STATUS_DESCRIPTORS = 1024;
 /** Reads from here on are looked up for holes; below that the lookup costs more than it saves. */
 export const SPARSE_READ_MINIMUM_BYTES = 64 * 1024;
 
-/** Extents looked at for one sparse read; what lies behind the last of them is sent as data. */
-export const SPARSE_READ_EXTENTS = 64;
+/** Extents looked at for one sparse read, each two calls for a file; what lies behind the last of them is sent as data. */
+export const SPARSE_READ_EXTENTS = 8;
 
 /** Connections of one server. */
 export const DEFAULT_MAX_CONNECTIONS = 128;
