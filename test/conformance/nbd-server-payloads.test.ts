@@ -1,0 +1,67 @@
+/** Payloads lie where they were received until the device is done: nothing that arrives later may touch them. */
+import { expect } from "chai";
+
+import { Command } from "../../src/nbd/wire/constants.js";
+import { FailingDevice } from "../tools/failing-device.js";
+import { MemoryDevice } from "../tools/memory-device.js";
+import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
+import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { RawNbdClient, requestBytes } from "../tools/raw-nbd-client.js";
+import { Random, SEED } from "../tools/seed.js";
+
+const SIZE_BYTES = 8 * 1024 * 1024;
+const ROUNDS = 12;
+
+describe(`NBD server, payloads of writes under way (SEED=${SEED})`, () => {
+  let harness: NbdServerHarness;
+  let memory: MemoryDevice;
+  let device: FailingDevice;
+  let client: RawNbdClient;
+
+  beforeEach(async () => {
+    harness = await startNbdServer();
+    memory = new MemoryDevice(SIZE_BYTES);
+    device = new FailingDevice(memory);
+    harness.add("disk0", device);
+    client = await RawNbdClient.transmitting(harness.address, "disk0");
+  });
+
+  afterEach(async () => {
+    client.destroy();
+    await harness.close();
+  });
+
+  it("are written as they were sent, however long the device takes and whatever comes behind them", async () => {
+    const random = new Random(SEED);
+    const expected = Buffer.alloc(SIZE_BYTES);
+    for (let round = 0; round < ROUNDS; round++) {
+      const held = device.hold({ operation: "write" });
+      const requests: Buffer[] = [];
+      let writes = 0;
+      for (let at = random.below(50_000); at < SIZE_BYTES && writes < 100;) {
+        // Short ones that share a buffer, long ones that get one of their own, and some that are cut by its end.
+        const lengthBytes = Math.min(
+          SIZE_BYTES - at,
+          1 + random.below(random.below(8) === 0 ? 300_000 : 9000),
+        );
+        const payload = random.bytes(lengthBytes);
+        payload.copy(expected, at);
+        requests.push(requestBytes(Command.Write, { cookie: writes, offset: at, lengthBytes }), payload);
+        at += lengthBytes + random.below(20_000);
+        writes++;
+      }
+      // In pieces that end anywhere.
+      const bytes = Buffer.concat(requests);
+      for (let at = 0; at < bytes.length;) {
+        const pieceBytes = 1 + random.below(200_000);
+        client.send(bytes.subarray(at, at + pieceBytes));
+        at += pieceBytes;
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      await held.arrived(Math.min(writes, 20));
+      held.release();
+      for (let i = 0; i < writes; i++) expect((await client.reply()).errorNumber).to.equal(0);
+      expect(memory.contents().equals(expected), `round ${round}`).to.equal(true);
+    }
+  });
+});
