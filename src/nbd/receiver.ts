@@ -7,7 +7,7 @@
  * assembled in one buffer of its size.
  *
  * Invariants:
- * - Before the first byte of each header the sink is asked whether it is ready; while it is not, the rest of
+ * - Before the first byte of each header, and of each payload, the sink is asked whether it is ready; while it is not, the rest of
  *   the chunk stays here, unparsed, and nothing else may be pushed.
  * - At most one chunk, one scratch header and one body are held.
  * - After a ProtocolError the receiver is not used again.
@@ -42,6 +42,8 @@ export interface RequestSink {
   ready(): boolean;
   /** Whether to keep the payload of this request; asked also where there is none. */
   requestHeader(request: RequestHeader): boolean;
+  /** Whether there is memory for the payload that is to be kept; asked before its first byte is. */
+  readyForPayload(): boolean;
   /** The request is complete; null: its payload was swallowed. */
   request(request: RequestHeader, payload: Buffer | null): void;
 }
@@ -73,6 +75,8 @@ export class RequestReceiver {
   #body: Buffer | null = null;
   #bodyMissing = 0;
   #keepBody = false;
+  /** No byte of the body was taken yet. */
+  #atBodyStart = false;
 
   constructor(options: OptionSink) {
     this.#options = options;
@@ -121,8 +125,11 @@ export class RequestReceiver {
         if (this.#scratchFilled === 0 && this.#requests?.ready() !== true) return false;
         this.#requestHeader();
         return true;
-      case "option-data":
       case "payload":
+        if (this.#atBodyStart && this.#keepBody && this.#requests?.readyForPayload() !== true) return false;
+        this.#bodyBytes();
+        return true;
+      case "option-data":
         this.#bodyBytes();
         return true;
     }
@@ -189,6 +196,7 @@ export class RequestReceiver {
   #startBody(lengthBytes: number, keep: boolean): void {
     this.#bodyMissing = lengthBytes;
     this.#keepBody = keep;
+    this.#atBodyStart = true;
     if (lengthBytes === 0) this.#deliver(keep ? EMPTY : null);
   }
 
@@ -196,6 +204,7 @@ export class RequestReceiver {
     const count = Math.min(this.#bodyMissing, this.#chunk.length - this.#at);
     const start = this.#at;
     this.#at += count;
+    this.#atBodyStart = false;
     if (!this.#keepBody) {
       this.#bodyMissing -= count;
       if (this.#bodyMissing === 0) this.#deliver(null);

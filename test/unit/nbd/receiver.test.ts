@@ -41,6 +41,10 @@ class Recorder implements OptionSink, RequestSink {
     if (option === Option.Go) this.receiver.enterTransmission(this);
   }
 
+  readyForPayload(): boolean {
+    return true;
+  }
+
   requestHeader({ type, cookieLow, lengthBytes }: RequestHeader): boolean {
     this.events.push(`request header ${type} ${cookieLow} ${lengthBytes}`);
     return lengthBytes <= this.#keepBytes;
