@@ -74,6 +74,10 @@ class CountingSink implements RequestSink, OptionSink {
   ready(): boolean {
     return true;
   }
+  readyForPayload(): boolean {
+    return true;
+  }
+
   requestHeader(): boolean {
     return true;
   }

@@ -127,7 +127,8 @@ export class ReplicationServer implements ManagedNbdServer {
   }
 }
 
-function replicationExport(
+/** A secondary's disk as its primary writes to it. */
+export function replicationExport(
   log: Logger,
   secondary: Secondary,
   disk: SecondaryDisk,

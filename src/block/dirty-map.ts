@@ -9,6 +9,8 @@
  *   through a flush of the replica that began after that acknowledgement.
  * - The file tells at least what memory does: a block that is missed or volatile is set in it, or its extent is hot there
  *   (hot-extents.ts); so is every block that is being written to. After a crash all of a hot extent is missed.
+ * - What the file forgets is durable on both sides: the primary disk is flushed first, since a power loss that takes back a write
+ *   which the replica has leaves the two different (DRBD: a transaction of the activity log begins with a flush of the disk).
  * - The file's tenure is of a time at which the file told everything: another one is written after the bits.
  * - What can't be written to the file breaks it for good: the file is removed, and a restart copies everything.
  */
@@ -32,6 +34,8 @@ export interface DirtyMapOptions {
   /** Number of the disk. */
   readonly disk: number;
   readonly sizeBytes: number;
+  /** Makes durable what was written to the disk that the map is of. */
+  readonly flushDisk: () => Promise<void>;
   /** The file can't be written any more. @param isRemoved whether it is gone: if not, it must not be trusted */
   readonly onBroken: (error: Error, isRemoved: boolean) => void;
 }
@@ -246,7 +250,6 @@ export class DirtyMap {
     this.#flushesSinceProgress = 0;
     this.#isIdleDue = true;
     for (const sector of this.#staleSectors) this.#dueSectors.blocks.add(sector);
-    this.#staleSectors.clear();
     void this.#write();
   }
 
@@ -303,7 +306,10 @@ export class DirtyMap {
     const cooling = this.#hot.chooseCooling(this.#isIdleDue, this.#isVolatile);
     this.#isIdleDue = false;
     for (const extent of cooling) this.#dueSectors.blocks.add(sectorOf(extent * BLOCKS_PER_EXTENT));
+    const forgets = cooling.length > 0 || this.#isStale(this.#dueSectors.blocks);
     const sectors = [...this.#takeDue("hot"), ...this.#takeDue("blocks")];
+    // What is forgotten from here on was written before; what is written meanwhile keeps its extent hot.
+    if (forgets) await this.#options.flushDisk();
     if (sectors.length > 0) await file.write(sectors);
     this.#hot.heated(heating);
     // That they are cold is written with the next change: until then a crash costs their copy.
@@ -311,6 +317,13 @@ export class DirtyMap {
       this.#dueSectors.hot.add(sectorOf(extent));
     }
     if (isTenureDue) await file.setTenure(this.#tenure);
+  }
+
+  /** Whether bits of these sectors go; they are not stale any more when they are written. */
+  #isStale(sectors: ReadonlySet<number>): boolean {
+    let isStale = false;
+    for (const sector of sectors) if (this.#staleSectors.delete(sector)) isStale = true;
+    return isStale;
   }
 
   readonly #isVolatile = (extent: number): boolean => {

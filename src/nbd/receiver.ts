@@ -7,7 +7,7 @@
  * assembled in one buffer of its size.
  *
  * Invariants:
- * - Before the first byte of each header the sink is asked whether it is ready; while it is not, the rest of
+ * - Before the first byte of each header, and of each payload, the sink is asked whether it is ready; while it is not, the rest of
  *   the chunk stays here, unparsed, and nothing else may be pushed.
  * - At most one chunk, one scratch header and one body are held.
  * - After a ProtocolError the receiver is not used again.
@@ -44,6 +44,8 @@ export interface RequestSink {
   requestHeader(request: RequestHeader): boolean;
   /** Where to put a payload that comes in pieces: a buffer of this length, the receiver's until request(). */
   payloadBuffer(lengthBytes: number): Buffer;
+  /** Whether there is memory for the payload that is to be kept; asked before its first byte is. */
+  readyForPayload(): boolean;
   /** The request is complete; null: its payload was swallowed. */
   request(request: RequestHeader, payload: Buffer | null): void;
 }
@@ -78,6 +80,8 @@ export class RequestReceiver {
   #body: Buffer | null = null;
   #bodyMissing = 0;
   #keepBody = false;
+  /** No byte of the body was taken yet. */
+  #atBodyStart = false;
 
   constructor(options: OptionSink) {
     this.#options = options;
@@ -118,12 +122,14 @@ export class RequestReceiver {
    */
   bodyTarget(): Buffer | null {
     if (this.#phase !== "payload" || !this.#keepBody || this.#bodyMissing < DIRECT_MINIMUM_BYTES) return null;
+    if (this.#atBodyStart && this.#requests?.readyForPayload() !== true) return null;
     this.#body ??= this.#newBody(this.#bodyMissing);
     return this.#body.subarray(this.#body.length - this.#bodyMissing);
   }
 
   /** So many bytes are in what bodyTarget() gave. */
   bodyReceived(lengthBytes: number): void {
+    this.#atBodyStart = false;
     this.#bodyMissing -= lengthBytes;
     if (this.#bodyMissing > 0) return;
     const body = this.#body;
@@ -145,8 +151,11 @@ export class RequestReceiver {
         if (this.#scratchFilled === 0 && this.#requests?.ready() !== true) return false;
         this.#requestHeader();
         return true;
-      case "option-data":
       case "payload":
+        if (this.#atBodyStart && this.#keepBody && this.#requests?.readyForPayload() !== true) return false;
+        this.#bodyBytes();
+        return true;
+      case "option-data":
         this.#bodyBytes();
         return true;
     }
@@ -213,6 +222,7 @@ export class RequestReceiver {
   #startBody(lengthBytes: number, keep: boolean): void {
     this.#bodyMissing = lengthBytes;
     this.#keepBody = keep;
+    this.#atBodyStart = true;
     if (lengthBytes === 0) this.#deliver(keep ? EMPTY : null);
   }
 
@@ -220,6 +230,7 @@ export class RequestReceiver {
     const count = Math.min(this.#bodyMissing, this.#chunk.length - this.#at);
     const start = this.#at;
     this.#at += count;
+    this.#atBodyStart = false;
     if (!this.#keepBody) {
       this.#bodyMissing -= count;
       if (this.#bodyMissing === 0) this.#deliver(null);

@@ -9,8 +9,8 @@ export interface Introduction extends Lineage {
   readonly primary: string;
   /** Names this life. */
   readonly session: string;
-  /** The tenure of its dirty maps. */
-  readonly tenure: string | null;
+  /** The tenures of its dirty maps; none: they tell nothing. */
+  readonly tenures: readonly string[];
   /** Bytes that it believes this replica to lack. */
   readonly dirty: number;
 }

@@ -217,7 +217,7 @@ export class Link {
           session,
           generation: lineage().generation,
           ancestors: [...lineage().ancestors],
-          tenure: commonTenure(disks),
+          tenures: tenuresOf(disks),
           dirty: disks.reduce((sum, { dirty }) => sum + dirty.missedBytes, 0),
           epoch: epoch(),
           disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
@@ -326,10 +326,14 @@ export class Link {
   }
 }
 
-/** The tenure that all maps tell of, or null. */
-function commonTenure(disks: readonly PrimaryDisk[]): string | null {
-  const [first, ...others] = disks.map(({ dirty }) => dirty.tenure);
-  return first !== undefined && others.every((tenure) => tenure === first) ? first : null;
+/** The tenures that the maps tell of, each once; none if one of them tells nothing. */
+function tenuresOf(disks: readonly PrimaryDisk[]): string[] {
+  const tenures = new Set<string>();
+  for (const { dirty } of disks) {
+    if (dirty.tenure === null) return [];
+    tenures.add(dirty.tenure);
+  }
+  return [...tenures];
 }
 
 /** Whether the replica is there but can't be used, so that an operator has to look. */

@@ -29,7 +29,10 @@ export class LocalChanges {
         throw error;
       };
       const { sizeBytes } = device.info;
-      maps.set(name, await DirtyMap.open({ directory, disk, sizeBytes, onBroken }));
+      maps.set(
+        name,
+        await DirtyMap.open({ directory, disk, sizeBytes, flushDisk: () => device.flush(), onBroken }),
+      );
     }
     return new LocalChanges(maps);
   }

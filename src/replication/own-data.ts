@@ -26,6 +26,8 @@ export class OwnData {
   readonly #parts: OwnDataParts;
   /** What this node changed by itself, until a new primary has resynced it. */
   #changes: LocalChanges | null = null;
+  /** Resolves when maps that tell nothing any more are gone. */
+  #forgotten: Promise<void> = Promise.resolve();
 
   constructor(parts: OwnDataParts) {
     this.#parts = parts;
@@ -80,7 +82,7 @@ export class OwnData {
     const changes = this.#changes;
     if (changes === null || metadata.current.returning) return;
     this.#changes = null;
-    changes
+    this.#forgotten = changes
       .close()
       .then(() => LocalChanges.forget(directory, disks))
       .catch((error: unknown) => {
@@ -92,5 +94,7 @@ export class OwnData {
   async close(): Promise<void> {
     await this.#changes?.close();
     this.#changes = null;
+    // Else the old maps' removal, still under way, takes the new ones, which have the same names.
+    await this.#forgotten;
   }
 }

@@ -207,7 +207,8 @@ export class Primary {
           log.error({ disk: name, error: error.message }, `dirty map can't be kept: ${remedy}`);
         };
         const { sizeBytes } = device.info;
-        maps.push(await DirtyMap.open({ directory, disk, sizeBytes, onBroken }));
+        const flushDisk = (): Promise<void> => device.flush();
+        maps.push(await DirtyMap.open({ directory, disk, sizeBytes, flushDisk, onBroken }));
       }
     } catch (error) {
       for (const map of maps) await map.close();

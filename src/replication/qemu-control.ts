@@ -42,12 +42,12 @@ export class QemuControl implements ReplicaControl {
     return this.#client.ended;
   }
 
-  async handshake({ disks, epoch, tenure: shown }: Hello): Promise<Welcome> {
+  async handshake({ disks, epoch, tenures: shown }: Hello): Promise<Welcome> {
     const stage = await this.#stage();
     refusePromoted(stage);
     await this.#cutOff(disks.map(({ name }) => name));
     const tenures = await this.#tenures();
-    const known = shown !== null && tenures.includes(TENURE_PREFIX + shown);
+    const known = shown.length > 0 && shown.every((name) => tenures.includes(TENURE_PREFIX + name));
     // The old name first: to lose the new one costs a full copy, to keep both might trust a map from a backup.
     for (const id of tenures) await this.#execute("object-del", { id });
     const tenure = randomUUID();

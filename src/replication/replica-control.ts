@@ -4,7 +4,7 @@ import { ProtocolError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
 
 /** Version of the handshake; a node refuses another's. */
-export const HANDSHAKE_VERSION = 2;
+export const HANDSHAKE_VERSION = 3;
 
 /** Told by a secondary when a checkpoint is durable, with its epoch. */
 export const CHECKPOINT_EVENT = "X_REPL_CHECKPOINT";
@@ -18,8 +18,11 @@ export const helloSchema = z.strictObject({
   session: z.string().min(1).max(64),
   generation: z.uuid(),
   ancestors: z.array(z.uuid()).max(64),
-  /** The tenure that the primary's dirty maps tell of; null: they tell nothing of any replica. */
-  tenure: z.uuid().nullable(),
+  /**
+   * The tenures that the primary's dirty maps tell of; none: one of them tells nothing of any replica. They are several
+   * if the primary ended while it gave them a new one.
+   */
+  tenures: z.array(z.uuid()).max(64),
   /** Bytes that the primary believes this replica to lack, for people. */
   dirty: z.int().nonnegative(),
   epoch: z.int().nonnegative(),
@@ -55,14 +58,17 @@ export interface ReplicaControl {
   close(): Promise<void>;
 }
 
+/** What a control needs of a connection to a QMP server. */
+export type QmpConnection = Pick<QmpClient, "ended" | "execute" | "onEvent" | "close">;
+
 /** The control of a secondary of ours. */
 export class NodeControl implements ReplicaControl {
-  readonly #client: QmpClient;
+  readonly #client: QmpConnection;
   readonly #timeoutMs: number;
   readonly #onDurable: (epoch: number) => void;
 
   /** @param onDurable told of each checkpoint that is durable there */
-  constructor(client: QmpClient, timeoutMs: number, onDurable: (epoch: number) => void) {
+  constructor(client: QmpConnection, timeoutMs: number, onDurable: (epoch: number) => void) {
     this.#client = client;
     this.#timeoutMs = timeoutMs;
     this.#onDurable = onDurable;

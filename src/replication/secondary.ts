@@ -371,7 +371,7 @@ export class Secondary {
       }
       if (this.overlays !== null) await this.#own.keep(this.overlays.number);
       this.#tracker.introduce(introduction.session);
-      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenure);
+      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures);
       return { isKnown, tenure, changed: this.#own.changed() };
     });
   }

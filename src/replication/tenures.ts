@@ -1,7 +1,7 @@
 /**
  * The names by which a secondary knows how far to trust a primary's dirty map (docs/adr/0001).
  *
- * Invariant: a map is trusted only if it shows the name given at the last handshake, or the one before as long as nothing was
+ * Invariant: maps are trusted only if each shows the name given at the last handshake, or the one before as long as nothing was
  * written under the newer one, whose announcement may have been lost. So neither side's state, restored
  * from a backup, passes for the present one.
  */
@@ -20,14 +20,17 @@ export class Tenures {
   }
 
   /**
-   * A primary shows the name that its dirty maps have.
+   * A primary shows the names that its dirty maps have: one, unless it ended in the middle of renaming them.
    * @returns whether they tell all that this replica lacks, and the name from now on, which is on record
    */
-  async renew(shown: string | null): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
+  async renew(shown: readonly string[]): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
     const { tenure, offeredTenure } = this.#metadata.current;
-    const isKnown = shown !== null && (shown === tenure || shown === offeredTenure);
+    const [name, ...others] = shown;
+    const isKnown = name !== undefined && shown.every((each) => each === tenure || each === offeredTenure);
+    // Of two names the newer one was offered, and nothing written under it: the older one names this time.
+    const kept = others.length === 0 ? (name ?? null) : tenure;
     const offered = randomUUID();
-    await this.#metadata.save({ tenure: isKnown ? shown : null, offeredTenure: offered });
+    await this.#metadata.save({ tenure: isKnown ? kept : null, offeredTenure: offered });
     return { isKnown, tenure: offered };
   }
 

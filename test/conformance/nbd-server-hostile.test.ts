@@ -252,6 +252,26 @@ describe("NBD server, hostile clients", () => {
     expect(device.log.filter(({ operation }) => operation === "write")).to.deep.equal([]);
   });
 
+  it("cuts off those who hold the server's memory and don't move, as soon as somebody else needs it", async () => {
+    for (let i = 0; i < 4; i++) {
+      const hoarder = await connect();
+      hoarder.request(Command.Write, { lengthBytes: 32 * MEBIBYTE }, Buffer.alloc(70_000));
+      const deaf = await connect();
+      deaf.socket.pause();
+      deaf.request(Command.Read, { lengthBytes: 32 * MEBIBYTE });
+    }
+    // Small requests never wait for that memory.
+    for (let i = 0; i < 20; i++) await expectServed();
+    const honest = await connect();
+    const payload = Buffer.alloc(8 * MEBIBYTE, 0x77);
+    expect((await honest.ask(Command.Write, {}, payload)).errorNumber).to.equal(0);
+    expect(await honest.ask(Command.Read, { lengthBytes: payload.length })).to.include({ errorNumber: 0 });
+    expect(harness.log.map(({ code }) => code)).to.include("memory-short");
+    expect(harness.server.connections().some(({ bytesWritten }) => bytesWritten === payload.length)).to.equal(
+      true,
+    );
+  });
+
   it("cuts a client that ignores the end of its export, after a deadline", async () => {
     const stubborn = await connect();
     const done = harness.server.disconnect(EXPORT, 60_000);

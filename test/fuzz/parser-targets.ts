@@ -73,6 +73,7 @@ function requestsIn(parts: readonly Buffer[], extended: boolean, isReady: () => 
       receiver.enterTransmission(
         {
           ready: isReady,
+          readyForPayload: isReady,
           requestHeader: ({ lengthBytes }) => lengthBytes <= KEPT_BYTES,
           payloadBuffer: (lengthBytes) => Buffer.alloc(lengthBytes),
           request: (request, payload) => events.push(`${JSON.stringify(request)} ${body(payload)}`),

@@ -9,6 +9,7 @@ export function openDirtyMap(
   onBroken: (error: Error, isRemoved: boolean) => void = (error) => {
     throw error;
   },
+  flushDisk: () => Promise<void> = () => Promise.resolve(),
 ): Promise<DirtyMap> {
-  return DirtyMap.open({ directory, disk: 0, sizeBytes, onBroken });
+  return DirtyMap.open({ directory, disk: 0, sizeBytes, flushDisk, onBroken });
 }

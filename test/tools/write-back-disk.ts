@@ -1,45 +1,60 @@
 /**
- * A disk in memory with a volatile cache, for tests: at a power loss each page that was changed and not flushed since
+ * A disk in memory with a volatile cache, for tests: at a power loss each sector that was changed and not flushed since
  * keeps its new content or falls back to the old one, as chance has it.
  *
- * Invariant: `#durable` differs from the cache in pages of `#dirty` only.
+ * Invariant: `#durable` differs from the cache in sectors of `#dirty` only.
  */
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../src/block/device.js";
 import { Flag } from "../../src/block/device.js";
-import { MEMORY_PAGE_BYTES, MemoryDevice } from "./memory-device.js";
+import { MemoryDevice } from "./memory-device.js";
 import type { Random } from "./seed.js";
+
+/** What a disk writes whole or not at all. */
+export const SECTOR_BYTES = 512;
+
+/** A flush under way. */
+interface Flush {
+  readonly covered: ReadonlySet<number>;
+  /** What those sectors held that were written to since it began. */
+  readonly old: Map<number, Buffer>;
+}
 
 export class WriteBackDisk implements BlockDevice {
   readonly info: DeviceInfo;
   readonly #cache: MemoryDevice;
-  readonly #durable: Buffer;
+  readonly #durable: MemoryDevice;
   readonly #dirty = new Set<number>();
+  readonly #flushes = new Set<Flush>();
 
-  /** @param initial its content, durable */
-  constructor(initial: Buffer) {
-    this.#cache = new MemoryDevice(initial.length);
-    this.#cache.fill(0, initial);
-    this.#durable = Buffer.from(initial);
+  /** @param initial its content, durable; or its size: zeroes */
+  constructor(initial: Buffer | number) {
+    const sizeBytes = typeof initial === "number" ? initial : initial.length;
+    this.#cache = new MemoryDevice(sizeBytes);
+    this.#durable = new MemoryDevice(sizeBytes);
+    if (typeof initial !== "number") {
+      this.#cache.fill(0, initial);
+      this.#durable.fill(0, initial);
+    }
     this.info = this.#cache.info;
   }
 
   /** A copy of what reads see. */
-  contents(): Buffer {
-    return this.#cache.contents();
+  contents(offset = 0, lengthBytes = this.info.sizeBytes - offset): Buffer {
+    return this.#cache.contents(offset, lengthBytes);
   }
 
   /** A copy of what a power loss leaves at least. */
   durableContents(): Buffer {
-    return Buffer.from(this.#durable);
+    return this.#durable.contents();
   }
 
   losePower(random: Random): void {
-    for (const page of this.#dirty) {
-      const [start, end] = this.#bounds(page);
-      if (random.below(2) === 0) this.#cache.fill(start, this.#durable.subarray(start, end));
-      else this.#cache.contents(start, end - start).copy(this.#durable, start);
+    for (const sector of this.#dirty) {
+      const [from, to] = random.below(2) === 0 ? [this.#durable, this.#cache] : [this.#cache, this.#durable];
+      this.#copy(sector, from, to);
     }
     this.#dirty.clear();
+    this.#flushes.clear();
   }
 
   read(offset: number, into: Buffer): Promise<void> {
@@ -47,27 +62,42 @@ export class WriteBackDisk implements BlockDevice {
   }
 
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    this.#changing(offset, from.length);
     await this.#cache.write(offset, from, flags);
     this.#changed(offset, from.length, flags);
   }
 
   async zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    this.#changing(offset, lengthBytes);
     await this.#cache.zero(offset, lengthBytes, flags);
     this.#changed(offset, lengthBytes, flags);
   }
 
   async trim(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    this.#changing(offset, lengthBytes);
     await this.#cache.trim(offset, lengthBytes, flags);
     this.#changed(offset, lengthBytes, flags);
   }
 
   async flush(): Promise<void> {
     await this.#cache.flush();
-    for (const page of this.#dirty) {
-      const [start, end] = this.#bounds(page);
-      this.#cache.contents(start, end - start).copy(this.#durable, start);
-    }
-    this.#dirty.clear();
+    this.beginFlush()();
+  }
+
+  /** @returns what makes durable what was written until now, and nothing that is written after it */
+  beginFlush(): () => void {
+    const flush: Flush = { covered: new Set(this.#dirty), old: new Map() };
+    this.#flushes.add(flush);
+    return () => {
+      this.#flushes.delete(flush);
+      for (const sector of flush.covered) {
+        const old = flush.old.get(sector);
+        if (old !== undefined) this.#durable.fill(sector * SECTOR_BYTES, old);
+        else if (this.#dirty.delete(sector)) this.#copy(sector, this.#cache, this.#durable);
+        // What is durable is at least as new as this flush's content: an older one must not bring its own back.
+        for (const other of this.#flushes) other.old.delete(sector);
+      }
+    };
   }
 
   extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
@@ -78,17 +108,38 @@ export class WriteBackDisk implements BlockDevice {
     return this.#cache.close();
   }
 
-  #changed(offset: number, lengthBytes: number, flags: Flags): void {
-    const end = offset + lengthBytes;
-    // FUA is about this request alone: what else is new in its pages stays volatile.
-    if ((flags & Flag.Fua) !== 0) this.#cache.contents(offset, lengthBytes).copy(this.#durable, offset);
-    for (let page = Math.floor(offset / MEMORY_PAGE_BYTES); page * MEMORY_PAGE_BYTES < end; page++) {
-      this.#dirty.add(page);
+  /** Flushes under way cover what is there now, not what comes. */
+  #changing(offset: number, lengthBytes: number): void {
+    if (this.#flushes.size === 0) return;
+    for (const sector of sectorsOf(offset, lengthBytes)) {
+      for (const { covered, old } of this.#flushes) {
+        if (covered.has(sector) && !old.has(sector))
+          old.set(sector, this.#cache.contents(...this.#bounds(sector)));
+      }
     }
   }
 
-  #bounds(page: number): [start: number, end: number] {
-    const start = page * MEMORY_PAGE_BYTES;
-    return [start, Math.min(start + MEMORY_PAGE_BYTES, this.info.sizeBytes)];
+  #changed(offset: number, lengthBytes: number, flags: Flags): void {
+    // FUA is about this request alone: what else is new in its sectors stays volatile.
+    const isForced = (flags & Flag.Fua) !== 0;
+    if (isForced) this.#durable.fill(offset, this.#cache.contents(offset, lengthBytes));
+    for (const sector of sectorsOf(offset, lengthBytes)) {
+      this.#dirty.add(sector);
+      if (isForced) for (const flush of this.#flushes) flush.old.delete(sector);
+    }
   }
+
+  #copy(sector: number, from: MemoryDevice, to: MemoryDevice): void {
+    to.fill(sector * SECTOR_BYTES, from.contents(...this.#bounds(sector)));
+  }
+
+  #bounds(sector: number): [start: number, lengthBytes: number] {
+    const start = sector * SECTOR_BYTES;
+    return [start, Math.min(SECTOR_BYTES, this.info.sizeBytes - start)];
+  }
+}
+
+function* sectorsOf(offset: number, lengthBytes: number): Generator<number> {
+  const end = offset + lengthBytes;
+  for (let sector = Math.floor(offset / SECTOR_BYTES); sector * SECTOR_BYTES < end; sector++) yield sector;
 }

@@ -21,7 +21,8 @@ import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
 import type { Agreement } from "./agreement.js";
 import type { ExportTable } from "./exports.js";
-import { LINGER_TIMEOUT_MS, QUEUED_REPLY_BYTES } from "./limits.js";
+import { LINGER_TIMEOUT_MS, QUEUED_OPTION_REPLY_BYTES } from "./limits.js";
+import type { MemoryPool } from "./memory-pool.js";
 import type { Outcome } from "./negotiation.js";
 import { Negotiation } from "./negotiation.js";
 import { ReceiveBuffer } from "./receive-buffer.js";
@@ -46,6 +47,8 @@ export interface ConnectionOptions {
   readonly exports: ExportTable;
   readonly log: Logger;
   readonly tls: ServerTls | null;
+  /** Shared with all connections of the server. */
+  readonly memory: MemoryPool;
   readonly handshakeTimeoutMs: number;
   readonly stallTimeoutMs: number;
   readonly isStopping: () => boolean;
@@ -155,7 +158,9 @@ export class Connection implements OptionSink, Reader {
   }
 
   ready(): boolean {
-    return !this.#inputOver && this.#upgrade === "none" && this.#writer.queuedBytes < QUEUED_REPLY_BYTES;
+    return (
+      !this.#inputOver && this.#upgrade === "none" && this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES
+    );
   }
 
   clientFlags(flags: number): void {
@@ -188,6 +193,13 @@ export class Connection implements OptionSink, Reader {
     this.#transmission = new Transmission({
       agreement,
       writer: this.#writer,
+      memory: this.#options.memory.open({
+        movedBytes: () => this.#stream.bytesRead + this.#writer.handedOverBytes,
+        waitsForClient: () => this.#writer.queuedBytes > 0 || this.#transmission?.isMidRequest === true,
+        cutOff: () => {
+          this.#violation("memory-short", "it holds memory that others wait for, and is too slow");
+        },
+      }),
       peer: this.peer,
       log: this.#options.log,
       onProgress: () => {

@@ -2,7 +2,7 @@
  * What one client may cost the server; each bound pushes back on its socket or ends its connection.
  *
  * The memory of a client in transmission is PAYLOAD_IN_FLIGHT_BYTES and one more payload (32 MiB) at most,
- * besides replies without payload.
+ * besides replies without payload; that of all clients together is what memory-pool.ts grants.
  */
 
 /** Requests of one connection that are not answered, or whose answer the kernel has not taken yet. */
@@ -10,6 +10,22 @@ export const REQUESTS_IN_FLIGHT = 256;
 
 /** Payloads of those requests. No further request is read from here on; the last one may go past it. */
 export const PAYLOAD_IN_FLIGHT_BYTES = 16 * 1024 * 1024;
+
+/** Of all clients of a server together, besides the guaranteed part of each: the largest request, and room for smaller ones. */
+export const SERVER_PAYLOAD_BYTES = 40 * 1024 * 1024;
+
+/** What a client may hold of that at any time, also when others hold all of it. */
+export const MEMORY_GUARANTEED_BYTES = 32 * 1024;
+
+/** While memory is short, a client that holds more has to move MEMORY_PROGRESS_BYTES in each of these periods. */
+export const MEMORY_PRESSURE_MS = 1000;
+export const MEMORY_PROGRESS_BYTES = 64 * 1024;
+
+/**
+ * Replies to options that wait for a client to read them. No further option is read from here on. Such a reply has some
+ * thirty bytes, and costs ten times that.
+ */
+export const QUEUED_OPTION_REPLY_BYTES = 4096;
 
 /** Replies that wait for a client to read them. No further request is read from here on. */
 export const QUEUED_REPLY_BYTES = 8 * 1024 * 1024;
@@ -32,8 +48,8 @@ export const SPARSE_READ_MINIMUM_BYTES = 64 * 1024;
 /** Extents looked at for one sparse read, each two calls for a file; what lies behind the last of them is sent as data. */
 export const SPARSE_READ_EXTENTS = 8;
 
-/** Connections of one server. */
-export const DEFAULT_MAX_CONNECTIONS = 128;
+/** Connections of one server; `npm run bench:hostile` measures what they may cost when most of them are hostile. */
+export const DEFAULT_MAX_CONNECTIONS = 1024;
 
 /** From accept to transmission. */
 export const DEFAULT_HANDSHAKE_TIMEOUT_MS = 10_000;

@@ -31,6 +31,7 @@ export class ReplyWriter<Answered> {
   readonly #options: ReplyWriterOptions<Answered>;
   #queue: QueuedReply<Answered>[] = [];
   #queuedBytes = 0;
+  #handedOverBytes = 0;
   #busy = false;
   #scheduled = false;
   #closed = false;
@@ -45,6 +46,11 @@ export class ReplyWriter<Answered> {
 
   get queuedBytes(): number {
     return this.#queuedBytes;
+  }
+
+  /** What the kernel has taken in all. */
+  get handedOverBytes(): number {
+    return this.#handedOverBytes;
   }
 
   /** Queues a reply, or part of one, for the end of this turn of the event loop. `bytes` are lent until handed over. */
@@ -121,6 +127,7 @@ export class ReplyWriter<Answered> {
     this.#busy = false;
     this.#progress++;
     this.#queuedBytes -= batchBytes;
+    this.#handedOverBytes += batchBytes;
     this.flush();
     this.#options.onHandedOver(answered);
   }

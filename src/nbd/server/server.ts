@@ -17,6 +17,8 @@ import type { ConnectionInfo, ServerTls } from "./connection.js";
 import { Connection } from "./connection.js";
 import type { ExportTable } from "./exports.js";
 import { DEFAULT_HANDSHAKE_TIMEOUT_MS, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT_MS } from "./limits.js";
+import { SERVER_PAYLOAD_BYTES } from "./limits.js";
+import { MemoryPool } from "./memory-pool.js";
 import type { Listener } from "./listener.js";
 import { openListener } from "./listener.js";
 
@@ -38,6 +40,7 @@ export class NbdServer {
   readonly #maxConnections: number;
   readonly #listeners = new Map<string, Listener>();
   readonly #connections = new Set<Connection>();
+  readonly #memory = new MemoryPool(SERVER_PAYLOAD_BYTES);
   #accepted = 0;
   #stopping = false;
   #capReported = false;
@@ -128,6 +131,7 @@ export class NbdServer {
       {
         exports: this.#options.exports,
         log: this.#options.log,
+        memory: this.#memory,
         tls: this.#options.tls ?? null,
         handshakeTimeoutMs: this.#options.handshakeTimeoutMs ?? DEFAULT_HANDSHAKE_TIMEOUT_MS,
         stallTimeoutMs: this.#options.stallTimeoutMs ?? DEFAULT_STALL_TIMEOUT_MS,

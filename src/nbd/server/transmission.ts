@@ -16,13 +16,20 @@ import { describeError, errnoOf } from "../../errors.js";
 import type { RequestSink } from "../receiver.js";
 import { ChunkFlag, Command, CommandFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
+import { EXTENDED_DESCRIPTOR_BYTES } from "../wire/structured-reply.js";
 import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
 import { blockStatus } from "./block-status.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
-import { PAYLOAD_IN_FLIGHT_BYTES, QUEUED_REPLY_BYTES, REQUESTS_IN_FLIGHT } from "./limits.js";
+import {
+  BLOCK_STATUS_DESCRIPTORS,
+  PAYLOAD_IN_FLIGHT_BYTES,
+  QUEUED_REPLY_BYTES,
+  REQUESTS_IN_FLIGHT,
+} from "./limits.js";
 import { dataChunk, emptyReadReply, errorReply, simpleDataReply, successReply } from "./replies.js";
 import type { ReplyWriter } from "./reply-writer.js";
+import type { MemoryAccount } from "./memory-pool.js";
 import type { Refusal, RequestRules } from "./request-rules.js";
 import { SHUTTING_DOWN, errnoForWire, isWriteLike, refusalOf, statusQueryOf } from "./request-rules.js";
 import { isWorthLookup, sparseRead } from "./sparse-read.js";
@@ -42,6 +49,8 @@ export interface OpenRequest {
 export interface TransmissionOptions {
   readonly agreement: Agreement;
   readonly writer: ReplyWriter<OpenRequest>;
+  /** For payloads; closed with the transmission. */
+  readonly memory: MemoryAccount;
   readonly peer: string;
   readonly log: Logger;
   /** The client disconnected, the kernel took answers, or the device went idle. */
@@ -56,6 +65,10 @@ export class Transmission implements RequestSink {
   readonly #rules: RequestRules;
   readonly #observer: ConnectionObserver;
   #current: OpenRequest | null = null;
+  /** The last request whose header came has no memory yet; nothing is parsed meanwhile. */
+  #awaitsMemory = false;
+  /** It is complete but for that. */
+  #deferred: OpenRequest | null = null;
   #open = 0;
   #payloadBytes = 0;
   #deviceRequests = 0;
@@ -96,6 +109,11 @@ export class Transmission implements RequestSink {
     return this.#deviceRequests;
   }
 
+  /** It is for the client to send the rest of a payload. */
+  get isMidRequest(): boolean {
+    return this.#current !== null && !this.#awaitsMemory;
+  }
+
   /** NBD_CMD_DISC was seen. */
   get disconnected(): boolean {
     return this.#disconnected;
@@ -118,6 +136,7 @@ export class Transmission implements RequestSink {
     this.#current = null;
     this.#open--;
     this.#payloadBytes -= partial.payloadBytes;
+    if (!this.#awaitsMemory) this.#options.memory.give(partial.payloadBytes);
     partial.loan.release();
   }
 
@@ -130,6 +149,7 @@ export class Transmission implements RequestSink {
       writes: this.#writes,
       failedWrites: this.#failedWrites,
     };
+    this.#options.memory.close();
     this.#observer.closed?.(summary);
   }
 
@@ -138,6 +158,7 @@ export class Transmission implements RequestSink {
     for (const open of answered) {
       this.#open--;
       this.#payloadBytes -= open.payloadBytes;
+      if (open.payloadBytes > 0) this.#options.memory.give(open.payloadBytes);
       if (open.isWrite) this.#unansweredWrites--;
       open.loan.release();
     }
@@ -147,6 +168,7 @@ export class Transmission implements RequestSink {
   ready(): boolean {
     return (
       !this.#disconnected &&
+      !this.#awaitsMemory &&
       this.#open < REQUESTS_IN_FLIGHT &&
       this.#payloadBytes < PAYLOAD_IN_FLIGHT_BYTES &&
       this.#options.writer.queuedBytes < QUEUED_REPLY_BYTES
@@ -158,11 +180,11 @@ export class Transmission implements RequestSink {
     const isWrite = isWriteLike(header.type);
     let refusal = this.#shuttingDown ? SHUTTING_DOWN : refusalOf(this.#rules, header);
     if (isWrite && refusal === null && header.lengthBytes > 0) refusal = this.#refusalToWrite();
-    const hasPayload = header.type === Command.Read || header.type === Command.Write;
-    const payloadBytes = hasPayload && refusal === null ? header.lengthBytes : 0;
+    const payloadBytes = refusal === null ? this.#memoryFor(header) : 0;
     this.#current = { header, refusal, isWrite, payloadBytes, loan: new Loan() };
     this.#open++;
     this.#payloadBytes += payloadBytes;
+    if (payloadBytes > 0) this.#awaitsMemory = !this.#options.memory.take(payloadBytes, this.#onMemory);
     if (isWrite) {
       this.#writes++;
       this.#unansweredWrites++;
@@ -174,6 +196,10 @@ export class Transmission implements RequestSink {
     return this.#current?.loan.take(lengthBytes) ?? Buffer.allocUnsafeSlow(lengthBytes);
   }
 
+  readyForPayload(): boolean {
+    return !this.#awaitsMemory;
+  }
+
   request(_header: RequestHeader, payload: Buffer | null): void {
     const open = this.#current;
     this.#current = null;
@@ -183,12 +209,29 @@ export class Transmission implements RequestSink {
     } else if (open.refusal !== null) {
       if (open.isWrite) this.#failedWrites++;
       this.#send(open, this.#errorReply(open, open.refusal));
+    } else if (this.#awaitsMemory) {
+      this.#deferred = open;
     } else {
       const isInPlace = payload !== null && payload.length > 0 && open.loan.isEmpty;
       if (isInPlace && this.source !== null) open.loan.share(this.source);
       this.#perform(open, payload);
     }
   }
+
+  /** Of its payload and of its answer. */
+  #memoryFor({ type, lengthBytes }: RequestHeader): number {
+    if (type === Command.Read || type === Command.Write) return lengthBytes;
+    if (type !== Command.BlockStatus) return 0;
+    return this.#options.agreement.contexts.length * BLOCK_STATUS_DESCRIPTORS * EXTENDED_DESCRIPTOR_BYTES;
+  }
+
+  readonly #onMemory = (): void => {
+    this.#awaitsMemory = false;
+    const deferred = this.#deferred;
+    this.#deferred = null;
+    if (deferred !== null) this.#perform(deferred, null);
+    this.#options.onProgress();
+  };
 
   #refusalToWrite(): Refusal | null {
     if (this.#writeRefusal === undefined) {

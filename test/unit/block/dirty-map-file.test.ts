@@ -121,6 +121,19 @@ describe("a dirty map's file", () => {
     expect(map.missedRuns(10)).to.deep.equal([[8 * EXTENT, SIZE_BYTES - 8 * EXTENT]]);
   });
 
+  it("forgets nothing before the primary disk is durable too: a power loss might take back what the replica has", async () => {
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(SIZE_BYTES, directory, undefined, () => new Promise(() => undefined));
+    await map.describe(TENURE, false);
+    map.resynced(0, SIZE_BYTES);
+    map.beginFlush();
+    map.endFlush(true);
+    await turns();
+    directory.crash(() => true);
+    await reopen();
+    expect(map.missedBytes).to.equal(SIZE_BYTES);
+  });
+
   it("has in the file what a peer told, when that is said", async () => {
     await map.markMissed(5 * BLOCK, 2 * BLOCK);
     directory.crash();

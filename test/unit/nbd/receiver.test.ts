@@ -45,6 +45,10 @@ class Recorder implements OptionSink, RequestSink {
     return Buffer.alloc(lengthBytes);
   }
 
+  readyForPayload(): boolean {
+    return true;
+  }
+
   requestHeader({ type, cookieLow, lengthBytes }: RequestHeader): boolean {
     this.events.push(`request header ${type} ${cookieLow} ${lengthBytes}`);
     return lengthBytes <= this.#keepBytes;

@@ -85,7 +85,7 @@ export function introduce(
     session,
     generation: GENERATION,
     ancestors: [],
-    tenure: null,
+    tenures: [],
     dirty: 0,
     ...told,
   });

@@ -199,28 +199,42 @@ describe("secondary: trust in its writers", () => {
     const first = await introduce(pair.node, "s");
     expect(first.isKnown).to.equal(false);
     await put(await writer(), 0, PAGE, 0x22);
-    const second = await introduce(pair.node, "s", { tenure: first.tenure });
+    const second = await introduce(pair.node, "s", { tenures: [first.tenure] });
     expect(second.isKnown).to.equal(true);
     await pair.crashSecondary();
-    const third = await introduce(pair.node, "another life", { tenure: second.tenure });
+    const third = await introduce(pair.node, "another life", { tenures: [second.tenure] });
     expect(third.isKnown).to.equal(true);
     await departed();
     await pair.crashSecondary();
     // Somebody who doesn't introduce himself writes: what the primary remembers is void.
     await put(await writer(), 0, PAGE, 0x23);
     await departedAfterClose();
-    expect((await introduce(pair.node, "s", { tenure: third.tenure })).isKnown).to.equal(false);
+    expect((await introduce(pair.node, "s", { tenures: [third.tenure] })).isKnown).to.equal(false);
   });
 
   it("takes the tenure before the last one too, until something was written under the new one", async () => {
     const first = await introduce(pair.node, "s");
     await put(await writer(), 0, PAGE, 0x22);
-    const lost = await introduce(pair.node, "s", { tenure: first.tenure });
-    const next = await introduce(pair.node, "s", { tenure: first.tenure });
+    const lost = await introduce(pair.node, "s", { tenures: [first.tenure] });
+    const next = await introduce(pair.node, "s", { tenures: [first.tenure] });
     expect([lost.isKnown, next.isKnown]).to.deep.equal([true, true]);
     await put(await writer(), 0, PAGE, 0x23);
     // As of a primary whose state directory was restored from a backup.
-    expect((await introduce(pair.node, "s", { tenure: first.tenure })).isKnown).to.equal(false);
+    expect((await introduce(pair.node, "s", { tenures: [first.tenure] })).isKnown).to.equal(false);
+  });
+
+  it("knows a primary that ended while it renamed the maps of its disks, but not one with a map from a backup", async () => {
+    const old = await introduce(pair.node, "s");
+    await put(await writer(), 0, PAGE, 0x22);
+    const first = await introduce(pair.node, "s", { tenures: [old.tenure] });
+    await put(await writer(), 0, PAGE, 0x23);
+    const second = await introduce(pair.node, "s", { tenures: [first.tenure] });
+    const half = await introduce(pair.node, "s", { tenures: [second.tenure, first.tenure] });
+    const again = await introduce(pair.node, "s", { tenures: [half.tenure, first.tenure] });
+    expect([second.isKnown, half.isKnown, again.isKnown]).to.deep.equal([true, true, true]);
+    expect((await introduce(pair.node, "s", { tenures: [again.tenure, old.tenure] })).isKnown).to.equal(
+      false,
+    );
   });
 
   async function departedAfterClose(): Promise<void> {
