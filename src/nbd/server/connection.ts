@@ -30,6 +30,8 @@ import { Transmission } from "./transmission.js";
 /** The byte stream of a connection, as accepted; TLS puts another stream over it. */
 export interface Transport {
   readonly stream: Socket;
+  /** The peer's address; null: it came by a unix socket. */
+  readonly host: string | null;
   /** For people: the address, or the listener's path and a number. */
   readonly peer: string;
 }
@@ -66,6 +68,7 @@ export interface ConnectionInfo {
 
 export class Connection implements OptionSink {
   readonly peer: string;
+  readonly host: string | null;
   /** Resolves when nothing of this connection can reach a device or the client any more. */
   readonly ended: Promise<void>;
   /** The TLS session once there is one. */
@@ -88,8 +91,9 @@ export class Connection implements OptionSink {
   /** This side ended the connection, and said why if there was anything to say. */
   #isGivenUp = false;
 
-  constructor({ stream, peer }: Transport, options: ConnectionOptions) {
+  constructor({ stream, host, peer }: Transport, options: ConnectionOptions) {
     this.peer = peer;
+    this.host = host;
     this.#stream = stream;
     this.#options = options;
     this.ended = new Promise((resolve) => {
