@@ -48,10 +48,11 @@ async function startPrimary(
   const guests = new NbdServer({
     exports: guestExports(primary),
     log: log.child({ component: "nbd" }),
-    ...(parts.tls !== null && { tls: parts.tls }),
+    ...parts.nbdAccess,
   });
   lifecycle.add(() => guests.close(CLOSE_DEADLINE_MS));
   for (const address of config.listen) await guests.listen(address);
+  for (const { fd } of config.sockets) await guests.listenOn(fd);
 
   return {
     commands: [

@@ -6,11 +6,13 @@
 import type { Logger } from "pino";
 import { ReplError, StateError } from "../errors.js";
 import type { Address } from "../net/address.js";
-import type { ServerTls } from "../nbd/server/connection.js";
 import { ExportTable, type NbdExport } from "../nbd/server/exports.js";
+import { DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_CONNECTIONS_PER_PEER } from "../nbd/server/limits.js";
 import { NbdServer } from "../nbd/server/server.js";
+import type { InheritedSocket } from "../os/socket-activation.js";
 import type { ManagedNbdServer } from "../qmp/commands/nbd-server.js";
 import type { Secondary } from "../replication/secondary.js";
+import type { NbdAccess } from "./access.js";
 import type { SecondaryDisk } from "../replication/secondary-disk.js";
 
 /** How long a writer that is cut off may take to take its last replies. */
@@ -21,14 +23,14 @@ const EXPORT_ID = /^[A-Za-z][A-Za-z0-9._-]*$/;
 
 export class ReplicationServer implements ManagedNbdServer {
   readonly #log: Logger;
-  readonly #tls: ServerTls | null;
+  readonly #access: NbdAccess;
   readonly #exports = new ExportTable();
   #secondary: Secondary | null = null;
   #server: NbdServer | null = null;
 
-  constructor(log: Logger, tls: ServerTls | null) {
+  constructor(log: Logger, access: NbdAccess) {
     this.#log = log;
-    this.#tls = tls;
+    this.#access = access;
   }
 
   /** Whose disks it exports; known only after it, since the secondary cuts its writers off through it. */
@@ -51,9 +53,9 @@ export class ReplicationServer implements ManagedNbdServer {
   }
 
   /** Exports every disk by its name on all these addresses. */
-  async startAll(addresses: readonly Address[]): Promise<void> {
+  async startAll(addresses: readonly Address[], sockets: readonly InheritedSocket[] = []): Promise<void> {
     for (const { name } of this.#secondary?.disks ?? []) this.#add(name, name, true);
-    await this.#open(addresses, null);
+    await this.#open(addresses, null, sockets);
   }
 
   add(diskName: string, exportName: string, isWritable: boolean): void {
@@ -100,16 +102,22 @@ export class ReplicationServer implements ManagedNbdServer {
     this.#server = null;
   }
 
-  async #open(addresses: readonly Address[], maxConnections: number | null): Promise<void> {
+  async #open(
+    addresses: readonly Address[],
+    maxConnections: number | null,
+    sockets: readonly InheritedSocket[] = [],
+  ): Promise<void> {
     const server = new NbdServer({
       exports: this.#exports,
       log: this.#log,
-      ...(this.#tls !== null && { tls: this.#tls }),
+      ...roomFor(this.#secondary?.disks.length ?? 0),
+      ...this.#access,
       ...(maxConnections !== null && { maxConnections }),
     });
     this.#server = server;
     try {
       for (const address of addresses) await server.listen(address);
+      for (const { fd } of sockets) await server.listenOn(fd);
     } catch (error) {
       this.#server = null;
       await server.close(0);
@@ -125,6 +133,15 @@ export class ReplicationServer implements ManagedNbdServer {
     }
     this.#exports.add(replicationExport(this.#log, secondary, disk, exportName, isWritable));
   }
+}
+
+/** Each disk has a connection from its primary, and another one when the primary comes back before it is missed. */
+function roomFor(disks: number): Pick<NbdAccess, "maxConnections" | "maxConnectionsPerPeer"> {
+  const connections = 2 * disks;
+  return {
+    maxConnections: Math.max(DEFAULT_MAX_CONNECTIONS, 2 * connections),
+    maxConnectionsPerPeer: Math.max(DEFAULT_MAX_CONNECTIONS_PER_PEER, connections),
+  };
 }
 
 /** A secondary's disk as its primary writes to it. */

@@ -8,8 +8,6 @@ import { createLogger } from "../log.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
 import { unsafeDirectory } from "../meta/unsafe-directory.js";
 import { type Address, formatAddress } from "../net/address.js";
-import { TlsAcceptor } from "../net/tls/acceptor.js";
-import type { ServerTls } from "../nbd/server/connection.js";
 import { lockStateDirectory } from "../os/lock.js";
 import type { QmpCommand } from "../qmp/command.js";
 import { nodeCommands } from "../qmp/commands/node.js";
@@ -18,6 +16,7 @@ import type { LinkTls } from "../replication/replica-uri.js";
 import type { NamedDisk } from "../replication/secondary-disk.js";
 import type { CacheMode, ListenerStatus, NodeStatus } from "../status.js";
 import { readVersion } from "../version.js";
+import { type NbdAccess, nbdAccess, warnOfPlaintext } from "./access.js";
 import { openDisks } from "./disks.js";
 import { Lifecycle } from "./lifecycle.js";
 
@@ -28,8 +27,7 @@ export interface NodeParts {
   readonly log: Logger;
   readonly lifecycle: Lifecycle;
   readonly cache: CacheMode;
-  /** For NBD clients. */
-  readonly tls: ServerTls | null;
+  readonly nbdAccess: NbdAccess;
   readonly linkTls: LinkTls;
   readonly version: string;
   readonly startedMs: number;
@@ -95,7 +93,7 @@ async function startNode(
   const startedMs = Date.now();
   const version = readVersion();
   const { cache } = config;
-  const tls = serverTls(config.tls);
+  const access = nbdAccess(config);
   if (cache === "unsafe")
     log.warn("cache unsafe: a power loss of this host can cost the disks and the checkpoint");
   const safeDirectory = await openStateDirectory(config.stateDir);
@@ -112,7 +110,7 @@ async function startNode(
     log,
     lifecycle,
     cache,
-    tls,
+    nbdAccess: access,
     linkTls: linkTlsOf(config.tls),
     version,
     startedMs,
@@ -125,21 +123,17 @@ async function startNode(
   qmp = new QmpServer({
     commands: [...nodeCommands({ status: node.status, quit }), ...node.commands],
     log: log.child({ component: "qmp" }),
-    tls: tls?.acceptor ?? null,
+    tls: access.tls?.acceptor ?? null,
+    ...(access.allow !== undefined && { allow: access.allow }),
     version,
   });
   for (const address of [defaultQmpAddress(config.stateDir), ...config.qmp]) await qmp.listen(address);
+  warnOfPlaintext(log, node.status().listeners, config);
   return node;
 }
 
 export function linkTlsOf(config: TlsConfig): LinkTls {
   return { mode: config.mode, parameters: clientParameters(config) };
-}
-
-/** @throws ConfigError if its files can't be used */
-function serverTls({ mode, credentials, verifyPeer, allowedNames }: TlsConfig): ServerTls | null {
-  if (mode === "off" || credentials === null) return null;
-  return { mode, acceptor: new TlsAcceptor({ credentials, verifyPeer, allowedNames }) };
 }
 
 /** @param clients of all these listeners together */

@@ -22,7 +22,7 @@ export function runSecondary(config: SecondaryConfig): Promise<number> {
 
 async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promise<RunningNode> {
   const { directory, disks, log, lifecycle, emit } = parts;
-  const writers = new ReplicationServer(log.child({ component: "replication" }), parts.tls);
+  const writers = new ReplicationServer(log.child({ component: "replication" }), parts.nbdAccess);
   const secondary = await Secondary.open({
     directory,
     disks,
@@ -56,11 +56,11 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
   const view = new NbdServer({
     exports: viewExports(secondary),
     log: log.child({ component: "view" }),
-    ...(parts.tls !== null && { tls: parts.tls }),
+    ...parts.nbdAccess,
   });
   lifecycle.add(() => view.close(DISCONNECT_DEADLINE_MS));
   for (const address of config.view) await view.listen(address);
-  if (config.listen.length > 0) await writers.startAll(config.listen);
+  if (config.listen.length + config.sockets.length > 0) await writers.startAll(config.listen, config.sockets);
 
   return {
     commands: [

@@ -7,6 +7,8 @@ import { z } from "zod";
 import { ConfigError } from "../errors.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import { parseAddress } from "../net/address.js";
+import { parseOwner } from "../net/owner.js";
+import { parseNetwork } from "../net/peer-filter.js";
 import { tlsClientOptions } from "../net/tls/client.js";
 import { parseDiskName, parseDuration, parseRate, parseSize } from "./units.js";
 
@@ -33,6 +35,13 @@ export const sizeField = textual(parseCreateSize);
 export const durationField = textual(parseDuration);
 export const rateField = textual(parseRate);
 export const addressField = textual(parseAddress);
+export const networkField = textual((text) => {
+  parseNetwork(text);
+  return text;
+});
+export const countField = textual(parseCount);
+export const socketModeField = textual(parseSocketMode);
+export const ownerField = textual(parseOwner);
 export const diskField = textual(parseDisk);
 export const replicaField = textual(parseReplica);
 export const directoryField = textual(parseDirectory);
@@ -95,6 +104,21 @@ function parseReplica(text: string): string {
     );
   }
   return text;
+}
+
+/** Of connections: one at least. */
+function parseCount(text: string): number {
+  const count = /^\d{1,7}$/.test(text) ? Number(text) : 0;
+  if (count === 0) throw new ConfigError("bad-count", `"${text}" is not a number from 1 on`);
+  return count;
+}
+
+/** Octal digits as chmod(1) takes them. */
+function parseSocketMode(text: string): number {
+  if (!/^0?[0-7]{3}$/.test(text)) {
+    throw new ConfigError("bad-mode", `"${text}" is not a mode: use octal digits, as in 0660`);
+  }
+  return Number.parseInt(text, 8);
 }
 
 function parseDirectory(text: string): string {

@@ -4,6 +4,7 @@ import { homedir } from "node:os";
 import { isAbsolute, join } from "node:path";
 import { parseDocument } from "yaml";
 import { ConfigError, describeError } from "../errors.js";
+import { inheritedSockets } from "../os/socket-activation.js";
 import type { NodeRole } from "../status.js";
 import { directoryField, readField } from "./fields.js";
 import { optionsOf } from "./options.js";
@@ -22,13 +23,13 @@ export type Environment = Readonly<Record<string, string | undefined>>;
  */
 export function loadPrimaryConfig(commandLine: OptionValues, environment: Environment): PrimaryConfig {
   const { values, nameOption } = merge("primary", commandLine, environment);
-  return primaryConfig(values, nameOption);
+  return primaryConfig(values, nameOption, inheritedSockets(environment, process.pid));
 }
 
 /** As loadPrimaryConfig(), for a secondary. */
 export function loadSecondaryConfig(commandLine: OptionValues, environment: Environment): SecondaryConfig {
   const { values, nameOption } = merge("secondary", commandLine, environment);
-  return secondaryConfig(values, nameOption);
+  return secondaryConfig(values, nameOption, inheritedSockets(environment, process.pid));
 }
 
 /** The state directory alone, for the verbs that talk to a running node. */

@@ -6,6 +6,8 @@ import { LOG_FORMATS, LOG_LEVELS } from "../log.js";
 import type { LogFormat, LogLevel } from "../log.js";
 import { formatAddress, parseAddress, unixAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
+import type { SocketAccess } from "../net/listen.js";
+import type { InheritedSocket } from "../os/socket-activation.js";
 import {
   type AckMode,
   CACHE_MODES,
@@ -16,18 +18,33 @@ import {
 import {
   addressField,
   choiceField,
+  countField,
   directoryField,
   diskField,
   durationField,
+  networkField,
+  ownerField,
   rateField,
   replicaField,
   sizeField,
+  socketModeField,
 } from "./fields.js";
 import type { DiskConfig } from "./fields.js";
 
 import { type TlsConfig, tlsConfig, tlsFields } from "./tls.js";
 
 export type UndoErrorPolicy = "break-checkpoint" | "break-replication";
+
+/** Who may connect to the NBD servers, and how often. */
+export interface AccessConfig {
+  /** Networks, checked; empty: everybody. Holds for QMP over TCP too. */
+  readonly allow: readonly string[];
+  /** null: the server's default. */
+  readonly maxConnections: number | null;
+  readonly maxConnectionsPerPeer: number | null;
+  /** Of unix sockets. */
+  readonly sockets: SocketAccess;
+}
 
 /** What both nodes are told. */
 export interface NodeConfig {
@@ -37,9 +54,12 @@ export interface NodeConfig {
   readonly createSizeBytes: number | null;
   /** Besides defaultQmpAddress(stateDir), which is always served. */
   readonly qmp: readonly Address[];
+  /** From systemd, for guests or the primary; they stand in for the default of `listen`. */
+  readonly sockets: readonly InheritedSocket[];
   readonly stateDir: string;
   readonly cache: CacheMode;
   readonly tls: TlsConfig;
+  readonly access: AccessConfig;
   readonly logLevel: LogLevel;
   /** null: as createLogger() chooses. */
   readonly logFormat: LogFormat | null;
@@ -99,6 +119,11 @@ const commonFields = {
   listen: z.array(addressField).optional(),
   qmp: z.array(addressField).default([]),
   "state-dir": directoryField,
+  allow: z.array(networkField).default([]),
+  "max-connections": countField.optional(),
+  "max-connections-per-peer": countField.optional(),
+  "unix-mode": socketModeField.optional(),
+  "unix-owner": ownerField.optional(),
   ...tlsFields,
   cache: choiceField(CACHE_MODES).default("writeback"),
   "log-level": choiceField(LOG_LEVELS).default("info"),
@@ -132,9 +157,13 @@ export type OptionValues = Readonly<Record<string, string | readonly string[]>>;
 export type NameOption = (option: string) => string;
 
 /** @throws ConfigError that names the option, its value and what would be right */
-export function primaryConfig(values: OptionValues, nameOption: NameOption): PrimaryConfig {
+export function primaryConfig(
+  values: OptionValues,
+  nameOption: NameOption,
+  sockets: readonly InheritedSocket[] = [],
+): PrimaryConfig {
   const fields = check(primaryFields, values, nameOption);
-  const listen = fields.listen ?? DEFAULT_LISTEN;
+  const listen = fields.listen ?? (sockets.length > 0 ? [] : DEFAULT_LISTEN);
   const replica = fields.replica ?? null;
   const replicaQmp = fields["replica-qmp"] ?? null;
   const checkpointIntervalMs = fields["checkpoint-interval"];
@@ -158,6 +187,7 @@ export function primaryConfig(values: OptionValues, nameOption: NameOption): Pri
   return {
     ...common,
     listen,
+    sockets,
     replica,
     replicaQmp,
     checkpointIntervalMs,
@@ -169,19 +199,27 @@ export function primaryConfig(values: OptionValues, nameOption: NameOption): Pri
 }
 
 /** @throws ConfigError that names the option, its value and what would be right */
-export function secondaryConfig(values: OptionValues, nameOption: NameOption): SecondaryConfig {
+export function secondaryConfig(
+  values: OptionValues,
+  nameOption: NameOption,
+  sockets: readonly InheritedSocket[] = [],
+): SecondaryConfig {
   const { listen: listenValues, ...others } = values;
   const none = [listenValues].flat().includes(NO_LISTENER);
   if (none && [listenValues].flat().length > 1) {
     throw conflict(nameOption("listen"), `"${NO_LISTENER}" can't be combined with an address`);
   }
   const fields = check(secondaryFields, none ? others : values, nameOption);
-  const listen = none ? [] : (fields.listen ?? DEFAULT_LISTEN);
+  if (none && sockets.length > 0) {
+    throw conflict(nameOption("listen"), `"${NO_LISTENER}" can't be combined with sockets from systemd`);
+  }
+  const listen = none ? [] : (fields.listen ?? (sockets.length > 0 ? [] : DEFAULT_LISTEN));
   const view = fields.view ?? [unixAddress(join(fields["state-dir"], "view.sock"))];
   const common = commonConfig(fields, [...listen, ...view], nameOption);
   return {
     ...common,
     listen,
+    sockets,
     view,
     onBackupError: fields["on-undo-error"],
     discardLocalChanges: fields["discard-local-changes"] !== undefined,
@@ -196,13 +234,10 @@ export function defaultQmpAddress(stateDir: string): Address {
 }
 
 function commonConfig(
-  fields: Pick<
-    z.output<typeof primaryFields>,
-    "disk" | "size" | "qmp" | "state-dir" | "cache" | "log-level" | "log-format" | keyof typeof tlsFields
-  >,
+  fields: Pick<z.output<typeof primaryFields>, keyof typeof commonFields>,
   otherAddresses: readonly Address[],
   nameOption: NameOption,
-): NodeConfig {
+): Omit<NodeConfig, "sockets"> {
   const disks = fields.disk ?? [];
   if (disks.length === 0) throw new ConfigError("missing-disk", "no disk given: use --disk NAME=PATH");
   refuseRepeated(
@@ -225,6 +260,15 @@ function commonConfig(
     stateDir: fields["state-dir"],
     cache: fields.cache,
     tls: tlsConfig(fields, nameOption),
+    access: {
+      allow: fields.allow,
+      maxConnections: fields["max-connections"] ?? null,
+      maxConnectionsPerPeer: fields["max-connections-per-peer"] ?? null,
+      sockets: {
+        ...(fields["unix-mode"] !== undefined && { mode: fields["unix-mode"] }),
+        ...fields["unix-owner"],
+      },
+    },
     logLevel: fields["log-level"],
     logFormat: fields["log-format"] ?? null,
   };

@@ -1,6 +1,6 @@
 /** Listening sockets: TCP, or a unix socket that replaces a stale one. */
 import { once } from "node:events";
-import { chmodSync } from "node:fs";
+import { chmodSync, chownSync, readFileSync, readlinkSync } from "node:fs";
 import { lstat, unlink } from "node:fs/promises";
 import { connect } from "node:net";
 import type { Server } from "node:net";
@@ -11,8 +11,17 @@ import type { Address } from "./address.js";
 /** Connections that the kernel keeps waiting for us. */
 const BACKLOG = 128;
 
-/** Who may connect to a unix socket: its owner alone, or whoever the umask lets. */
-export type SocketAccess = "owner" | "umask";
+/** Who may connect to a unix socket; what is absent is as the umask and the process have it. */
+export interface SocketAccess {
+  /** Permission bits. */
+  readonly mode?: number;
+  /** Numbers; -1 leaves it. */
+  readonly user?: number;
+  readonly group?: number;
+}
+
+/** Its owner alone. */
+export const OWNER_ONLY: SocketAccess = { mode: 0o600 };
 
 /**
  * Makes `server` listen; returns the address with the port that the kernel chose for port 0.
@@ -25,6 +34,8 @@ export async function listen(server: Server, address: Address, access: SocketAcc
     bind(server, address, access);
     await listening;
   } catch (error) {
+    // It may have been the owner that could not be set.
+    server.close();
     throw listenError(address, error);
   }
   const bound = server.address();
@@ -33,9 +44,42 @@ export async function listen(server: Server, address: Address, access: SocketAcc
   return address;
 }
 
+/**
+ * Makes `server` accept from a socket that listens already; returns its address.
+ * @throws ReplError "cannot-listen"
+ */
+export async function listenOn(server: Server, fd: number): Promise<Address> {
+  const listening = once(server, "listening");
+  try {
+    server.listen({ fd });
+    await listening;
+  } catch (error) {
+    throw new ReplError("cannot-listen", `can't listen on descriptor ${fd}: ${describeError(error)}`, {
+      cause: error,
+    });
+  }
+  const bound = server.address();
+  if (bound !== null && typeof bound === "object") {
+    return { kind: "tcp", host: bound.address, port: bound.port };
+  }
+  return { kind: "unix", path: bound ?? pathOf(fd) };
+}
+
+/** Node doesn't know the path of a unix socket that it did not bind. For people: of the socket's kernel object. */
+function pathOf(fd: number): string {
+  const [, inode = ""] = /^socket:\[(\d+)\]$/.exec(readlinkSync(`/proc/self/fd/${fd}`)) ?? [];
+  const entries = readFileSync("/proc/net/unix", "utf8")
+    .split("\n")
+    .map((line) => line.trim().split(/\s+/));
+  const [, , , , , , , path] = entries.find((entry) => entry[6] === inode) ?? [];
+  return path ?? `descriptor ${fd}`;
+}
+
 /** listen() binds before it returns, so the socket is private from its first instant on. */
 function bind(server: Server, address: Address, access: SocketAccess): void {
-  if (address.kind === "tcp" || access === "umask") {
+  const { mode, user = -1, group = -1 } = access;
+  const isAsCreated = mode === undefined && user === -1 && group === -1;
+  if (address.kind === "tcp" || isAsCreated) {
     server.listen({ ...socketOptions(address), backlog: BACKLOG });
     return;
   }
@@ -46,7 +90,10 @@ function bind(server: Server, address: Address, access: SocketAccess): void {
   } finally {
     process.umask(mask);
   }
-  if (server.listening) chmodSync(address.path, 0o600);
+  if (!server.listening) return;
+  // In this order: whoever is let in by the mode is to be let in as the new owner.
+  if (user !== -1 || group !== -1) chownSync(address.path, user, group);
+  chmodSync(address.path, mode ?? 0o777 & ~mask);
 }
 
 /** A socket file outlives a process that was killed; whether anybody listens is told by connecting to it. */

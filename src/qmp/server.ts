@@ -10,7 +10,8 @@ import { NegotiationError, describeError } from "../errors.js";
 import type { Logger } from "../log.js";
 import { formatAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
-import { listen } from "../net/listen.js";
+import { OWNER_ONLY, listen } from "../net/listen.js";
+import type { PeerFilter } from "../net/peer-filter.js";
 import type { TlsAcceptor } from "../net/tls/acceptor.js";
 import { qmpCommand } from "./command.js";
 import type { QmpCommand } from "./command.js";
@@ -34,6 +35,8 @@ export interface QmpServerOptions {
   readonly log: Logger;
   /** For clients over TCP, from the first byte; absent or null: none. */
   readonly tls?: TlsAcceptor | null;
+  /** Absent: clients may come from anywhere. */
+  readonly allow?: PeerFilter;
   /** Of this software, as package.json has it. */
   readonly version: string;
   /** Milliseconds since the epoch, for the events' timestamps. */
@@ -43,6 +46,7 @@ export interface QmpServerOptions {
 export class QmpServer {
   readonly #log: Logger;
   readonly #tls: TlsAcceptor | null;
+  readonly #allow: PeerFilter | null;
   readonly #now: () => number;
   readonly #version: unknown;
   readonly #commands: ReadonlyMap<string, QmpCommand>;
@@ -56,6 +60,7 @@ export class QmpServer {
   constructor(options: QmpServerOptions) {
     this.#log = options.log;
     this.#tls = options.tls ?? null;
+    this.#allow = options.allow ?? null;
     this.#now = options.now ?? Date.now;
     this.#version = { qemu: QEMU_VERSION, package: `nbd-replication ${options.version}` };
     const commands = [...this.#genericCommands(), ...options.commands];
@@ -82,7 +87,7 @@ export class QmpServer {
       if (this.#tls !== null && address.kind === "tcp") void this.#secure(socket, this.#tls);
       else this.#accept(socket);
     });
-    const bound = await listen(server, address, "owner");
+    const bound = await listen(server, address, OWNER_ONLY);
     server.on("error", (error) => {
       this.#log.error({ address: formatAddress(bound), error: error.message }, "QMP listener failed");
     });
@@ -142,6 +147,12 @@ export class QmpServer {
   }
 
   #admits(socket: Socket): boolean {
+    const host = socket.remoteAddress;
+    if (host !== undefined && this.#allow?.admits(host) === false) {
+      this.#log.warn({ host }, "QMP client refused: its address is not allowed");
+      socket.destroy();
+      return false;
+    }
     const clients = this.#sessions.size + this.#handshakes.size;
     if (clients < MAXIMUM_CLIENTS && this.#closed === null) return true;
     this.#log.warn({ clients }, "QMP client refused: too many, or closing");

@@ -1,7 +1,8 @@
 /** The tools that people use against an NBD server, run against ours: libnbd's, QEMU's and fio. */
 import { expect } from "chai";
 import { execFile } from "node:child_process";
-import { readFile, truncate, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { mkdir, open, readFile, stat, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 
@@ -9,7 +10,9 @@ import type { Address } from "../../src/net/address.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { TestProcess } from "../tools/process.js";
 import { Random, SEED } from "../tools/seed.js";
+import { waitFor } from "../tools/wait-for.js";
 
 const MEBIBYTE = 1024 * 1024;
 const SIZE = 16 * MEBIBYTE;
@@ -20,6 +23,13 @@ const run = async (tool: string, ...args: string[]): Promise<string> => {
   const { stdout } = await execute(tool, args, { timeout: 60_000, maxBuffer: MEBIBYTE });
   return stdout;
 };
+
+/** Twenty pieces of data between holes. */
+function scattered(random: Random): Buffer {
+  const content = Buffer.alloc(SIZE);
+  for (let i = 0; i < 20; i++) random.bytes(100_000).copy(content, random.below(SIZE - 100_000));
+  return content;
+}
 
 describe("NBD server, driven by real tools", () => {
   let harness: NbdServerHarness;
@@ -152,6 +162,84 @@ describe("NBD server, driven by real tools", () => {
       "read 512/512",
     );
   });
+
+  for (const transport of ["unix", "tcp"] as const) {
+    const address = (): string => (transport === "unix" ? uri : tcpUri);
+
+    it(`is copied both ways by nbdcopy over four connections, on ${transport}, seed ${SEED}`, async () => {
+      const source = join(harness.directory, "source.img");
+      const copied = join(harness.directory, "copied.img");
+      const content = scattered(new Random(SEED));
+      await writeFile(source, content);
+      await run("nbdcopy", "--connections=4", "--threads=4", source, address());
+      expect(disk.contents().equals(content)).to.be.true;
+      const used = harness.summaries.length;
+      await run("nbdcopy", "--connections=4", "--threads=4", address(), copied);
+      expect((await readFile(copied)).equals(content)).to.be.true;
+      await waitFor(
+        "four connections to have been used",
+        () => harness.summaries.length - used,
+        (count) => count >= 4,
+        10_000,
+      );
+    });
+
+    it(`is converted, compared and mapped by qemu-img, on ${transport}, seed ${SEED}`, async () => {
+      const source = join(harness.directory, "source.img");
+      const content = scattered(new Random(SEED));
+      await writeFile(source, content);
+      await run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", source, address());
+      expect(disk.contents().equals(content)).to.be.true;
+      await run("qemu-img", "compare", "-f", "raw", "-F", "raw", source, address());
+      disk.fill(0, Buffer.of((content[0] ?? 0) ^ 1));
+      const differs = await run("qemu-img", "compare", "-f", "raw", "-F", "raw", source, address()).catch(
+        (error: unknown) => error,
+      );
+      expect(differs).to.be.instanceOf(Error).with.property("code", 1);
+      const map = await run("qemu-img", "map", "--output=json", "-f", "raw", address());
+      const extents = JSON.parse(map) as { start: number; length: number; zero: boolean }[];
+      expect(extents.reduce((sum, { length }) => sum + length, 0)).to.equal(SIZE);
+      for (const { start, length, zero } of extents) {
+        if (zero) expect(disk.contents(start, length).equals(Buffer.alloc(length))).to.be.true;
+      }
+    });
+
+    it(`is read and written by qemu-io, on ${transport}`, async () => {
+      const commands = ["write -P 0x31 777 70001", "flush", "read -P 0x31 777 70001", "read -P 0 0 777"];
+      const args = commands.flatMap((command) => ["-c", command]);
+      expect(await run("qemu-io", "-f", "raw", ...args, address())).to.not.contain("failed");
+      expect(disk.contents(777, 70_001).equals(Buffer.alloc(70_001, 0x31))).to.be.true;
+    });
+
+    it(`is a file under nbdfuse, on ${transport}`, async () => {
+      const mountPoint = join(harness.directory, "mount");
+      await mkdir(mountPoint);
+      const fuse = await TestProcess.start("nbdfuse", [mountPoint, address()]);
+      const file = join(mountPoint, "nbd");
+      try {
+        await waitFor(
+          "nbdfuse to mount",
+          () => existsSync(file) || !fuse.isRunning,
+          (isSettled) => isSettled,
+        );
+        expect(fuse.isRunning, fuse.stderr).to.equal(true);
+        expect((await stat(file)).size).to.equal(SIZE);
+        const content = Buffer.alloc(300_001, 0x42);
+        const handle = await open(file, "r+");
+        await handle.write(content, 0, content.length, 12_345);
+        await handle.sync();
+        const back = Buffer.alloc(content.length);
+        await handle.read(back, 0, back.length, 12_345);
+        await handle.close();
+        expect(back.equals(content)).to.be.true;
+        expect(disk.contents(12_345, content.length).equals(content)).to.be.true;
+        expect(disk.counts.flush).to.be.above(0);
+      } finally {
+        // On this signal it unmounts.
+        await fuse.terminate();
+      }
+    });
+  }
 
   for (const transport of ["unix", "tcp"] as const) {
     it(`keeps what fio writes, verified by checksum, over ${transport}`, async () => {

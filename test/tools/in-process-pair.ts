@@ -219,7 +219,7 @@ export class InProcessPair {
 
   async #serve(): Promise<void> {
     const { secondary } = this.node;
-    const writers = new ReplicationServer(QUIET, null);
+    const writers = new ReplicationServer(QUIET, {});
     writers.serve(secondary);
     const exports = new ExportTable();
     for (const { name, viewExport } of secondary.disks)

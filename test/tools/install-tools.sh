@@ -15,6 +15,8 @@ qemu-storage-daemon  qemu-system-common
 qemu-system-x86_64   qemu-system-x86
 nbdinfo              libnbd-bin
 nbdcopy              libnbd-bin
+nbdfuse              libnbd-bin
+fusermount3          fuse3
 nbdkit               nbdkit
 fio                  fio
 nbd-client           nbd-client

@@ -33,6 +33,8 @@ import { Transmission } from "./transmission.js";
 /** The byte stream of a connection, as accepted; TLS puts another stream over it. */
 export interface Transport {
   readonly stream: Socket;
+  /** The peer's address; null: it came by a unix socket. */
+  readonly host: string | null;
   /** For people: the address, or the listener's path and a number. */
   readonly peer: string;
 }
@@ -69,6 +71,7 @@ export interface ConnectionInfo {
 
 export class Connection implements OptionSink, Reader {
   readonly peer: string;
+  readonly host: string | null;
   /** Resolves when nothing of this connection can reach a device or the client any more. */
   readonly ended: Promise<void>;
   /** The TLS session once there is one. */
@@ -98,8 +101,9 @@ export class Connection implements OptionSink, Reader {
   #source: SharedBuffer | null = null;
 
   /** The stream is paused. */
-  constructor({ stream, peer }: Transport, options: ConnectionOptions) {
+  constructor({ stream, host, peer }: Transport, options: ConnectionOptions) {
     this.peer = peer;
+    this.host = host;
     // A TLS session is laid over a socket that reads as usual.
     const direct = options.tls === null ? readInto(stream, this) : null;
     this.#stream = direct ?? stream;

@@ -3,7 +3,8 @@ import type { Socket } from "node:net";
 import { createServer } from "node:net";
 
 import type { Address } from "../../net/address.js";
-import { listen } from "../../net/listen.js";
+import type { SocketAccess } from "../../net/listen.js";
+import { listen, listenOn } from "../../net/listen.js";
 
 export interface Listener {
   /** As bound: port 0 is resolved. */
@@ -24,7 +25,11 @@ export interface ListenerEvents {
 const KEEPALIVE_DELAY_MS = 30_000;
 
 /** @throws ReplError address-in-use when somebody listens there, cannot-listen for any other reason */
-export async function openListener(address: Address, events: ListenerEvents): Promise<Listener> {
+export async function openListener(
+  place: Address | { readonly fd: number },
+  access: SocketAccess,
+  events: ListenerEvents,
+): Promise<Listener> {
   // Half-open: who sends requests and then FIN, like netcat, still gets the replies.
   const server = createServer(
     {
@@ -36,7 +41,7 @@ export async function openListener(address: Address, events: ListenerEvents): Pr
     },
     events.onSocket,
   );
-  const bound = await listen(server, address, "umask");
+  const bound = "fd" in place ? await listenOn(server, place.fd) : await listen(server, place, access);
   server.on("error", events.onError);
   return {
     address: bound,

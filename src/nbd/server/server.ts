@@ -3,7 +3,7 @@
  *
  * Invariants:
  * - `#connections` holds every connection whose socket is open or that has a device request in flight.
- * - There are never more than `maxConnections` of them.
+ * - There are never more than `maxConnections` of them, nor more than `maxConnectionsPerPeer` from one address.
  * - Once close() was called no listener is opened and no connection enters transmission.
  */
 import type { Socket } from "node:net";
@@ -13,11 +13,19 @@ import type { Logger } from "pino";
 import { StateError, describeError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
 import { formatAddress } from "../../net/address.js";
+import type { SocketAccess } from "../../net/listen.js";
+import type { PeerFilter } from "../../net/peer-filter.js";
 import type { ConnectionInfo, ServerTls } from "./connection.js";
 import { Connection } from "./connection.js";
 import type { ExportTable } from "./exports.js";
-import { DEFAULT_HANDSHAKE_TIMEOUT_MS, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT_MS } from "./limits.js";
-import { SERVER_PAYLOAD_BYTES } from "./limits.js";
+import {
+  DEFAULT_HANDSHAKE_TIMEOUT_MS,
+  DEFAULT_MAX_CONNECTIONS,
+  DEFAULT_MAX_CONNECTIONS_PER_PEER,
+  DEFAULT_STALL_TIMEOUT_MS,
+  REPORTED_REFUSALS,
+  SERVER_PAYLOAD_BYTES,
+} from "./limits.js";
 import { MemoryPool } from "./memory-pool.js";
 import type { Listener } from "./listener.js";
 import { openListener } from "./listener.js";
@@ -29,6 +37,12 @@ export interface NbdServerOptions {
   readonly tls?: ServerTls;
   /** Of all listeners together; what comes above that is closed at once. */
   readonly maxConnections?: number;
+  /** From one address; unix sockets have none. */
+  readonly maxConnectionsPerPeer?: number;
+  /** Absent: clients may come from anywhere. */
+  readonly allow?: PeerFilter;
+  /** Who may connect to unix sockets; absent: whoever the umask lets. */
+  readonly sockets?: SocketAccess;
   /** From accept to transmission. */
   readonly handshakeTimeoutMs?: number;
   /** How long a client may leave its replies unread. */
@@ -38,16 +52,19 @@ export interface NbdServerOptions {
 export class NbdServer {
   readonly #options: NbdServerOptions;
   readonly #maxConnections: number;
+  readonly #maxConnectionsPerPeer: number;
   readonly #listeners = new Map<string, Listener>();
   readonly #connections = new Set<Connection>();
   readonly #memory = new MemoryPool(SERVER_PAYLOAD_BYTES);
   #accepted = 0;
   #stopping = false;
-  #capReported = false;
+  /** What was refused and logged since a client last went. */
+  readonly #refusals = new Set<string>();
 
   constructor(options: NbdServerOptions) {
     this.#options = options;
     this.#maxConnections = options.maxConnections ?? DEFAULT_MAX_CONNECTIONS;
+    this.#maxConnectionsPerPeer = options.maxConnectionsPerPeer ?? DEFAULT_MAX_CONNECTIONS_PER_PEER;
   }
 
   get addresses(): readonly Address[] {
@@ -58,9 +75,18 @@ export class NbdServer {
    * Returns the bound address, a port of 0 resolved. A unix socket file that nobody listens on is replaced.
    * @throws ReplError address-in-use, cannot-listen; StateError server-closed
    */
-  async listen(address: Address): Promise<Address> {
+  listen(address: Address): Promise<Address> {
+    return this.#open(address);
+  }
+
+  /** As listen(), on a socket that listens already: descriptor `fd`. */
+  listenOn(fd: number): Promise<Address> {
+    return this.#open({ fd });
+  }
+
+  async #open(place: Address | { readonly fd: number }): Promise<Address> {
     this.#requireOpen();
-    const listener = await openListener(address, {
+    const listener = await openListener(place, this.#options.sockets ?? {}, {
       onSocket: (socket) => {
         this.#accept(socket, listener.address);
       },
@@ -114,20 +140,16 @@ export class NbdServer {
   }
 
   #accept(socket: Socket, listenedOn: Address): void {
-    if (this.#connections.size >= this.#maxConnections) {
+    const host = socket.remoteAddress ?? null;
+    const refusal = this.#refusal(host);
+    if (refusal !== null) {
       socket.destroy();
-      if (!this.#capReported) {
-        this.#capReported = true;
-        this.#options.log.warn(
-          { maxConnections: this.#maxConnections },
-          "connections refused: too many of them",
-        );
-      }
+      this.#reportRefusal(host, refusal);
       return;
     }
     this.#accepted++;
     const connection = new Connection(
-      { stream: socket, peer: peerOf(socket, listenedOn, this.#accepted) },
+      { stream: socket, host, peer: peerOf(socket, listenedOn, this.#accepted) },
       {
         exports: this.#options.exports,
         log: this.#options.log,
@@ -138,11 +160,31 @@ export class NbdServer {
         isStopping: () => this.#stopping,
         onClosed: (closed) => {
           this.#connections.delete(closed);
-          this.#capReported = false;
+          this.#refusals.clear();
         },
       },
     );
     this.#connections.add(connection);
+  }
+
+  #refusal(host: string | null): string | null {
+    if (host !== null && this.#options.allow?.admits(host) === false) return "its address is not allowed";
+    if (this.#connections.size >= this.#maxConnections) {
+      return `there are ${this.#maxConnections} connections already`;
+    }
+    const fromHost = (): number =>
+      [...this.#connections].filter((connection) => connection.host === host).length;
+    return host !== null && fromHost() >= this.#maxConnectionsPerPeer
+      ? `there are ${this.#maxConnectionsPerPeer} connections from its address already`
+      : null;
+  }
+
+  /** One line for each address and reason. */
+  #reportRefusal(host: string | null, refusal: string): void {
+    const key = `${host ?? ""} ${refusal}`;
+    if (this.#refusals.has(key) || this.#refusals.size >= REPORTED_REFUSALS) return;
+    this.#refusals.add(key);
+    this.#options.log.warn({ host }, `client refused: ${refusal}; further ones like it are not logged`);
   }
 }
 

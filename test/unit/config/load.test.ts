@@ -44,6 +44,8 @@ describe("config/load", () => {
       logLevel: "info",
       cache: "writeback",
       tls: { mode: "off", credentials: null, verifyPeer: false, allowedNames: [] },
+      access: { allow: [], maxConnections: null, maxConnectionsPerPeer: null, sockets: {} },
+      sockets: [],
       logFormat: null,
     });
   });
@@ -63,6 +65,8 @@ describe("config/load", () => {
       logLevel: "info",
       cache: "writeback",
       tls: { mode: "off", credentials: null, verifyPeer: false, allowedNames: [] },
+      access: { allow: [], maxConnections: null, maxConnectionsPerPeer: null, sockets: {} },
+      sockets: [],
       logFormat: null,
     });
   });
@@ -81,6 +85,11 @@ describe("config/load", () => {
       qmp: "127.0.0.1:4444",
       "state-dir": "/state",
       cache: "unsafe",
+      allow: ["192.0.2.0/24"],
+      "max-connections": "200",
+      "max-connections-per-peer": "20",
+      "unix-mode": "660",
+      "unix-owner": "root:107",
       tls: "require",
       "tls-certificates": "pki",
       "tls-verify-peer": "true",
@@ -111,6 +120,13 @@ describe("config/load", () => {
         verifyPeer: true,
         allowedNames: ["guest.example"],
       },
+      access: {
+        allow: ["192.0.2.0/24"],
+        maxConnections: 200,
+        maxConnectionsPerPeer: 20,
+        sockets: { mode: 0o660, user: 0, group: 107 },
+      },
+      sockets: [],
       replicaTimeoutMs: 500,
       resyncRateBytesPerSecond: 100 * 1024 ** 2,
       qmp: [{ kind: "tcp", host: "127.0.0.1", port: 4444 }],
@@ -130,6 +146,16 @@ describe("config/load", () => {
     });
     const verifying = file("tls-certificates: /pki\ntls-verify-peer: true\n");
     expect(loadSecondaryConfig({ disk, config: verifying }, environment).tls.verifyPeer).to.equal(true);
+  });
+
+  it("takes sockets from systemd instead of the default address", () => {
+    const activated = { ...environment, LISTEN_PID: String(process.pid), LISTEN_FDS: "1" };
+    const sockets = [{ fd: 3, name: "unknown" }];
+    expect(loadPrimaryConfig({ disk }, activated)).to.deep.include({ listen: [], sockets });
+    expect(loadSecondaryConfig({ disk }, activated)).to.deep.include({ listen: [], sockets });
+    const listen = ["127.0.0.1:1"];
+    expect(loadPrimaryConfig({ disk, listen }, activated).listen).to.have.length(1);
+    expect(() => loadSecondaryConfig({ disk, listen: ["none"] }, activated)).to.throw("sockets from systemd");
   });
 
   it("leaves the NBD server of a secondary to a manager when told so", () => {
@@ -186,6 +212,10 @@ describe("config/load", () => {
     [{ disk, listen: ["h:1", "h:1"] }, 'two listeners have the address "h:1"'],
     [{ disk, replica: "http://x" }, '--replica: "http://x"'],
     [{ disk, tls: "on" }, '--tls: "on" needs --tls-certificates DIR or --tls-psk FILE'],
+    [{ disk, allow: ["10.0.0.0/40"] }, '--allow: "10.0.0.0/40" is not a network'],
+    [{ disk, "max-connections": "0" }, '--max-connections: "0" is not a number from 1 on'],
+    [{ disk, "unix-mode": "0888" }, '--unix-mode: "0888" is not a mode'],
+    [{ disk, "unix-owner": ":" }, '--unix-owner: ":" is not an owner'],
     [{ disk, tls: "yes" }, '--tls: "yes" is not one of off, on, require'],
     [{ disk, "tls-certificates": "/a", "tls-psk": "/b" }, "--tls-psk: can't be combined"],
     [{ disk, "tls-verify-peer": "true" }, "--tls-verify-peer: needs --tls-certificates"],
