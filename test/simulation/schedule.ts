@@ -239,6 +239,9 @@ async function promoted(
   old.isReplaced = true;
   old.mustRefuse = pair.hasOwn(old);
   next.alone.clear();
+  // The answer that told the old primary the newer name may have been lost: the new one's maps go by that all the same.
+  const names = next.host.secondary?.metadata;
+  if (names?.tenure !== names?.offeredTenure) old.isGivenUp = true;
   if (random.below(2) === 0) await guests(pair, next);
   if (random.below(3) === 0) {
     pair.note(`strays at ${old.name}`);

@@ -31,6 +31,9 @@ export const ZONES: readonly Run[] = [
   { disk: 1, first: 100, count: 100 },
 ];
 
+/** A copy's progress is on record with some flush of the replica, and those come once a second. */
+const PROGRESS_MS = 10_000;
+
 /** The content of all zones, by keyOf(). */
 export type Content = ReadonlyMap<number, Value>;
 
@@ -55,6 +58,9 @@ export class ModelledHost {
   isReplaced = false;
   /** Its disks are not what its guests see: a failover is being merged, or may be. */
   isCommitting = false;
+  /** When a replica answered its last handshake, and whether it died before the progress of that copy was on record. */
+  welcomedMs = 0;
+  hasLostProgress = false;
   /** Its operator has given up what only it has, which may cost a full copy. */
   isGivenUp = false;
   /** How its node is started. */
@@ -322,6 +328,7 @@ export class SimulatedPair {
       host.mustRefuse = false;
       host.isReplaced = false;
       host.isGivenUp = false;
+      host.hasLostProgress = false;
       host.adopting.clear();
     }
     this.#isBounded = true;
@@ -361,7 +368,7 @@ export class SimulatedPair {
   /** Blocks that a resync may send: what either side changed alone, as far as the primary can know. */
   #checkMissed(host: ModelledHost, isKnown: boolean): void {
     const { primary } = host.host;
-    if (!isKnown || !this.#isBounded) return;
+    if (!isKnown || !this.#isBounded || host.hasLostProgress || this.other(host).hasLostProgress) return;
     const other = this.other(host);
     const touched = new Set([...host.touched, ...other.touched]);
     const hot = new Set(
@@ -449,6 +456,7 @@ export class SimulatedPair {
     this.counts.crashes++;
     this.note(`${host.name} ${death}`);
     host.hasCrashed = true;
+    if (this.time.nowMs - host.welcomedMs < PROGRESS_MS) host.hasLostProgress = true;
     const isPrimary = host.role === "primary" || host === this.active;
     // A secondary acknowledges from its memory; what a primary acknowledged is in the kernel's at least.
     if (death === "power lost" || !isPrimary || host.isCommitting) host.disk.fallBack();
@@ -505,6 +513,7 @@ export class SimulatedPair {
             );
           this.#isBounded = false;
         }
+        this.other(host).welcomedMs = this.time.nowMs;
         this.#welcome = { host: this.other(host), isKnown };
       };
     }
