@@ -6,7 +6,7 @@ import type { StateDirectory } from "./state-directory.js";
 
 const METADATA_FILE = "metadata.json";
 const FORMAT = "nbd-replication metadata";
-const VERSION = 2;
+const VERSION = 3;
 
 const disk = z.strictObject({
   name: z.string(),
@@ -51,6 +51,8 @@ const secondarySchema = z.strictObject({
   salvage: z.int().positive().nullable(),
   /** Why the disks may lack writes. */
   gap: z.string().nullable(),
+  /** Where each log ended when the node stopped; none while it runs, for then a log may have a torn tail. */
+  logs: z.array(z.strictObject({ name: z.string(), endBytes: z.int().positive() })),
 });
 
 const primarySchema = z.strictObject({ ...common, generation: z.uuid(), role: z.literal("primary") });
@@ -60,6 +62,7 @@ const nodeSchema = z.discriminatedUnion("role", [secondarySchema, primarySchema]
 export type SecondaryMetadata = Readonly<z.infer<typeof secondarySchema>>;
 export type PrimaryMetadata = Readonly<z.infer<typeof primarySchema>>;
 export type NodeMetadata = SecondaryMetadata | PrimaryMetadata;
+export type LogEnd = SecondaryMetadata["logs"][number];
 export type DiskIdentity = Readonly<z.infer<typeof disk>>;
 
 export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryMetadata {
@@ -75,6 +78,7 @@ export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryM
     returning: false,
     salvage: null,
     gap: null,
+    logs: [],
   };
 }
 

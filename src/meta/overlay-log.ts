@@ -17,6 +17,7 @@ import { asError } from "../errors.js";
 import {
   BROKEN_MARK,
   BROKEN_MARK_POSITION,
+  damaged,
   encodeFileHeader,
   HEADER_BYTES,
   type LogRecord,
@@ -97,12 +98,13 @@ export class OverlayLog {
 
   /**
    * Opens a log after a restart and reports its records in the order of their appending.
-   * @throws MetadataError "foreign", "version" or "damaged"; a torn tail is cut off silently
+   * @param options.endBytes where it ended when the node stopped; undefined: it crashed, and a torn tail is cut off silently
+   * @throws MetadataError "foreign", "version" or "damaged"
    */
   static async recover(
     directory: StateDirectory,
     name: string,
-    options: { epoch: number; sync: boolean },
+    options: { epoch: number; sync: boolean; endBytes?: number | undefined },
     visit: (record: RecoveredRecord) => void,
   ): Promise<OverlayLog> {
     const file = await directory.open(name);
@@ -119,6 +121,13 @@ export class OverlayLog {
         sequence = found.sequence + 1;
       }
       sequence = await inspectTail(file, position, seed, sequence);
+      if (options.endBytes !== undefined && position !== options.endBytes) {
+        // Nothing was being written: what is bad or missing now was whole, and what it guards has been overwritten.
+        throw damaged(
+          file.path,
+          `it ends at ${position} and ended at ${options.endBytes} when the node stopped`,
+        );
+      }
       // What was read may be in the page cache only, and what it guards may be overwritten from now on.
       if (options.sync) await file.sync();
       return new OverlayLog(directory, name, file, {
@@ -146,6 +155,11 @@ export class OverlayLog {
 
   get sizeBytes(): number {
     return this.#end;
+  }
+
+  /** Where it ends, durably, as long as nothing is appended; null after a failure, when that can't be known. */
+  get endBytes(): number | null {
+    return this.#failure === null ? this.#end : null;
   }
 
   /** Whether a before-image was lost: the checkpoint can't be restored from this log. */

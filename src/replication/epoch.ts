@@ -9,6 +9,7 @@
 import type { BlockDevice } from "../block/device.js";
 import { ActiveOverlay } from "../block/overlay/active.js";
 import { HiddenOverlay } from "../block/overlay/hidden.js";
+import type { LogEnd } from "../meta/metadata.js";
 import { OverlayLog } from "../meta/overlay-log.js";
 import type { LogRecord } from "../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
@@ -34,6 +35,8 @@ export interface Epoch {
   /** Gives up the checkpoint, for good and on stable storage. */
   breakCheckpoint(): Promise<void>;
   flush(): Promise<void>;
+  /** Where each log ends, but for those that failed. Nothing is written to the overlays any more. */
+  logEnds(): Promise<LogEnd[]>;
   close(): Promise<void>;
 }
 
@@ -65,17 +68,29 @@ export class EpochStore {
     return this.#assemble(number, log, active);
   }
 
-  /** Takes back the epoch in force after a restart, and with it what a later one had begun to collect. */
-  async recover(number: number): Promise<Epoch> {
+  /**
+   * Takes back the epoch in force after a restart, and with it what a later one had begun to collect.
+   * @param logEnds where the logs ended when the node stopped; empty after a crash
+   * @throws MetadataError if a log is missing, damaged or shorter than it was
+   */
+  async recover(number: number, logEnds: readonly LogEnd[] = []): Promise<Epoch> {
     const { directory, sync } = this.#options;
     const records: RecoveredRecord[] = [];
-    const log = await OverlayLog.recover(directory, hiddenName(number), { epoch: number, sync }, (record) => {
+    const optionsOf = (name: string): { epoch: number; sync: boolean; endBytes: number | undefined } => ({
+      epoch: number,
+      sync,
+      endBytes: logEnds.find((end) => end.name === name)?.endBytes,
+    });
+    const hidden = hiddenName(number);
+    const log = await OverlayLog.recover(directory, hidden, optionsOf(hidden), (record) => {
       records.push(record);
     });
     const activeRecords: RecoveredRecord[] = [];
     const files = await directory.list();
-    const activeLog = (await this.#wasMade(activeName(number), files))
-      ? await OverlayLog.recover(directory, activeName(number), { epoch: number, sync }, (record) => {
+    const active = activeName(number);
+    const isThere = logEnds.some(({ name }) => name === active) || (await this.#wasMade(active, files));
+    const activeLog = isThere
+      ? await OverlayLog.recover(directory, active, optionsOf(active), (record) => {
           activeRecords.push(record);
         })
       : null;
@@ -133,6 +148,14 @@ export class EpochStore {
       breakCheckpoint: () => log.markBroken(),
       flush: async () => {
         for (const { active } of overlays) await active.flush();
+      },
+      logEnds: async () => {
+        const ends: LogEnd[] = [];
+        for (const each of [log, await files.log()]) {
+          const endBytes = each?.endBytes ?? null;
+          if (each !== null && endBytes !== null) ends.push({ name: each.name, endBytes });
+        }
+        return ends;
       },
       close: async () => {
         for (const { active } of overlays) await active.close();
@@ -194,6 +217,11 @@ class ActiveFiles {
     const name = `active-${this.#epoch}-${diskIndex}.data`;
     const exists = this.#recovered && (await directory.list()).includes(name);
     return { log, file: exists ? await directory.open(name) : await directory.create(name) };
+  }
+
+  /** Null: no client has written to a view. */
+  async log(): Promise<OverlayLog | null> {
+    return this.#log;
   }
 
   async close(): Promise<void> {

@@ -391,8 +391,10 @@ export class Secondary {
       await this.#epochs.settled();
       await this.#group.flush();
       await this.overlays?.flush();
+      const cleanShutdown = this.#group.failure === null && this.#epochs.failure === null;
       await this.#metadata.save({
-        cleanShutdown: this.#group.failure === null && this.#epochs.failure === null,
+        cleanShutdown,
+        logs: cleanShutdown ? ((await this.overlays?.logEnds()) ?? []) : [],
         disks: await identifyDisks(this.#options.disks, true),
       });
       await this.overlays?.close();
@@ -567,14 +569,15 @@ export class Secondary {
   }
 
   async #recover(): Promise<void> {
-    const { stage, epoch, failoverTarget: target, cleanShutdown } = this.metadata;
-    const overlays = stage === "none" || stage === "done" ? null : await this.#store.recover(epoch);
+    const { stage, epoch, failoverTarget: target, cleanShutdown, logs } = this.metadata;
+    const overlays = stage === "none" || stage === "done" ? null : await this.#store.recover(epoch, logs);
     if (overlays === null) await this.#store.removeAllBut(null);
     this.#state = { ...this.#state, stage, target, hasError: stage === "failover-failed" };
     this.#isFenced = stage !== "none" && stage !== "running";
     if (this.#isFenced) this.#group.fence();
     await this.#metadata.save({
       cleanShutdown: false,
+      logs: [],
       disks: await identifyDisks(this.#options.disks, false),
     });
     if (overlays === null) {

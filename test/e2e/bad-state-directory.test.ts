@@ -141,8 +141,8 @@ describe("state directory that can't be used", () => {
     ],
     [
       "of a newer version",
-      (text) => text.replace('"version": 2', '"version": 3'),
-      "metadata.json has version 3; this program reads 2",
+      (text) => text.replace('"version": 3', '"version": 4'),
+      "metadata.json has version 4; this program reads 3",
     ],
     ["lacking a member", (text) => text.replace(/"epoch": \d+,/, ""), /metadata.json is damaged: epoch: /],
     [

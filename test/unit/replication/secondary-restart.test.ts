@@ -263,3 +263,50 @@ describe("secondary: a power loss after a crash of the process", () => {
     }
   });
 });
+
+describe("secondary: a log that was damaged after a clean stop", () => {
+  const STATE = ["hidden-1.log", "active-1.log"] as const;
+  /** A record without content, at the end of either log. */
+  const LAST_BYTES = 64;
+
+  for (const name of STATE) {
+    for (const { how, damage } of [
+      {
+        how: "cut at the end of a record",
+        damage: (log: Buffer) => log.subarray(0, log.length - LAST_BYTES),
+      },
+      {
+        how: "flipped in its last record",
+        damage: (log: Buffer): Buffer => {
+          const flipped = Buffer.from(log);
+          flipped[log.length - LAST_BYTES + 30] = 0xff;
+          return flipped;
+        },
+      },
+    ]) {
+      it(`${name} ${how}: is refused, for no tail can be torn then`, async () => {
+        const state = new MemoryStateDirectory();
+        const node = await SecondaryNode.open({ media: [new MemoryDevice(SIZE_BYTES)], state });
+        await node.start();
+        await put(node.replication(), 0, PAGE, 0x22);
+        await put(node.view(), 0, PAGE, 0x33);
+        await node.close();
+        state.put(name, damage(state.contents(name)));
+        await expectFailure(
+          node.reopen(),
+          /^\/state\/(hidden|active)-1\.log is damaged: it ends at \d+ and ended at \d+ when/,
+        );
+      });
+    }
+  }
+
+  it("is refused when it is missing, for the view's own writes would be gone without a word", async () => {
+    const state = new MemoryStateDirectory();
+    const node = await SecondaryNode.open({ media: [new MemoryDevice(SIZE_BYTES)], state });
+    await node.start();
+    await put(node.view(), 0, PAGE, 0x33);
+    await node.close();
+    await state.remove("active-1.log");
+    await expectFailure(node.reopen(), /active-1\.log is missing/);
+  });
+});
