@@ -94,6 +94,15 @@ export class EpochStore {
           activeRecords.push(record);
         })
       : null;
+    for (const { disk, kind } of activeRecords) {
+      const name = dataName(number, disk);
+      // Made anew it would be empty, and the view would lack what the log says is there.
+      if (kind !== "zero" && !files.includes(name))
+        throw new MetadataError(
+          "missing",
+          `${directory.path}/${name} is missing although ${active} names its content: restore it, or remove the directory, which costs a full copy`,
+        );
+    }
     const epoch = this.#assemble(
       number,
       log,
@@ -214,7 +223,7 @@ class ActiveFiles {
       },
     );
     const log = await this.#log;
-    const name = `active-${this.#epoch}-${diskIndex}.data`;
+    const name = dataName(this.#epoch, diskIndex);
     const exists = this.#recovered && (await directory.list()).includes(name);
     return { log, file: exists ? await directory.open(name) : await directory.create(name) };
   }
@@ -235,6 +244,10 @@ function hiddenName(epoch: number): string {
 
 function activeName(epoch: number): string {
   return `active-${epoch}.log`;
+}
+
+function dataName(epoch: number, disk: number): string {
+  return `active-${epoch}-${disk}.data`;
 }
 
 function epochsOf(files: readonly string[]): number[] {

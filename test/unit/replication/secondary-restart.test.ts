@@ -306,7 +306,14 @@ describe("secondary: a log that was damaged after a clean stop", () => {
     await node.start();
     await put(node.view(), 0, PAGE, 0x33);
     await node.close();
+    const log = state.contents("active-1.log");
     await state.remove("active-1.log");
     await expectFailure(node.reopen(), /active-1\.log is missing/);
+    state.put("active-1.log", log);
+    await state.remove("active-1-0.data");
+    await expectFailure(
+      node.reopen(),
+      /active-1-0\.data is missing although active-1\.log names its content/,
+    );
   });
 });
