@@ -5,7 +5,7 @@
  * and each epoch, so that a batch of requests to any of them costs one fdatasync. The bytes are in docs/formats.md.
  *
  * Invariants:
- * - Bytes [0, durableBytes) are on stable storage; every record states the durableBytes of when it was appended.
+ * - Bytes [0, durableBytes) are on stable storage; every record states the durableBytes of when it was written.
  * - A record's position in the file, sequence number and the log's id go into its checksums, and sequence numbers only
  *   grow: a stale or misplaced record is never taken for one of this log.
  * - append() resolves only when the records, and everything appended before them, are durable. Whatever they guard
@@ -37,6 +37,10 @@ import type { StateDirectory, StateFile } from "./state-directory.js";
 const PATIENCE_MS = 1;
 /** So much waits for nothing but the disk. */
 const PATIENCE_BYTES = 256 * 1024;
+/** No more is added to a batch of this length. */
+const LONG_BATCH_BYTES = 4 * 1024 * 1024;
+/** One is copied into the page cache while the other is on its way to the disk. */
+const BATCHES_AT_A_TIME = 2;
 
 export class OverlayLog {
   readonly name: string;
@@ -47,8 +51,12 @@ export class OverlayLog {
   #end: number;
   #durableBytes: number;
   #sequence: number;
-  #next: OverlayLogBatch | null = null;
-  #committing: Promise<void> | null = null;
+  /** Batches that are not being written yet; records join the last one. */
+  readonly #waiting: OverlayLogBatch[] = [];
+  #underWay = 0;
+  /** Settles when every batch whose writing has begun is committed, or has failed. */
+  #committed: Promise<void> = Promise.resolve();
+  #isScheduled = false;
   /** Runs while only patient records wait; null: a commit is under way, or nothing waits. */
   #patience: NodeJS.Timeout | null = null;
   #failure: Error | null = null;
@@ -175,12 +183,12 @@ export class OverlayLog {
    * @throws DeviceError if they could not be kept; nothing may be overwritten then
    */
   async append(records: readonly LogRecord[], patient = false): Promise<readonly number[]> {
-    if (this.#failure !== null) throw this.#failure;
-    const batch = (this.#next ??= new OverlayLogBatch(this.#end, this.#seed));
+    this.#refuseAfterFailure();
+    const batch = this.#batch();
     const positions = records.map((record) => batch.add(record, this.#sequence++));
     this.#end = batch.startPosition + batch.lengthBytes;
     if (!patient || batch.lengthBytes >= PATIENCE_BYTES) this.hurry();
-    else if (this.#committing === null) this.#patience ??= setTimeout(this.#outOfPatience, PATIENCE_MS);
+    else if (this.#underWay === 0) this.#patience ??= setTimeout(this.#outOfPatience, PATIENCE_MS);
     await batch.done.promise;
     return positions;
   }
@@ -189,7 +197,13 @@ export class OverlayLog {
   hurry(): void {
     if (this.#patience !== null) clearTimeout(this.#patience);
     this.#patience = null;
-    if (this.#next !== null) this.#committing ??= this.#commitAll();
+    if (this.#isScheduled || this.#waiting.length === 0) return;
+    this.#isScheduled = true;
+    // Who appends in this turn of the event loop is in the same batch.
+    process.nextTick(() => {
+      this.#isScheduled = false;
+      this.#begin();
+    });
   }
 
   /** Reads content back from where append() put it. */
@@ -215,8 +229,8 @@ export class OverlayLog {
   }
 
   async close(): Promise<void> {
-    this.hurry();
-    await this.#committing;
+    this.#begin();
+    while (this.#underWay > 0) await this.#committed;
     await this.#file.close();
   }
 
@@ -224,27 +238,48 @@ export class OverlayLog {
     this.hurry();
   };
 
-  /** Group commit: everything that came in during one write and sync goes into the next. Never rejects. */
-  async #commitAll(): Promise<void> {
-    // Who appends in this turn of the event loop is in the same batch.
-    await new Promise<void>((resolve) => {
-      process.nextTick(resolve);
-    });
-    for (let batch = this.#next; batch !== null; batch = this.#next) {
-      this.#next = null;
-      try {
-        if (this.#failure !== null) throw this.#failure;
-        const pieces = batch.finish(this.#durableBytes);
-        if (this.#sync) await this.#file.writeDurably(batch.startPosition, pieces);
-        else await this.#file.write(batch.startPosition, pieces);
-        this.#durableBytes = batch.startPosition + batch.lengthBytes;
-        batch.done.resolve();
-      } catch (error) {
-        this.#failure = asError(error);
-        batch.done.reject(this.#failure);
-      }
-      batch.release();
+  #refuseAfterFailure(): void {
+    if (this.#failure !== null) throw this.#failure;
+  }
+
+  /** The one that the next record joins: so long that a sync pays, so short that whoever waits for memory need not wait long. */
+  #batch(): OverlayLogBatch {
+    const last = this.#waiting.at(-1);
+    if (last !== undefined && last.lengthBytes < LONG_BATCH_BYTES) return last;
+    const batch = new OverlayLogBatch(this.#end, this.#seed);
+    this.#waiting.push(batch);
+    return batch;
+  }
+
+  /** Group commit: what comes in during one write and sync goes into the next. Long ones keep the disk busy, two at a time. */
+  #begin(): void {
+    for (let next = this.#waiting[0]; next !== undefined; next = this.#waiting[0]) {
+      const isLong = next.lengthBytes >= LONG_BATCH_BYTES;
+      if (this.#underWay > 0 && !(isLong && this.#underWay < BATCHES_AT_A_TIME)) return;
+      this.#waiting.shift();
+      this.#underWay++;
+      this.#committed = this.#commit(next, this.#committed);
     }
-    this.#committing = null;
+  }
+
+  /** Never rejects. @param earlier the batch before it, which it is not committed without */
+  async #commit(batch: OverlayLogBatch, earlier: Promise<void>): Promise<void> {
+    try {
+      this.#refuseAfterFailure();
+      const pieces = batch.finish(this.#durableBytes);
+      if (this.#sync) await this.#file.writeDurably(batch.startPosition, pieces);
+      else await this.#file.write(batch.startPosition, pieces);
+      await earlier;
+      this.#refuseAfterFailure();
+      this.#durableBytes = batch.startPosition + batch.lengthBytes;
+      batch.done.resolve();
+    } catch (error) {
+      await earlier;
+      this.#failure ??= asError(error);
+      batch.done.reject(this.#failure);
+    }
+    batch.release();
+    this.#underWay--;
+    this.#begin();
   }
 }

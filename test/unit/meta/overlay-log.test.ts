@@ -118,6 +118,59 @@ describe("overlay log", () => {
     expect((await recoverAll(directory)).records).to.deep.equal([markRecord("zero", 0, 4096)]);
   });
 
+  describe("of two long batches that are written side by side", () => {
+    /** Each a batch of its own: as long as one gets. */
+    const long = (byte: number): LogRecord => dataRecord(byte * 2 ** 24, Buffer.alloc(5 * 1024 * 1024, byte));
+    let log: OverlayLog;
+    /** The syncs, in the order of the batches. */
+    let syncs: Deferred<void>[];
+
+    beforeEach(async () => {
+      log = await OverlayLog.create(directory, NAME, OPTIONS);
+      syncs = [];
+      directory.intercept = ({ kind }): Promise<void> | undefined => {
+        if (kind !== "sync") return undefined;
+        const sync = new Deferred<void>();
+        syncs.push(sync);
+        return sync.promise;
+      };
+    });
+
+    it("the second is not resolved before the first, although it is durable", async () => {
+      const appends = [1, 2, 3].map((byte) => log.append([long(byte)]));
+      await turns();
+      expect(syncs, "at a time").to.have.length(2);
+      syncs[1]?.resolve();
+      await turns();
+      expect(await Promise.all(appends.map(isSettled))).to.deep.equal([false, false, false]);
+      syncs[0]?.resolve();
+      await Promise.all(appends.slice(0, 2));
+      await turns();
+      syncs[2]?.resolve();
+      await Promise.all(appends);
+      directory.intercept = (): undefined => undefined;
+      expect((await recoverAll(directory)).records).to.deep.equal([long(1), long(2), long(3)]);
+    });
+
+    it("the second fails with the first; if a crash leaves only the second, it is part of a torn tail", async () => {
+      const appends = [1, 2].map((byte) => outcome(log.append([long(byte)])));
+      await turns();
+      syncs[1]?.resolve();
+      await turns();
+      syncs[0]?.reject(new DeviceError("EIO", "injected"));
+      expect(await Promise.all(appends)).to.deep.equal(["EIO", "EIO"]);
+      directory.intercept = (): undefined => undefined;
+      const left = directory.contents(NAME);
+      left.fill(0, HEADER_BYTES + 512, HEADER_BYTES + 1024);
+      directory.put(NAME, left);
+      const recovered = await recoverAll(directory);
+      expect(recovered.records).to.deep.equal([]);
+      await recovered.log.append([long(3)]);
+      await recovered.log.close();
+      expect((await recoverAll(directory)).records).to.deep.equal([long(3)]);
+    });
+  });
+
   it("never syncs where told not to", async () => {
     const log = await OverlayLog.create(directory, NAME, { epoch: 7, sync: false });
     await log.append([markRecord("zero", 0, 4096)]);
