@@ -2,6 +2,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { describeError } from "../src/errors.js";
+import { succeed } from "../test/tools/process.js";
 import { type LoadTarget, runLoad } from "./load.js";
 import type { FioJob } from "./rows.js";
 import type { LoadResult, Outcome, ServerUsage } from "./sample.js";
@@ -25,6 +26,8 @@ export async function measure(system: System, measurement: Measurement): Promise
     // So that the load meets copy-before-write. Nothing else runs: QEMU's would not survive it otherwise.
     await system.checkpoint?.();
     await measurement.prepare?.();
+    // What was written before, to whichever disk, is not to be written back while this one is measured.
+    await succeed("sync", []);
     for (const { pid } of system.servers) await resetPeakMemory(pid);
     const before = await Promise.all(system.servers.map(({ pid }) => cpuMicroseconds(pid)));
     const running = runLoad(system, measurement.job, measurement);
