@@ -20,6 +20,7 @@ import { EXTENDED_DESCRIPTOR_BYTES } from "../wire/structured-reply.js";
 import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
 import { blockStatus } from "./block-status.js";
+import { BusyPoll } from "./busy-poll.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
 import {
   BLOCK_STATUS_DESCRIPTORS,
@@ -62,6 +63,7 @@ export class Transmission implements RequestSink {
   /** What the payloads that are not copied lie in; null: in memory that is theirs alone. */
   source: SharedBuffer | null = null;
   readonly #options: TransmissionOptions;
+  readonly #poll = new BusyPoll();
   readonly #rules: RequestRules;
   readonly #observer: ConnectionObserver;
   #current: OpenRequest | null = null;
@@ -201,6 +203,7 @@ export class Transmission implements RequestSink {
   }
 
   request(_header: RequestHeader, payload: Buffer | null): void {
+    this.#poll.arrived();
     const open = this.#current;
     this.#current = null;
     if (open === null) {
@@ -366,6 +369,7 @@ export class Transmission implements RequestSink {
     if (this.#deviceRequests > 0) return;
     // Nobody is left to share the writev with.
     this.#options.writer.flush();
+    if (open.header.type === Command.Read) this.#poll.expect();
     this.#options.onProgress();
   }
 
