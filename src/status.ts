@@ -16,6 +16,10 @@ export type CacheMode = (typeof CACHE_MODES)[number];
 export const CONGESTION_POLICIES = ["block", "detach"] as const;
 export type CongestionPolicy = (typeof CONGESTION_POLICIES)[number];
 
+/** What guests' changes do while the replica can't take them; QEMU: werror, DRBD: fencing. */
+export const REPLICA_ERROR_POLICIES = ["continue", "stop"] as const;
+export type ReplicaErrorPolicy = (typeof REPLICA_ERROR_POLICIES)[number];
+
 export type AckMode = "async" | "memsync" | "sync";
 
 export type LinkState =
@@ -130,6 +134,9 @@ export interface JobStatus {
 
 export interface PrimaryStatus {
   readonly ackMode: AckMode;
+  readonly onReplicaError: ReplicaErrorPolicy;
+  /** Changes of guests that wait for the replica; 0 if they never do. */
+  readonly waitingChanges: number;
   readonly checkpointIntervalMs: number;
   readonly replicaTimeoutMs: number;
   readonly link: {

@@ -40,12 +40,14 @@ export function primaryStatus(
 /** How a node replicates to its replica. */
 export function primaryPart(
   primary: Primary,
-  config: Pick<PrimaryConfig, "ackMode" | "replicaTimeoutMs">,
+  config: Pick<PrimaryConfig, "ackMode" | "onReplicaError" | "replicaTimeoutMs">,
   startedMs: number,
 ): PrimaryStatus {
   const { link, replica, checkpointIntervalMs } = primary;
   return {
     ackMode: config.ackMode,
+    onReplicaError: config.onReplicaError,
+    waitingChanges: primary.waitingChanges,
     checkpointIntervalMs,
     replicaTimeoutMs: config.replicaTimeoutMs,
     link: {

@@ -35,6 +35,7 @@ async function startPrimary(
     disks,
     ackMode: config.ackMode,
     onCongestion: config.onCongestion,
+    onReplicaError: config.onReplicaError,
     replicaTimeoutMs: config.replicaTimeoutMs,
     resyncBytesPerSecond: config.resyncRateBytesPerSecond,
     checkpointIntervalMs: config.checkpointIntervalMs,
@@ -50,7 +51,10 @@ async function startPrimary(
     log: log.child({ component: "nbd" }),
     ...parts.nbdAccess,
   });
-  lifecycle.add(() => guests.close(CLOSE_DEADLINE_MS));
+  lifecycle.add(() => {
+    primary.refuseWaiting();
+    return guests.close(CLOSE_DEADLINE_MS);
+  });
   for (const address of config.listen) await guests.listen(address);
   for (const { fd } of config.sockets) await guests.listenOn(fd);
 

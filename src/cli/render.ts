@@ -99,6 +99,11 @@ function troublesOf(status: NodeStatus, nowMs: number): string[] {
     troubles.push(`a primary was refused: ${secondary.conflict}`);
   if (primary?.link.state === "refused")
     troubles.push(`the replica refuses: ${primary.link.lastError ?? "no reason given"}`);
+  if (primary !== undefined && primary.waitingChanges > 0) {
+    troubles.push(
+      `guests wait for the replica with ${count(primary.waitingChanges, "change")}: repl-${status.role} detach goes on without it`,
+    );
+  }
   for (const { name, primary: disk } of status.disks) {
     const report = disk?.lastVerify ?? null;
     const differing = report === null ? 0 : report.differingBytes - report.repairedBytes;
@@ -130,6 +135,7 @@ function primaryRows(primary: PrimaryStatus, nowMs: number): Row[] {
       `ack mode ${primary.ackMode}, timeout ${formatSeconds(primary.replicaTimeoutMs / 1000)}, checkpoints ${interval}`,
     ],
   ];
+  if (primary.onReplicaError === "stop") rows.push(["", "changes wait while the replica can't take them"]);
   if (link.reconnects > 0) rows.push(["", count(link.reconnects, "reconnect")]);
   if (link.lastError !== null) rows.push(["", `last error: ${link.lastError}`]);
   return rows;

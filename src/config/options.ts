@@ -91,6 +91,14 @@ const NODE_OPTIONS = [
     defaultText: "block",
   },
   {
+    name: "on-replica-error",
+    nodes: ["primary"],
+    value: "POLICY",
+    describe:
+      "while the replica can't take changes: continue (the guest goes on, resync later) or stop (its changes wait)",
+    defaultText: "continue",
+  },
+  {
     name: "replica-timeout",
     nodes: ["primary"],
     value: "TIME",

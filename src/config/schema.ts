@@ -14,6 +14,8 @@ import {
   type CacheMode,
   CONGESTION_POLICIES,
   type CongestionPolicy,
+  REPLICA_ERROR_POLICIES,
+  type ReplicaErrorPolicy,
 } from "../status.js";
 import {
   addressField,
@@ -76,6 +78,7 @@ export interface PrimaryConfig extends NodeConfig {
   readonly checkpointIntervalMs: number;
   readonly ackMode: AckMode;
   readonly onCongestion: CongestionPolicy;
+  readonly onReplicaError: ReplicaErrorPolicy;
   readonly replicaTimeoutMs: number;
   /** 0: without limit. */
   readonly resyncRateBytesPerSecond: number;
@@ -101,6 +104,7 @@ const DEFAULT_REPLICA_TIMEOUT_MS = 5000;
 export const DEFAULT_REPLICATION = {
   ackMode: "memsync",
   onCongestion: "block",
+  onReplicaError: "continue",
   replicaTimeoutMs: DEFAULT_REPLICA_TIMEOUT_MS,
   resyncBytesPerSecond: 0,
   checkpointIntervalMs: 0,
@@ -137,6 +141,7 @@ const primaryFields = z.strictObject({
   "checkpoint-interval": durationField.default(DEFAULT_REPLICATION.checkpointIntervalMs),
   "ack-mode": choiceField(["async", "memsync", "sync"]).default(DEFAULT_REPLICATION.ackMode),
   "on-congestion": choiceField(CONGESTION_POLICIES).default(DEFAULT_REPLICATION.onCongestion),
+  "on-replica-error": choiceField(REPLICA_ERROR_POLICIES).default(DEFAULT_REPLICATION.onReplicaError),
   "replica-timeout": durationField.default(DEFAULT_REPLICATION.replicaTimeoutMs),
   "resync-rate": rateField.default(DEFAULT_REPLICATION.resyncBytesPerSecond),
 });
@@ -183,6 +188,12 @@ export function primaryConfig(
       "detach needs --ack-mode async: in the others a guest waits for the replica anyway",
     );
   }
+  if (fields["on-replica-error"] === "stop" && fields["on-congestion"] === "detach") {
+    throw conflict(
+      nameOption("on-replica-error"),
+      "stop can't be combined with --on-congestion detach, which lets the guest go on alone",
+    );
+  }
   const common = commonConfig(fields, listen, nameOption);
   return {
     ...common,
@@ -193,6 +204,7 @@ export function primaryConfig(
     checkpointIntervalMs,
     ackMode: fields["ack-mode"],
     onCongestion: fields["on-congestion"],
+    onReplicaError: fields["on-replica-error"],
     replicaTimeoutMs: fields["replica-timeout"],
     resyncRateBytesPerSecond: fields["resync-rate"],
   };

@@ -3,8 +3,10 @@ import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import type { DirtyMap } from "../block/dirty-map.js";
 import { gated } from "../block/filters/gated.js";
+import { held } from "../block/filters/held.js";
 import { type ForwardFailure, PrimaryFilter } from "../block/filters/replication.js";
 import type { Gate } from "../block/gate.js";
+import type { Hold } from "../block/hold.js";
 import type { MemoryBudget } from "../block/memory-budget.js";
 import { type AckMode, Mirror } from "../block/mirror.js";
 import type { NamedDisk } from "./secondary-disk.js";
@@ -14,6 +16,8 @@ export interface PrimaryDiskOptions {
   readonly dirty: DirtyMap;
   /** Shut while a checkpoint looks for its instant. */
   readonly gate: Gate;
+  /** Where changes wait for the replica; null: they go on without it. */
+  readonly hold: Hold | null;
   readonly memory: MemoryBudget;
   /** A change did not reach the replica, or may not have; the dirty map has it already. The guest waits for it. */
   readonly onForwardFailure: (disk: PrimaryDisk, failure: ForwardFailure) => Promise<void>;
@@ -52,7 +56,9 @@ export class PrimaryDisk {
       onCongested: options.onCongested,
       onAlone: options.onAlone,
     });
-    this.guestExport = checked(gated(this.mirror, options.gate, "writes"));
+    const gate = gated(this.mirror, options.gate, "writes");
+    // Above the gate and all locks: whatever mends the replica must not wait for what waits for the replica.
+    this.guestExport = checked(options.hold === null ? gate : held(gate, options.hold));
   }
 
   /** Changes and bytes that the replica has acknowledged. */

@@ -11,10 +11,11 @@ import type { Logger } from "pino";
 import type { ForwardFailure } from "../block/filters/replication.js";
 import { DirtyMap, dirtyMapName } from "../block/dirty-map.js";
 import { Gate } from "../block/gate.js";
+import { Hold } from "../block/hold.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import type { AckMode } from "../block/mirror.js";
 import { type Cancel, type Clock, systemClock } from "../clock.js";
-import { describeError, LinkError, StateError } from "../errors.js";
+import { asError, describeError, LinkError, StateError } from "../errors.js";
 import {
   checkDisks,
   newPrimaryMetadata,
@@ -28,7 +29,7 @@ import type { StateDirectory } from "../meta/state-directory.js";
 import { findForeignDisk, identifyDisks } from "../meta/disk-identity.js";
 import type { Endpoint } from "../net/endpoint.js";
 import { Checkpointer } from "./checkpointer.js";
-import type { CongestionPolicy, LinkState, SwallowedError } from "../status.js";
+import type { CongestionPolicy, LinkState, ReplicaErrorPolicy, SwallowedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
 import { branch } from "./generation.js";
 import { CONGESTED, Link, type LinkEvents } from "./link.js";
@@ -60,6 +61,8 @@ export interface PrimaryOptions {
   readonly ackMode: AckMode;
   /** Ack mode async: whether the guest waits for a replica that is slower, or goes on without it for a while. */
   readonly onCongestion: CongestionPolicy;
+  /** Whether guests go on without a replica that can't take changes, or their changes wait until it can. */
+  readonly onReplicaError: ReplicaErrorPolicy;
   readonly replicaTimeoutMs: number;
   /** 0: no limit. */
   readonly resyncBytesPerSecond: number;
@@ -97,6 +100,8 @@ export class Primary {
   readonly #network: ReplicaNetwork;
   readonly #metadata: PrimaryKeeper;
   readonly #gate = new Gate();
+  /** null: guests never wait for a replica that is away. */
+  readonly #hold: Hold | null;
   readonly #errors = new ErrorRecord();
   readonly #serial = new Serial();
   readonly #checkpointer: Checkpointer;
@@ -122,6 +127,7 @@ export class Primary {
     this.#checkpointIntervalMs = options.checkpointIntervalMs;
     this.rate = new RateLimit(options.resyncBytesPerSecond);
     const memory = new MemoryBudget(ASYNC_BYTES);
+    this.#hold = options.onReplicaError === "stop" ? this.#makeHold() : null;
     this.disks = options.disks.map((disk, index) => {
       const dirty = maps[index];
       if (dirty === undefined) throw new RangeError(`no dirty map for disk ${disk.name}`);
@@ -129,8 +135,10 @@ export class Primary {
         dirty,
         ackMode: options.ackMode,
         gate: this.#gate,
+        hold: this.#hold,
         memory,
         onForwardFailure: (failed, failure) => {
+          this.#hold?.failed();
           this.#forwardFailed(failed, failure);
           return this.#goAlone();
         },
@@ -251,6 +259,16 @@ export class Primary {
     return this.#lastCheckpoint;
   }
 
+  /** Changes of guests that wait for the replica. */
+  get waitingChanges(): number {
+    return this.#hold?.waiting ?? 0;
+  }
+
+  /** The node stops: changes that wait for the replica, now or later, fail with ESHUTDOWN. */
+  refuseWaiting(): void {
+    this.#hold?.end();
+  }
+
   /** Why a checkpoint would be refused now, or null. */
   checkpointRefusal(): string | null {
     if (this.#link === null) return "no replica is attached";
@@ -354,6 +372,7 @@ export class Primary {
 
   /** Takes leave of the replica and records a clean state. The guests' exports are closed already. */
   close(): Promise<void> {
+    this.refuseWaiting();
     return this.#serial.run(async () => {
       await this.#stopLink();
       for (const { local, mirror, dirty } of this.disks) {
@@ -452,6 +471,7 @@ export class Primary {
             );
           }
           this.verifier.linkChanged(state === "replicating");
+          this.#holdChanges(state);
           this.#logLink(state);
           this.#options.events.stateChanged(state);
         },
@@ -471,14 +491,53 @@ export class Primary {
     });
     this.#link = link;
     this.#state = next;
+    this.#hold?.shut();
     try {
       await link.start();
     } catch (error) {
+      this.#hold?.release();
       this.#link = null;
       this.#state = initialState("primary");
       throw error;
     }
     this.#schedule();
+  }
+
+  #makeHold(): Hold {
+    return new Hold({
+      waiting: () => {
+        this.#log.warn(
+          { link: this.#link?.state },
+          "changes of guests wait for the replica until it is back, or is detached",
+        );
+      },
+      goOn: (changes) => {
+        this.#log.info({ changes, link: this.#link?.state }, "changes of guests go on");
+      },
+    });
+  }
+
+  /** With policy stop: a change begins when it would be forwarded, and ends when what failed meanwhile was sent again. */
+  #holdChanges(state: LinkState): void {
+    const hold = this.#hold;
+    if (hold === null) return;
+    if (state === "detached") hold.release();
+    else if (state === "resyncing") hold.open();
+    else if (state !== "replicating") hold.shut();
+    else {
+      hold.open();
+      this.#letEnd(hold).catch((error: unknown) => this.#link?.giveUp(asError(error)));
+    }
+  }
+
+  /** The resync is over. In ack mode sync, what it sent has to be durable first. */
+  async #letEnd(hold: Hold): Promise<void> {
+    const { failures } = hold;
+    if (this.#options.ackMode === "sync") {
+      for (const index of this.disks.keys()) await this.#link?.replica(index)?.flush();
+    }
+    // What failed in between is for the next resync.
+    if (this.#link?.state === "replicating" && this.#missedBytes === 0) hold.whole(failures);
   }
 
   /** An outage is news once, however often the link tries to mend it. */

@@ -289,6 +289,7 @@ export class SimulatedHost {
     return {
       ackMode: this.#options.ackMode,
       onCongestion: "block",
+      onReplicaError: "continue",
       replicaTimeoutMs: this.#options.replicaTimeoutMs,
       resyncBytesPerSecond: 0,
       checkpointIntervalMs: 0,

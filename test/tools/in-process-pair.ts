@@ -23,7 +23,7 @@ import { nodeCommands } from "../../src/qmp/commands/node.js";
 import { QmpServer } from "../../src/qmp/server.js";
 import { Primary } from "../../src/replication/primary.js";
 import { CHECKPOINT_EVENT } from "../../src/replication/replica-control.js";
-import type { CongestionPolicy } from "../../src/status.js";
+import type { CongestionPolicy, ReplicaErrorPolicy } from "../../src/status.js";
 import { FailingDevice } from "./failing-device.js";
 import { MemoryDevice } from "./memory-device.js";
 import { MemoryStateDirectory } from "./memory-state-directory.js";
@@ -39,6 +39,7 @@ export interface InProcessPairOptions {
   readonly sizes: readonly number[];
   readonly ackMode?: AckMode;
   readonly onCongestion?: CongestionPolicy;
+  readonly onReplicaError?: ReplicaErrorPolicy;
 }
 
 /** The listeners of one life of the secondary. */
@@ -191,6 +192,7 @@ export class InProcessPair {
       })),
       ackMode: this.#options.ackMode ?? "memsync",
       onCongestion: this.#options.onCongestion ?? "block",
+      onReplicaError: this.#options.onReplicaError ?? "continue",
       replicaTimeoutMs: REPLICA_TIMEOUT_MS,
       resyncBytesPerSecond: 0,
       checkpointIntervalMs: 0,

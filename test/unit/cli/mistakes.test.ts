@@ -45,6 +45,11 @@ const MISTAKES: readonly (readonly [Role, readonly string[], string])[] = [
     ["--disk", "a=/a", "--on-congestion", "detach"],
     "--on-congestion: detach needs --ack-mode async",
   ],
+  [
+    "primary",
+    ["--disk", "a=/a", "--ack-mode", "async", "--on-congestion", "detach", "--on-replica-error", "stop"],
+    "--on-replica-error: stop can't be combined with --on-congestion detach",
+  ],
   ["secondary", ["commit"], 'unknown argument "commit"'],
   [
     "secondary",

@@ -63,6 +63,20 @@ describe("cli/render", () => {
     ]);
   });
 
+  it("says that guests wait for the replica, and how to go on without it", () => {
+    const { primary } = primaryStatus;
+    if (primary === undefined) throw new Error("the status is not a primary's");
+    const status = {
+      ...primaryStatus,
+      primary: { ...primary, onReplicaError: "stop", waitingChanges: 2 },
+    } as const;
+    const lines = renderStatus(status, NOW_MS, false).split("\n");
+    expect(lines[1]).to.equal(
+      "! guests wait for the replica with 2 changes: repl-primary detach goes on without it",
+    );
+    expect(lines).to.include("             changes wait while the replica can't take them");
+  });
+
   it("says nothing of rollback and checkpoints after a failover, when there are none any more", () => {
     const status = {
       ...secondaryStatus,

@@ -49,6 +49,8 @@ export const primaryStatus: NodeStatus = {
   ],
   primary: {
     ackMode: "memsync",
+    onReplicaError: "continue",
+    waitingChanges: 0,
     checkpointIntervalMs: 5000,
     replicaTimeoutMs: 5000,
     link: {

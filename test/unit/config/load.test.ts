@@ -37,6 +37,7 @@ describe("config/load", () => {
       checkpointIntervalMs: 0,
       ackMode: "memsync",
       onCongestion: "block",
+      onReplicaError: "continue",
       replicaTimeoutMs: 5000,
       resyncRateBytesPerSecond: 0,
       qmp: [],
@@ -95,6 +96,7 @@ describe("config/load", () => {
       "tls-verify-peer": "true",
       "tls-allow": ["guest.example"],
       "on-congestion": "block",
+      "on-replica-error": "stop",
       "log-level": "debug",
       "log-format": "json",
     };
@@ -113,6 +115,7 @@ describe("config/load", () => {
       checkpointIntervalMs: 5000,
       ackMode: "sync",
       onCongestion: "block",
+      onReplicaError: "stop",
       cache: "unsafe",
       tls: {
         mode: "require",

@@ -42,6 +42,7 @@ class Subject {
         ackMode: options.ackMode ?? "memsync",
         dirty,
         gate: new Gate(),
+        hold: null,
         memory: new MemoryBudget(1024 * 1024),
         onForwardFailure: () => Promise.resolve(),
         onAlone: () => Promise.resolve(),

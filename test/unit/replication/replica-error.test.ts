@@ -1,0 +1,85 @@
+/** What guests' changes do when the replica fails: --on-replica-error stop. */
+import { expect } from "chai";
+
+import { Flag } from "../../../src/block/device.js";
+import type { AckMode } from "../../../src/block/mirror.js";
+import { InProcessPair } from "../../tools/in-process-pair.js";
+import { isSettled, outcome } from "../../tools/outcome.js";
+
+const SIZE_BYTES = 1024 * 1024;
+const BLOCK_BYTES = 64 * 1024;
+
+describe("--on-replica-error stop", () => {
+  let pair: InProcessPair;
+
+  afterEach(() => pair.dispose());
+
+  async function open(ackMode: AckMode): Promise<void> {
+    pair = await InProcessPair.open({ sizes: [SIZE_BYTES], ackMode, onReplicaError: "stop" });
+  }
+
+  const write = (block: number, pattern: number): Promise<void> =>
+    pair.guest().write(block * BLOCK_BYTES, Buffer.alloc(BLOCK_BYTES, pattern), Flag.None);
+
+  function replicaHolds(block: number, pattern: number): boolean {
+    const content = pair.secondaryMedia[0]
+      ?.contents()
+      .subarray(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES);
+    return content?.equals(Buffer.alloc(BLOCK_BYTES, pattern)) === true;
+  }
+
+  /** The link is lost with a write on its way; what is sent again is read from the disk, which waits. */
+  async function failUnderWrite(): Promise<{ written: Promise<void>; resync: { release: () => void } }> {
+    await pair.attach();
+    const resync = pair.primaryDisks[0]?.hold({ operation: "read" });
+    if (resync === undefined) throw new Error("the pair has no disk");
+    pair.cutLink();
+    const written = write(1, 0x11);
+    await resync.arrived(1);
+    return { written, resync };
+  }
+
+  it("without a replica it has no effect", async () => {
+    await open("memsync");
+    await write(0, 0x11);
+    expect(pair.primary.waitingChanges).to.equal(0);
+  });
+
+  for (const ackMode of ["memsync", "sync"] as const) {
+    it(`ack mode ${ackMode}: what was in flight is acknowledged when the resync has sent it, later changes meanwhile`, async () => {
+      await open(ackMode);
+      const { written, resync } = await failUnderWrite();
+      await write(2, 0x22);
+      expect(await isSettled(written)).to.equal(false);
+      expect(pair.primary.waitingChanges).to.equal(1);
+      resync.release();
+      await written;
+      expect(pair.primary.waitingChanges).to.equal(0);
+      if (ackMode === "sync") expect(replicaHolds(1, 0x11)).to.equal(true);
+      await pair.synchronised();
+      expect(replicaHolds(1, 0x11) && replicaHolds(2, 0x22)).to.equal(true);
+    });
+  }
+
+  it("an operator who detaches lets the changes go on alone", async () => {
+    await open("memsync");
+    const { written, resync } = await failUnderWrite();
+    const detached = pair.primary.detach();
+    resync.release();
+    await detached;
+    await written;
+    await write(2, 0x22);
+    expect(pair.primary.disks[0]?.dirty.missedBytes).to.be.at.least(BLOCK_BYTES);
+  });
+
+  it("an operator who stops the node ends them with ESHUTDOWN, and the next start sends them", async () => {
+    await open("memsync");
+    const { written, resync } = await failUnderWrite();
+    pair.primary.refuseWaiting();
+    expect(await outcome(written)).to.equal("ESHUTDOWN");
+    resync.release();
+    await pair.restartPrimary();
+    await pair.attach();
+    expect(replicaHolds(1, 0x11)).to.equal(true);
+  });
+});
