@@ -58,7 +58,7 @@ function classOf(lengthBytes: number): number {
 }
 
 /** For payloads of any device and connection of the process. */
-export const payloadBuffers = new BufferPool(32 * 1024 * 1024);
+export const payloadBuffers = new BufferPool(16 * 1024 * 1024);
 
 /** A copy that an arena made; `slab` is to be given back to it. */
 export interface ArenaCopy {

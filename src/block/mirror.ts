@@ -53,6 +53,7 @@ export class Mirror implements BlockDevice {
   readonly #options: MirrorOptions;
   readonly #localLocks = new RangeLock();
   readonly #replicaLocks = new RangeLock();
+  #requests = 0;
   #forwarding = 0;
   #onDrained: (() => void)[] = [];
   #replica: BlockDevice | null = null;
@@ -62,6 +63,11 @@ export class Mirror implements BlockDevice {
     this.info = local.info;
     this.#local = local;
     this.#options = options;
+  }
+
+  /** How many the guest has made so far: whoever works beside it looks whether it is at work. */
+  get requests(): number {
+    return this.#requests;
   }
 
   /** Changes on their way to the replica. */
@@ -112,10 +118,12 @@ export class Mirror implements BlockDevice {
   }
 
   read(offset: number, into: Buffer): Promise<void> {
+    this.#requests++;
     return this.#isClosed ? refuse() : this.#local.read(offset, into);
   }
 
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    this.#requests++;
     const apply: Apply = (device, deviceFlags) => device.write(offset, from, deviceFlags);
     if (this.#options.ackMode !== "async" || this.#replica === null) {
       return this.#change({
@@ -131,6 +139,7 @@ export class Mirror implements BlockDevice {
   }
 
   zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    this.#requests++;
     const apply: Apply = (device, deviceFlags) => device.zero(offset, lengthBytes, deviceFlags);
     const change = { offset, lengthBytes, flags, local: apply, replica: apply, heldBytes: 0 };
     return (flags & Flag.FastZero) === 0 ? this.#change(change) : this.#changeLocalFirst(change);

@@ -22,6 +22,8 @@ export interface CheckpointerParts {
   readonly refusal: () => string | null;
   /** Number of the epoch to begin. */
   readonly nextEpoch: () => number;
+  /** Has the secondary do beforehand, while guests go on, what needs no instant. */
+  readonly prepare: () => Promise<void>;
   /** Called at the instant; what it returns is told whether everything before the instant became durable. */
   readonly atInstant: () => (isDurable: boolean) => void;
   /** Has the secondary begin it. */
@@ -55,7 +57,8 @@ export class Checkpointer {
   checkpointAndHold<T>(then: (epoch: number) => Promise<T>): Promise<T> {
     return this.#serial.run(async () => {
       this.#refuse();
-      const { gate, clock } = this.#parts;
+      const { gate, prepare, clock } = this.#parts;
+      await prepare();
       const startMs = clock.nowMs();
       await gate.shut();
       try {
@@ -80,8 +83,9 @@ export class Checkpointer {
   }
 
   async #checkpoint(): Promise<number> {
-    const { gate, onCheckpoint, clock } = this.#parts;
+    const { gate, prepare, onCheckpoint, clock } = this.#parts;
     this.#refuse();
+    await prepare();
     const startMs = clock.nowMs();
     await gate.shut();
     let epoch: number;

@@ -14,8 +14,8 @@ import type { Epoch } from "./epoch.js";
 import type { Commit } from "./commit.js";
 import { type NamedDisk, SecondaryDisk } from "./secondary-disk.js";
 
-/** Memory of a node for writes that were acknowledged and are not on the disk yet. */
-const WRITE_BEHIND_BYTES = 32 * 1024 * 1024;
+/** Memory of a node for writes that were acknowledged and are not on the disk yet; before-images take as much again, twice. */
+const WRITE_BEHIND_BYTES = 16 * 1024 * 1024;
 
 export interface DiskGroupEvents {
   /** As CopyBeforeWriteOptions.onImageError. */

@@ -57,6 +57,12 @@ export class EpochChanger {
     await Promise.allSettled([this.durable]);
   }
 
+  /** Makes the files of an epoch that may begin next. */
+  async prepare(number: number): Promise<void> {
+    await this.settled();
+    if (number > this.number) await this.#store.prepare(number);
+  }
+
   /**
    * Begins an epoch; resolves when every disk is in it. The first one is durable by then, later ones are so later.
    * @param lineage what else changes in the metadata with the epoch, in the same step

@@ -52,18 +52,35 @@ export interface EpochStoreOptions {
 
 export class EpochStore {
   readonly #options: EpochStoreOptions;
+  /** Of an epoch that may begin: making it waits for the file system's journal, which under load takes long. */
+  #prepared: { readonly number: number; readonly log: OverlayLog } | null = null;
 
   constructor(options: EpochStoreOptions) {
     this.#options = options;
   }
 
+  /** Makes the log of a new epoch before it is needed. A crash leaves it empty, as one of a later epoch. */
+  async prepare(number: number): Promise<void> {
+    if (this.#prepared?.number === number) return;
+    await this.discardPrepared();
+    this.#prepared = { number, log: await this.#createLog(number) };
+  }
+
+  /** The epoch that was prepared does not begin. */
+  async discardPrepared(): Promise<void> {
+    const prepared = this.#prepared;
+    this.#prepared = null;
+    if (prepared === null) return;
+    await prepared.log.close();
+    await this.#options.directory.remove(hiddenName(prepared.number));
+  }
+
   /**
-   * Makes the files of a new epoch, empty and durable.
+   * Makes the files of a new epoch, empty and durable, unless they were prepared.
    * @param inForce what writes to the view wait for, so that none of them is lost with an epoch that never came to be
    */
   async create(number: number, inForce: Promise<void>): Promise<Epoch> {
-    const { directory, sync } = this.#options;
-    const log = await OverlayLog.create(directory, hiddenName(number), { epoch: number, sync });
+    const log = await this.#takePrepared(number);
     const active = new ActiveFiles(this.#options, number, inForce, null);
     return this.#assemble(number, log, active);
   }
@@ -120,6 +137,7 @@ export class EpochStore {
 
   /** Removes the files of every other epoch, but for before-images to be kept, which get another name. */
   async removeAllBut(number: number | null): Promise<void> {
+    await this.discardPrepared();
     const { directory, salvage } = this.#options;
     for (const file of await directory.list()) {
       const match = FILE_PATTERN.exec(file);
@@ -128,6 +146,21 @@ export class EpochStore {
       if (kept !== null && file === hiddenName(kept)) await directory.rename(file, salvageName(kept));
       else await directory.remove(file);
     }
+  }
+
+  async #takePrepared(number: number): Promise<OverlayLog> {
+    if (this.#prepared?.number !== number) {
+      await this.discardPrepared();
+      return this.#createLog(number);
+    }
+    const { log } = this.#prepared;
+    this.#prepared = null;
+    return log;
+  }
+
+  #createLog(number: number): Promise<OverlayLog> {
+    const { directory, sync } = this.#options;
+    return OverlayLog.create(directory, hiddenName(number), { epoch: number, sync });
   }
 
   /** Whether there are overlay files, of whatever epoch; returns one's name. */

@@ -148,6 +148,11 @@ export class Link {
     this.#running = this.#keepUp(connections);
   }
 
+  /** Has the replica make ready for a checkpoint that is likely to come. @throws as checkpoint(), and nothing has changed */
+  async prepareCheckpoint(epoch: number): Promise<void> {
+    await this.#connections?.control?.prepareCheckpoint(epoch);
+  }
+
   /** Takes a checkpoint's word to the replica. The caller has drained the mirrors and holds the gate. */
   async checkpoint(epoch: number): Promise<void> {
     const control = this.#connections?.control;
@@ -283,11 +288,11 @@ export class Link {
   }
 
   async #synchronise({ replicas }: ReplicaConnections): Promise<void> {
-    const { disks, rate, events } = this.#options;
+    const { disks, rate, clock, events } = this.#options;
     this.#become("resyncing");
     this.#resyncs = disks.flatMap((disk, index) => {
       const replica = replicas[index];
-      return replica === undefined ? [] : [new Resync(disk, checked(replica), rate)];
+      return replica === undefined ? [] : [new Resync(disk, checked(replica), rate, clock)];
     });
     try {
       await settleAll(this.#resyncs.map((resync) => this.#resync(resync)));

@@ -164,6 +164,9 @@ export class Primary {
       },
       refusal: () => this.checkpointRefusal(),
       nextEpoch: () => this.epoch + 1,
+      prepare: async () => {
+        await this.#link?.prepareCheckpoint(this.epoch + 1);
+      },
       atInstant: () => this.#beginFlush(),
       send: async (epoch) => {
         await this.#link?.checkpoint(epoch);

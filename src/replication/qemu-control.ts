@@ -59,6 +59,10 @@ export class QemuControl implements ReplicaControl {
     return { known, tenure, changed: {}, epoch, stage };
   }
 
+  prepareCheckpoint(): Promise<void> {
+    return Promise.resolve();
+  }
+
   /** The first one starts replication, whose view is what the disk holds then. */
   async checkpoint(_session: string, epoch: number): Promise<void> {
     const stage = await this.#stage();

@@ -49,6 +49,8 @@ export interface ReplicaControl {
   readonly ended: Promise<Error | null>;
   /** @throws QmpError or StateError if the secondary refuses */
   handshake(hello: Hello): Promise<Welcome>;
+  /** Does for that epoch whatever needs no write to wait; it may begin or not. */
+  prepareCheckpoint(epoch: number): Promise<void>;
   /** Begins an epoch; resolves when the secondary's disks are in it. No write is under way, and none begins. */
   checkpoint(session: string, epoch: number): Promise<void>;
   /** Has the secondary take over, if nothing changed since the checkpoint `epoch`. @returns its generation */
@@ -84,6 +86,10 @@ export class NodeControl implements ReplicaControl {
 
   async handshake(hello: Hello): Promise<Welcome> {
     return parse(welcomeSchema, await this.#execute("x-repl-handshake", hello), "x-repl-handshake");
+  }
+
+  async prepareCheckpoint(epoch: number): Promise<void> {
+    await this.#execute("x-repl-checkpoint", { epoch, prepare: true });
   }
 
   async checkpoint(session: string, epoch: number): Promise<void> {

@@ -5,10 +5,12 @@
  * never gets content that is older than what it has.
  */
 import type { BlockDevice } from "../block/device.js";
+import type { Clock } from "../clock.js";
 import { LinkError } from "../errors.js";
 import { DIRTY_BLOCK_BYTES } from "../block/dirty-map.js";
 import { settleAll } from "../block/settle-all.js";
 import type { PrimaryDisk } from "./primary-disk.js";
+import { Politeness } from "./politeness.js";
 import type { RateLimit } from "./rate-limit.js";
 import { Serial } from "./serial.js";
 
@@ -31,16 +33,18 @@ export class Resync {
   readonly totalBytes: number;
   readonly #replica: BlockDevice;
   readonly #rate: RateLimit;
+  readonly #politeness: Politeness;
   readonly #claims = new Serial();
   readonly #stopping = new AbortController();
   #cursor = 0;
   #sentBytes = 0;
 
   /** @param replica reachable for as long as run() runs */
-  constructor(disk: PrimaryDisk, replica: BlockDevice, rate: RateLimit) {
+  constructor(disk: PrimaryDisk, replica: BlockDevice, rate: RateLimit, clock: Clock) {
     this.disk = disk;
     this.#replica = replica;
     this.#rate = rate;
+    this.#politeness = new Politeness(() => disk.mirror.requests, clock);
     this.totalBytes = disk.dirty.missedBytes;
   }
 
@@ -86,7 +90,9 @@ export class Resync {
       // Before the range is locked: guests must not wait for our rate limit.
       if (!piece.isHole) await this.#rate.take(lengthBytes, signal);
       signal.throwIfAborted();
-      await this.disk.mirror.exclusively(offset, lengthBytes, () => this.#send(offset, offset + lengthBytes));
+      const send = (): Promise<void> =>
+        this.disk.mirror.exclusively(offset, lengthBytes, () => this.#send(offset, offset + lengthBytes));
+      await this.#politeness.run(send, signal);
     }
   }
 

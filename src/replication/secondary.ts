@@ -294,6 +294,13 @@ export class Secondary {
     });
   }
 
+  /** A checkpoint is about to be taken: what can be done before it is, so that nobody waits for that. */
+  prepareCheckpoint(epoch: number): Promise<void> {
+    return this.#serial.run(async () => {
+      if (this.stage === "running") await this.#epochs.prepare(epoch);
+    });
+  }
+
   /** Resolves when the checkpoint in force is durable. @throws if it can't become so */
   checkpointDurable(): Promise<void> {
     return this.#epochs.durable;
@@ -389,6 +396,7 @@ export class Secondary {
       await this.#failover.interrupt();
       await this.#group.drain();
       await this.#epochs.settled();
+      await this.#store.discardPrepared();
       await this.#group.flush();
       await this.overlays?.flush();
       const cleanShutdown = this.#group.failure === null && this.#epochs.failure === null;

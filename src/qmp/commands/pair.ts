@@ -103,8 +103,16 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
     }),
     qmpCommand({
       name: "x-repl-checkpoint",
-      arguments: z.strictObject({ session: z.string().optional(), epoch: z.int().positive().optional() }),
-      run: async ({ session, epoch }) => {
+      arguments: z.strictObject({
+        session: z.string().optional(),
+        epoch: z.int().positive().optional(),
+        prepare: z.boolean().optional(),
+      }),
+      run: async ({ session, epoch, prepare = false }) => {
+        if (prepare) {
+          await secondary.prepareCheckpoint(epoch ?? secondary.epoch + 1);
+          return { epoch: secondary.epoch };
+        }
         // A promoted node takes its checkpoints as any primary.
         const isOwn = secondary.stage === "done" && session === undefined && epoch === undefined;
         if (isOwn) return { epoch: await secondary.promoted.checkpoint() };

@@ -16,6 +16,7 @@ class Stage {
   epoch = 7;
   drained: Promise<void> = Promise.resolve();
   sent: Promise<void> = Promise.resolve();
+  prepared = 0;
   readonly checkpointer: Checkpointer;
 
   /** What became of the checkpoints, as the dirty map is told. */
@@ -30,6 +31,10 @@ class Stage {
       },
       refusal: () => this.refusal,
       nextEpoch: () => ++this.epoch,
+      prepare: (): Promise<void> => {
+        this.prepared++;
+        return Promise.resolve();
+      },
       atInstant: () => (isDurable) => {
         this.durable.push(isDurable);
       },

@@ -102,6 +102,36 @@ describe("epoch store", () => {
     expect((await store.recover(1)).isBroken, "after another restart").to.equal(true);
   });
 
+  it("takes the log that was prepared for an epoch, which nothing is created for then", async () => {
+    await create(1);
+    await store.prepare(2);
+    await store.prepare(2);
+    const created = directory.count("create");
+    const epoch = await create(2);
+    expect(directory.count("create")).to.equal(created);
+    await overwrite(epoch, disks[0], 0, 1);
+    directory.crash();
+    expect(await firstBytes(overlaysOf(await store.recover(2), 0).hidden)).to.deep.equal(Array(8).fill(7));
+  });
+
+  it("leaves nothing of a log that was prepared in vain, nor minds one that a crash left", async () => {
+    const epoch = await create(1);
+    await overwrite(epoch, disks[0], 0, 1);
+    await store.prepare(2);
+    await store.prepare(3);
+    expect((await directory.list()).sort()).to.deep.equal(["hidden-1.log", "hidden-3.log"]);
+    await create(5);
+    expect((await directory.list()).sort()).to.deep.equal(["hidden-1.log", "hidden-5.log"]);
+    await store.prepare(6);
+    directory.crash();
+    store = new EpochStore({ directory, disks, sync: true, salvage: () => null });
+    expect(await firstBytes(overlaysOf(await store.recover(1), 0).hidden)).to.deep.equal(Array(8).fill(7));
+    expect(await directory.list()).to.deep.equal(["hidden-1.log"]);
+    await store.prepare(2);
+    await store.discardPrepared();
+    expect(await directory.list()).to.deep.equal(["hidden-1.log"]);
+  });
+
   it("removes what belongs to other epochs, and nothing else", async () => {
     await create(1);
     const second = await create(2);

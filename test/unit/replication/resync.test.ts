@@ -3,6 +3,7 @@ import { expect } from "chai";
 import { checked } from "../../../src/block/checked.js";
 import { Flag } from "../../../src/block/device.js";
 import { DIRTY_BLOCK_BYTES as BLOCK, type DirtyMap } from "../../../src/block/dirty-map.js";
+import { systemClock } from "../../../src/clock.js";
 import { Gate } from "../../../src/block/gate.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import type { AckMode } from "../../../src/block/mirror.js";
@@ -61,7 +62,7 @@ class Subject {
   }
 
   another(bytesPerSecond = 0): Resync {
-    return new Resync(this.disk, this.replica, new RateLimit(bytesPerSecond));
+    return new Resync(this.disk, this.replica, new RateLimit(bytesPerSecond), systemClock);
   }
 
   get isSame(): boolean {
