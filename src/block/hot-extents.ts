@@ -14,6 +14,9 @@ import { Bitmap } from "./bitmap.js";
 export const EXTENT_BYTES = 4 * 1024 * 1024;
 /** Hot at a time, but for those that can't cool down yet. A crash costs the copy of as many. */
 export const MAX_HOT_EXTENTS = 1024;
+/** One more is made hot ahead of need for so many that are hot. */
+const AHEAD_PER_HOT = 8;
+const MAX_AHEAD = 64;
 /** Cooled down beyond what is needed, so that not every new extent has to wait for another. */
 const SPARE_EXTENTS = 64;
 
@@ -44,10 +47,24 @@ export class HotExtents {
       if (this.#durable.has(extent)) continue;
       isHot = false;
       if (this.bits.has(extent)) continue;
+      this.#heat(extent);
+    }
+    return isHot;
+  }
+
+  /**
+   * With those behind it that are likely to be next, more of them the more extents are hot: making one hot costs a sync,
+   * making many costs the same. Those that nobody writes to cool down first.
+   */
+  #heat(first: number): void {
+    const room = MAX_HOT_EXTENTS - this.bits.count;
+    const ahead = Math.min(Math.floor(this.bits.count / AHEAD_PER_HOT), MAX_AHEAD, room - 1);
+    const end = Math.min(first + 1 + Math.max(0, ahead), this.bits.length);
+    for (let extent = first; extent < end; extent++) {
+      if (this.bits.has(extent)) continue;
       this.bits.set(extent, extent + 1);
       this.#heating.push(extent);
     }
-    return isHot;
   }
 
   /** A write to the extents [first, last] is over, on both sides. */
