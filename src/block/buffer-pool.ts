@@ -3,7 +3,7 @@
  * garbage collections; together more than all else that is done for a request of that size.
  *
  * Invariants: a buffer is with one holder or in the pool, never both; the pool keeps no more than its limit, and what
- * it keeps is what was given back last, whose pages the caches still have.
+ * it keeps is what was given back last, whose pages the caches still have. What nobody took for a while is let go.
  */
 import assert from "node:assert/strict";
 
@@ -15,11 +15,17 @@ const LARGEST_BYTES = 32 * 1024 * 1024;
 /** Of an arena: holds many small copies, or a long one and little more. */
 const SLAB_BYTES = 256 * 1024;
 
+/** What was kept all through so long is not needed. */
+const TRIM_INTERVAL_MS = 2000;
+
 export class BufferPool {
   readonly #limitBytes: number;
   /** By size class. */
   readonly #free: Buffer[][] = [];
   #keptBytes = 0;
+  /** The least that was kept since the last trim. */
+  #unusedBytes = 0;
+  #isTrimDue = false;
 
   /** @param limitBytes of what is kept for later; what is held by others is theirs to bound */
   constructor(limitBytes: number) {
@@ -37,6 +43,7 @@ export class BufferPool {
     const kept = this.#free[index]?.pop();
     if (kept === undefined) return Buffer.allocUnsafeSlow(Math.max(lengthBytes, SMALLEST_BYTES * 2 ** index));
     this.#keptBytes -= kept.length;
+    this.#unusedBytes = Math.min(this.#unusedBytes, this.#keptBytes);
     return kept;
   }
 
@@ -48,6 +55,29 @@ export class BufferPool {
     const free = (this.#free[index] ??= []);
     free.push(buffer);
     this.#keptBytes += buffer.length;
+    if (!this.#isTrimDue) this.#trimLater();
+  }
+
+  #trimLater(): void {
+    this.#isTrimDue = true;
+    this.#unusedBytes = this.#keptBytes;
+    setTimeout(() => {
+      this.#trim();
+      this.#isTrimDue = false;
+      if (this.#keptBytes > 0) this.#trimLater();
+    }, TRIM_INTERVAL_MS).unref();
+  }
+
+  /** Lets go of what nobody needed, the longest buffers first. */
+  #trim(): void {
+    for (let index = this.#free.length - 1; index >= 0; index--) {
+      const free = this.#free[index] ?? [];
+      while (free.length > 0 && this.#unusedBytes >= SMALLEST_BYTES * 2 ** index) {
+        free.pop();
+        this.#keptBytes -= SMALLEST_BYTES * 2 ** index;
+        this.#unusedBytes -= SMALLEST_BYTES * 2 ** index;
+      }
+    }
   }
 }
 
@@ -58,7 +88,7 @@ function classOf(lengthBytes: number): number {
 }
 
 /** For payloads of any device and connection of the process. */
-export const payloadBuffers = new BufferPool(16 * 1024 * 1024);
+export const payloadBuffers = new BufferPool(64 * 1024 * 1024);
 
 /** A copy that an arena made; `slab` is to be given back to it. */
 export interface ArenaCopy {

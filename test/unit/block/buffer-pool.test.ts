@@ -1,3 +1,4 @@
+import { mock } from "node:test";
 import { expect } from "chai";
 
 import { BufferPool, Loan, payloadBuffers } from "../../../src/block/buffer-pool.js";
@@ -28,6 +29,25 @@ describe("BufferPool", () => {
     const held = [1, 2, 3, 4].map(() => pool.take(64 * KIBIBYTE));
     for (const buffer of held) pool.give(buffer);
     expect(pool.keptBytes).to.equal(192 * KIBIBYTE);
+  });
+
+  it("lets go of what nobody took for a while, and keeps what was in use", () => {
+    mock.timers.enable({ apis: ["setTimeout"] });
+    try {
+      const pool = new BufferPool(1024 * KIBIBYTE);
+      const held = [1, 2, 3, 4].map(() => pool.take(64 * KIBIBYTE));
+      for (const buffer of held) pool.give(buffer);
+      for (let round = 0; round < 5; round++) {
+        const used = [pool.take(64 * KIBIBYTE), pool.take(64 * KIBIBYTE)];
+        for (const buffer of used) pool.give(buffer);
+        mock.timers.tick(2000);
+      }
+      expect(pool.keptBytes).to.equal(128 * KIBIBYTE);
+      mock.timers.tick(4000);
+      expect(pool.keptBytes).to.equal(0);
+    } finally {
+      mock.timers.reset();
+    }
   });
 
   it("refuses a part of what it gave", () => {
