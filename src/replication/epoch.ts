@@ -111,15 +111,7 @@ export class EpochStore {
           activeRecords.push(record);
         })
       : null;
-    for (const { disk, kind } of activeRecords) {
-      const name = dataName(number, disk);
-      // Made anew it would be empty, and the view would lack what the log says is there.
-      if (kind !== "zero" && !files.includes(name))
-        throw new MetadataError(
-          "missing",
-          `${directory.path}/${name} is missing although ${active} names its content: restore it, or remove the directory, which costs a full copy`,
-        );
-    }
+    await this.#checkData(number, activeRecords, files);
     const epoch = this.#assemble(
       number,
       log,
@@ -166,6 +158,39 @@ export class EpochStore {
   /** Whether there are overlay files, of whatever epoch; returns one's name. */
   async anyFile(): Promise<string | null> {
     return (await this.#options.directory.list()).find((file) => FILE_PATTERN.test(file)) ?? null;
+  }
+
+  /**
+   * The content that the active log names was durable before the log named it.
+   * @throws MetadataError if a data file is missing or shorter than that: the view would lack, or fail to read, what is said to be there
+   */
+  async #checkData(
+    number: number,
+    records: readonly RecoveredRecord[],
+    files: readonly string[],
+  ): Promise<void> {
+    const { directory } = this.#options;
+    const remedy = "restore it, or remove the directory, which costs a full copy";
+    const ends = new Map<number, number>();
+    for (const { disk, kind, offset, lengthBytes } of records) {
+      if (kind !== "zero") ends.set(disk, Math.max(ends.get(disk) ?? 0, offset + lengthBytes));
+    }
+    for (const [disk, end] of ends) {
+      const name = dataName(number, disk);
+      const path = `${directory.path}/${name}`;
+      const log = activeName(number);
+      if (!files.includes(name))
+        throw new MetadataError("missing", `${path} is missing although ${log} names its content: ${remedy}`);
+      const file = await directory.open(name);
+      const { sizeBytes } = file;
+      await file.close();
+      if (sizeBytes < end) {
+        throw new MetadataError(
+          "damaged",
+          `${path} is damaged: it has ${sizeBytes} bytes and ${log} names its content up to ${end}: ${remedy}`,
+        );
+      }
+    }
   }
 
   /** The log in force was durable before the metadata named it; any other may have been cut off in its making. */

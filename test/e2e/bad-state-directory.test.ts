@@ -5,7 +5,6 @@ import {
   copyFile,
   cp,
   mkdir,
-  open,
   readFile,
   rename,
   rm,
@@ -16,7 +15,8 @@ import {
 } from "node:fs/promises";
 import { join } from "node:path";
 
-import { expectPattern, writePattern } from "../tools/clients.js";
+import { expectPattern, qemuIo, writePattern } from "../tools/clients.js";
+import { flipByte } from "../tools/disk-files.js";
 import { NodeProcess, runNode } from "../tools/node-process.js";
 import { type Pair, startPair } from "../tools/pair.js";
 import type { Outcome } from "../tools/process.js";
@@ -191,18 +191,6 @@ describe("state directory that can't be used", () => {
     return workspace.path(`secondary/hidden-${epoch}.log`);
   };
 
-  const flipByte = async (path: string, position: number): Promise<void> => {
-    const file = await open(path, "r+");
-    try {
-      const byte = Buffer.alloc(1);
-      await file.read(byte, 0, 1, position);
-      byte.writeUInt8(byte.readUInt8(0) ^ 0x10);
-      await file.write(byte, 0, 1, position);
-    } finally {
-      await file.close();
-    }
-  };
-
   it("a log of before-images with damage in the middle, a bad header, or no header", async () => {
     const pair = await stopPair();
     const path = await hiddenLog();
@@ -241,6 +229,49 @@ describe("state directory that can't be used", () => {
     }
     await pair.startSecondary();
     await expectPattern(pair.viewUri(), [0x11, "0", "1M"], [0, "1M", "3M"]);
+  });
+
+  it("a log or a data file of the view's writes that is damaged, cut off or missing", async () => {
+    const pair = await stopPair();
+    const log = (await hiddenLog()).replace("hidden-", "active-");
+    const data = log.replace(".log", "-0.data");
+    const [goodLog, goodData] = [await readFile(log), await readFile(data)];
+    const damages: readonly (readonly [message: string | RegExp, damage: () => Promise<void>])[] = [
+      ["its header fails its checksum", () => flipByte(log, 20)],
+      ["is not an overlay log of nbd-replication", () => flipByte(log, 0)],
+      ["shorter than its header", () => truncate(log, 100)],
+      [/active-\d+\.log is damaged: it ends at 4096 and ended at \d+/, () => flipByte(log, 4096 + 30)],
+      [/active-\d+\.log is damaged: it ends at 4096 and ended at \d+/, () => truncate(log, 4096)],
+      [/active-\d+\.log is missing/, () => rm(log)],
+      [
+        /active-\d+-0\.data is damaged: it has 4096 bytes and active-\d+\.log names its content up to 65536: restore it,/,
+        () => truncate(data, 4096),
+      ],
+      [/active-\d+-0\.data is missing although active-\d+\.log names its content/, () => rm(data)],
+    ];
+    for (const [message, damage] of damages) {
+      await damage();
+      await expectRefused("secondary", message);
+      await writeFile(log, goodLog);
+      await writeFile(data, goodData);
+    }
+    await expectIntact(pair);
+  });
+
+  it("a data file of the view's writes that was cut off while the node was dead", async () => {
+    const pair = await startPair(workspace, { sizeBytes: 4 * 1024 * 1024 });
+    await qemuIo(pair.viewUri(), "write -P 0xaa 0 64k", "flush");
+    await pair.primary.process.kill();
+    await pair.secondary.process.kill();
+    const data = (await hiddenLog()).replace("hidden-", "active-").replace(".log", "-0.data");
+    const good = await readFile(data);
+    await truncate(data, 0);
+    // The pid in the lock is of no use any more, and goes.
+    const refused = await start("secondary", workspace.path("secondary"));
+    expectRefusal(refused, Exit.Failed, /active-\d+-0\.data is damaged: it has 0 bytes/);
+    await writeFile(data, good);
+    await pair.startSecondary();
+    await expectPattern(pair.viewUri(), [0xaa, "0", "64k"]);
   });
 
   it("a dirty map that is cut off, flipped in a header or a sector, or of another disk", async () => {

@@ -1,8 +1,10 @@
 /** Roles that change: an old primary comes back, histories that parted, an orderly switch-over (design, promises 14, 20). */
 import { expect } from "chai";
+import { existsSync } from "node:fs";
+import { readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 
 import { expectPattern, runFio, startFio, writePattern } from "../tools/clients.js";
-import { expectSameContent } from "../tools/disk-files.js";
+import { expectSameContent, flipByte } from "../tools/disk-files.js";
 import { Host } from "../tools/host.js";
 import { MEBIBYTE } from "../tools/pair.js";
 import { runNode } from "../tools/node-process.js";
@@ -97,6 +99,31 @@ describe("roles that change", () => {
     const said = await runNode("secondary", ["salvage", "--output", output, "--state-dir", a.path("")]);
     expect([said.code, said.stderr]).to.deep.equal([0, ""]);
     await expectPattern(`${output}/disk0.img`, [0x44, "10M", "3M"], [0x11, "13M", "2M"]);
+
+    const [name] = (await readdir(a.path(""))).filter((file) => file.startsWith("salvage-"));
+    const log = a.path(name ?? "");
+    const good = await readFile(log);
+    const damages: readonly (readonly [message: RegExp, damage: () => Promise<void>])[] = [
+      [/salvage-\d+\.log is damaged: its header fails its checksum/, () => flipByte(log, 20)],
+      [
+        /salvage-\d+\.log is damaged: bytes from 4096 on are bad although later/,
+        () => flipByte(log, 4096 + 30),
+      ],
+      [/salvage-\d+\.log .*shorter than its header/, () => truncate(log, 100)],
+      [/has no salvage-\*\.log: this node gave up nothing/, () => rm(log)],
+    ];
+    const again = workspace.path("salvaged-again");
+    for (const [message, damage] of damages) {
+      await damage();
+      const { code, stderr } = await runNode("secondary", [
+        ...["salvage", "--output", again, "--state-dir", a.path("")],
+      ]);
+      expect(stderr).to.match(message);
+      // Without a log it gave up nothing, which is a state and no failure.
+      expect(code).to.equal(message.source.startsWith("has no") ? 3 : 1);
+      expect(existsSync(again), "nothing is written of what can't be trusted").to.equal(false);
+      await writeFile(log, good);
+    }
   });
 
   it("an old primary that is started as if nothing had happened serves nobody", async () => {

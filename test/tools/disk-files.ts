@@ -39,3 +39,16 @@ export async function expectSameContent(left: string, right: string): Promise<vo
 export async function allocatedBytes(path: string): Promise<number> {
   return (await stat(path)).blocks * STAT_BLOCK_BYTES;
 }
+
+/** Changes one bit of a file. */
+export async function flipByte(path: string, position: number): Promise<void> {
+  const file = await open(path, "r+");
+  try {
+    const byte = Buffer.alloc(1);
+    await file.read(byte, 0, 1, position);
+    byte.writeUInt8(byte.readUInt8(0) ^ 0x10);
+    await file.write(byte, 0, 1, position);
+  } finally {
+    await file.close();
+  }
+}

@@ -300,7 +300,7 @@ describe("secondary: a log that was damaged after a clean stop", () => {
     }
   }
 
-  it("is refused when it is missing, for the view's own writes would be gone without a word", async () => {
+  it("is refused when it, or the data file, is missing or cut off, for the view's own writes would be gone without a word", async () => {
     const state = new MemoryStateDirectory();
     const node = await SecondaryNode.open({ media: [new MemoryDevice(SIZE_BYTES)], state });
     await node.start();
@@ -310,6 +310,12 @@ describe("secondary: a log that was damaged after a clean stop", () => {
     await state.remove("active-1.log");
     await expectFailure(node.reopen(), /active-1\.log is missing/);
     state.put("active-1.log", log);
+    const data = state.contents("active-1-0.data");
+    state.put("active-1-0.data", data.subarray(0, data.length - 1));
+    await expectFailure(
+      node.reopen(),
+      /active-1-0\.data is damaged: it has 4095 bytes and active-1\.log names its content up to 4096/,
+    );
     await state.remove("active-1-0.data");
     await expectFailure(
       node.reopen(),
