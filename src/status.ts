@@ -127,6 +127,8 @@ export interface JobStatus {
   /** Bytes done of `len`. */
   readonly offset: number;
   readonly len: number;
+  /** Since it began: `offset` over this is its rate so far. */
+  readonly elapsedSeconds: number;
   /** Limit in bytes per second; 0: none. */
   readonly speed: number;
   readonly ready: boolean;

@@ -90,6 +90,7 @@ export function verifyJob(verify: Verify): JobStatus {
     disk: name,
     offset: verify.doneBytes,
     len: verify.totalBytes,
+    elapsedSeconds: verify.elapsedSeconds,
     speed: verify.rate.bytesPerSecond,
     ready: false,
   };
@@ -103,6 +104,7 @@ export function mirrorJob(resync: Resync, speed: number): JobStatus {
     disk: name,
     offset: resync.doneBytes,
     len: resync.totalBytes,
+    elapsedSeconds: resync.elapsedSeconds,
     speed,
     ready: resync.doneBytes === resync.totalBytes,
   };

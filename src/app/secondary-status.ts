@@ -69,6 +69,7 @@ export function commitJob(secondary: Secondary): JobStatus {
     disk: secondary.disks.map(({ name }) => name).join(","),
     offset: commit?.doneBytes ?? len,
     len,
+    elapsedSeconds: commit?.elapsedSeconds ?? 0,
     speed: 0,
     ready: false,
   };

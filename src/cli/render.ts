@@ -174,14 +174,22 @@ function diskRows(disk: DiskStatus, nowMs: number): Row[] {
   return rows;
 }
 
+const BAR_COLUMNS = 20;
+/** Before that a rate says nothing. */
+const RATE_FROM_SECONDS = 0.5;
+
 function jobRow(job: JobStatus): Row {
-  const percent = job.len === 0 ? 100 : Math.floor((job.offset / job.len) * 100);
-  const speed = job.speed === 0 ? "" : `, at most ${formatSize(job.speed)}/s`;
-  const ready = job.ready ? ", ready" : "";
-  return [
-    `job ${job.id}`,
-    `${job.type} of ${job.disk}, ${percent}% of ${formatSize(job.len)}${speed}${ready}`,
-  ];
+  const done = job.len === 0 ? 1 : job.offset / job.len;
+  const bar = "#".repeat(Math.floor(done * BAR_COLUMNS)).padEnd(BAR_COLUMNS, "-");
+  const parts = [`${job.type} of ${job.disk} [${bar}] ${Math.floor(done * 100)}% of ${formatSize(job.len)}`];
+  if (job.elapsedSeconds >= RATE_FROM_SECONDS && job.offset > 0 && done < 1) {
+    const bytesPerSecond = job.offset / job.elapsedSeconds;
+    parts.push(`${formatSize(Math.round(bytesPerSecond))}/s`);
+    parts.push(`${formatSeconds((job.len - job.offset) / bytesPerSecond)} left`);
+  }
+  if (job.speed > 0) parts.push(`at most ${formatSize(job.speed)}/s`);
+  if (job.ready) parts.push("ready");
+  return [`job ${job.id}`, parts.join(", ")];
 }
 
 function describeLink(state: LinkState): string {

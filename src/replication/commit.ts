@@ -7,6 +7,7 @@ import type { Epoch } from "./epoch.js";
 export class Commit {
   readonly devices: readonly CommitDevice[];
   #doneBytes = 0;
+  readonly #startMs = performance.now();
 
   constructor(disks: readonly BlockDevice[], epoch: Epoch) {
     this.devices = disks.map((disk, index) => {
@@ -23,6 +24,10 @@ export class Commit {
 
   get totalBytes(): number {
     return this.devices.reduce((sum, device) => sum + device.totalBytes, 0);
+  }
+
+  get elapsedSeconds(): number {
+    return (performance.now() - this.#startMs) / 1000;
   }
 
   get doneBytes(): number {

@@ -33,6 +33,8 @@ export class Resync {
   readonly totalBytes: number;
   readonly #replica: BlockDevice;
   readonly #rate: RateLimit;
+  readonly #clock: Clock;
+  readonly #startMs: number;
   readonly #politeness: Politeness;
   readonly #claims = new Serial();
   readonly #stopping = new AbortController();
@@ -44,6 +46,8 @@ export class Resync {
     this.disk = disk;
     this.#replica = replica;
     this.#rate = rate;
+    this.#clock = clock;
+    this.#startMs = clock.nowMs();
     this.#politeness = new Politeness(() => disk.mirror.requests, clock);
     this.totalBytes = disk.dirty.missedBytes;
   }
@@ -51,6 +55,10 @@ export class Resync {
   /** Bytes of `totalBytes` that the replica has by now. */
   get doneBytes(): number {
     return Math.max(0, this.totalBytes - this.disk.dirty.missedBytes);
+  }
+
+  get elapsedSeconds(): number {
+    return (this.#clock.nowMs() - this.#startMs) / 1000;
   }
 
   /** Content sent over the link; holes are not. */

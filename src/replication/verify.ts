@@ -59,6 +59,7 @@ export class Verify {
   /** What is to be compared yet, in order. */
   #todo: Piece[];
   #doneBytes = 0;
+  readonly #startMs = performance.now();
   #skippedBytes = 0;
   #differingBytes = 0;
   #repairedBytes = 0;
@@ -73,6 +74,10 @@ export class Verify {
 
   get totalBytes(): number {
     return this.disk.local.info.sizeBytes;
+  }
+
+  get elapsedSeconds(): number {
+    return (performance.now() - this.#startMs) / 1000;
   }
 
   get doneBytes(): number {

@@ -62,7 +62,9 @@ describe("initial copy", () => {
       });
       const status = await pair.primary.succeed("status");
       expect(status).to.match(/^primary: running, resyncing, epoch 0, no checkpoint yet\n/);
-      expect(status).to.match(/job mirror-disk0 +mirror of disk0, \d+% of 256 MiB, at most 256 KiB\/s\n/);
+      expect(status).to.match(
+        /job mirror-disk0 +mirror of disk0 \[#*-*\] \d+% of 256 MiB, (.* left, )?at most 256 KiB\/s\n/,
+      );
       expect(status).to.match(/! a checkpoint would be refused: the replica is resyncing: .* not replicated/);
 
       const early = await pair.primary.verb("checkpoint");

@@ -10,7 +10,7 @@ describe("cli/render", () => {
       "             ack mode memsync, timeout 5 s, checkpoints every 5 s",
       "  disk0      1 GiB, /srv/disk0.img",
       "             0 B dirty, 12 MiB in 4,000 writes replicated, 3 in flight",
-      "  job sync0  mirror of disk0, 50% of 1 GiB, at most 100 MiB/s",
+      "  job sync0  mirror of disk0 [##########----------] 50% of 1 GiB, 128 MiB/s, 4 s left, at most 100 MiB/s",
       "  guest at   unix:/run/p.sock, 1 client",
       "  state in   /state",
       "  node       version 1.2.3, up 5 h 12 min, generation 5f3c",

@@ -43,6 +43,7 @@ export const primaryStatus: NodeStatus = {
       disk: "disk0",
       offset: 512 * 1024 ** 2,
       len: 1024 ** 3,
+      elapsedSeconds: 4,
       speed: 100 * 1024 ** 2,
       ready: false,
     },
