@@ -4,7 +4,8 @@ import { expect } from "chai";
 import { Flag } from "../../../src/block/device.js";
 import type { AckMode } from "../../../src/block/mirror.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
-import { isSettled, outcome } from "../../tools/outcome.js";
+import { isSettled, outcome, turns } from "../../tools/outcome.js";
+import { Random, SEED } from "../../tools/seed.js";
 
 const SIZE_BYTES = 1024 * 1024;
 const BLOCK_BYTES = 64 * 1024;
@@ -81,5 +82,38 @@ describe("--on-replica-error stop", () => {
     await pair.restartPrimary();
     await pair.attach();
     expect(replicaHolds(1, 0x11)).to.equal(true);
+  });
+
+  it(`links that are lost at random: at its acknowledgement each change is on the replica's disk (seed ${SEED})`, async () => {
+    await open("sync");
+    await pair.attach();
+    const random = new Random(SEED);
+    const [medium] = pair.secondaryMedia;
+    if (medium === undefined) throw new Error("the pair has no disk");
+    const state = { isOver: false, waited: 0 };
+    let next = 0;
+    const guest = async (): Promise<void> => {
+      while (!state.isOver) {
+        const index = next++;
+        const offset = (index * 512) % SIZE_BYTES;
+        const content = Buffer.alloc(512, 1 + (index % 255));
+        await pair.guest().write(offset, content, Flag.None);
+        const there = Buffer.alloc(512);
+        await medium.read(offset, there);
+        expect(there.equals(content), `write ${index} was acknowledged`).to.equal(true);
+      }
+    };
+    const guests = Promise.all(Array.from({ length: 8 }, guest));
+    for (let round = 0; round < 12; round++) {
+      const enough = next + random.below(60);
+      while (next < enough) await Promise.race([turns(1), guests]);
+      pair.cutLink();
+      await turns(1 + random.below(20));
+      state.waited += pair.primary.waitingChanges;
+      await Promise.race([pair.synchronised(), guests]);
+    }
+    state.isOver = true;
+    await guests;
+    expect(state.waited, "some change had to wait").to.be.greaterThan(0);
   });
 });
