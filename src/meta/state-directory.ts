@@ -118,7 +118,7 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
       if (syncFailure !== null) throw syncFailure;
       try {
         // The kernel syncs before it returns: one turn of the thread pool instead of two.
-        durableFd ??= open(path, fs.constants.O_WRONLY | fs.constants.O_DSYNC);
+        durableFd ??= openDurable(path);
         await writeFully(await durableFd, path, position, buffers);
         grow(position, buffers);
       } catch (error) {
@@ -139,10 +139,20 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
       }
     },
     close: async () => {
-      if (durableFd !== null) await close(await durableFd);
+      // One that could not be had was the failure of the write that wanted it.
+      const durable = await durableFd?.catch(() => null);
+      if (typeof durable === "number") await close(durable);
       await close(fd);
     },
   };
+}
+
+async function openDurable(path: string): Promise<number> {
+  try {
+    return await open(path, fs.constants.O_WRONLY | fs.constants.O_DSYNC);
+  } catch (error) {
+    throw new DeviceError("EIO", `${path} can't be opened again: ${String(error)}`, { cause: error });
+  }
 }
 
 /** fs.read as a promise that makes no FileHandle: the callback interface costs half (STYLE.md, measured facts). */

@@ -1,5 +1,5 @@
 import { expect } from "chai";
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, readlink, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -68,6 +68,19 @@ describe("state directory", () => {
     expect(await outcome(file.read(10, Buffer.alloc(0)))).to.equal("done");
     expect(await outcome(file.read(5, Buffer.alloc(6)))).to.equal("EIO");
     await file.close();
+  });
+
+  it("closes a file that could not be opened a second time, for writes that are durable, and leaves no descriptor", async () => {
+    const file = await directory.create("log");
+    await directory.remove("log");
+    const error = await failureOf(file.writeDurably(0, [Buffer.from("content")]));
+    expect(error.message).to.include(`${path}/log can't be opened again: `);
+    expect(await outcome(file.writeDurably(0, [Buffer.from("content")])), "it is final").to.equal("EIO");
+    await file.close();
+    const targets = await Promise.all(
+      (await readdir("/proc/self/fd")).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => "gone")),
+    );
+    expect(targets.filter((target) => target.startsWith(join(path, "log")))).to.deep.equal([]);
   });
 
   it("empties a file that it creates anew, and not one that it opens", async () => {
