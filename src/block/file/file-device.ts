@@ -44,8 +44,8 @@ class FileDevice implements BlockDevice {
   readonly #system: Libc | null;
   readonly #ranges: FileRanges;
   readonly #flushes: GroupFlush;
-  /** Made at the first write. */
-  #lane: WriteLane | null = null;
+  /** Made at the first write; null: there can be none, and libuv's pool does all. */
+  #lane: WriteLane | null | undefined = undefined;
 
   constructor(file: OpenFile, system: Libc | null, ranges: FileRanges) {
     this.#file = file;
@@ -72,7 +72,7 @@ class FileDevice implements BlockDevice {
   }
 
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
-    this.#lane ??= new WriteLane(this.#file.fd);
+    if (this.#lane === undefined) this.#lane = laneOf(this.#file.fd);
     return this.#durable(writeFully(this.#file, this.#lane, from, offset), flags);
   }
 
@@ -119,5 +119,15 @@ class FileDevice implements BlockDevice {
       if (error instanceof DeviceError) throw error;
       throw fileError(this.#file.path, `${operation} of ${lengthBytes} bytes at ${offset}`, error);
     }
+  }
+}
+
+/** Null where the process may have no more threads: a container's limit on them must not cost its disks. */
+function laneOf(fd: number): WriteLane | null {
+  try {
+    return new WriteLane(fd);
+  } catch (error) {
+    if (error instanceof Error && "code" in error && error.code === "ERR_WORKER_INIT_FAILED") return null;
+    throw error;
   }
 }

@@ -1,8 +1,10 @@
 import { expect } from "chai";
 import { closeSync, openSync, readdirSync, readlinkSync } from "node:fs";
 import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
+import workerThreads from "node:worker_threads";
 
 import type { BlockDevice } from "../../../src/block/device.js";
 import { Flag } from "../../../src/block/device.js";
@@ -11,6 +13,7 @@ import { fileError } from "../../../src/block/file/file-errors.js";
 import { ConfigError, DeviceError, errnoOf } from "../../../src/errors.js";
 import type { Libc } from "../../../src/os/libc.js";
 import { FallocateMode, libc, SystemCallError } from "../../../src/os/libc.js";
+import { useWorkspace } from "../../tools/workspace.js";
 
 const SIZE_BYTES = 1024 * 1024 + 100;
 const BLOCK_BYTES = 512;
@@ -174,6 +177,34 @@ describe("openFileDevice", () => {
     await device.flush();
     await device.close();
     expect((await readFile(path)).toString("latin1", SIZE_BYTES - 4)).to.equal("\0end");
+  });
+});
+
+describe("a file device of a process that may have no more threads", () => {
+  const workspace = useWorkspace();
+  const { Worker } = workerThreads;
+
+  function NoWorker(): never {
+    throw Object.assign(new Error("EAGAIN"), { code: "ERR_WORKER_INIT_FAILED" });
+  }
+
+  beforeEach(() => {
+    Object.assign(workerThreads, { Worker: NoWorker });
+    syncBuiltinESMExports();
+  });
+
+  afterEach(() => {
+    Object.assign(workerThreads, { Worker });
+    syncBuiltinESMExports();
+  });
+
+  it("writes without its own", async () => {
+    const path = workspace.path("disk.img");
+    const device = await openFileDevice(path, { writable: true, createSizeBytes: SIZE_BYTES });
+    await device.write(5, Buffer.from("first"), Flag.None);
+    await device.write(10, Buffer.from("second"), Flag.Fua);
+    await device.close();
+    expect((await readFile(path)).toString("latin1", 5, 16)).to.equal("firstsecond");
   });
 });
 
