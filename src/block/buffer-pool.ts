@@ -105,7 +105,8 @@ interface Slab {
 /**
  * Copies of payloads that outlive their request, many to a buffer of the pool.
  *
- * Invariants: a slab goes back to the pool, or is filled anew, when none of its copies is in use any more.
+ * Invariants: a slab goes back to the pool, or is filled anew, when none of its copies is in use any more; one that was
+ * made for a long copy goes back.
  */
 export class CopyArena {
   #slab: Slab | null = null;
@@ -122,8 +123,12 @@ export class CopyArena {
   release({ slab }: ArenaCopy): void {
     slab.copies--;
     if (slab.copies > 0) return;
-    if (slab === this.#slab) slab.usedBytes = 0;
-    else payloadBuffers.give(slab.buffer);
+    if (slab === this.#slab && slab.buffer.length === SLAB_BYTES) {
+      slab.usedBytes = 0;
+      return;
+    }
+    if (slab === this.#slab) this.#slab = null;
+    payloadBuffers.give(slab.buffer);
   }
 
   #slabWith(lengthBytes: number): Slab {
@@ -142,6 +147,8 @@ export interface SharedBuffer {
   readonly users: number;
   hold(): void;
   release(): void;
+  /** Calls back when the last user has released it. */
+  whenFree(callback: () => void): void;
 }
 
 /** @param bytes from `payloadBuffers`; its first user is the caller */
@@ -152,6 +159,7 @@ export function shareBuffer(bytes: Buffer): SharedBuffer {
 class CountedBuffer implements SharedBuffer {
   readonly bytes: Buffer;
   users = 1;
+  #onFree: (() => void) | null = null;
 
   constructor(bytes: Buffer) {
     this.bytes = bytes;
@@ -164,7 +172,14 @@ class CountedBuffer implements SharedBuffer {
   release(): void {
     assert(this.users > 0, "released more often than held");
     this.users--;
-    if (this.users === 0) payloadBuffers.give(this.bytes);
+    if (this.users > 0) return;
+    payloadBuffers.give(this.bytes);
+    this.#onFree?.();
+  }
+
+  whenFree(callback: () => void): void {
+    assert(this.#onFree === null && this.users > 0, "one waits for it, while it is in use");
+    this.#onFree = callback;
   }
 }
 

@@ -1,6 +1,7 @@
 /** Payloads lie where they were received until the device is done: nothing that arrives later may touch them. */
 import { expect } from "chai";
 
+import { leftSlabBytes } from "../../src/nbd/server/receive-buffer.js";
 import { Command } from "../../src/nbd/wire/constants.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
@@ -11,6 +12,8 @@ import { Random, SEED } from "../tools/seed.js";
 
 const SIZE_BYTES = 8 * 1024 * 1024;
 const ROUNDS = 12;
+const LONELY_WRITES = 120;
+const FILLER_BYTES = 300_000;
 
 describe(`NBD server, payloads of writes under way (SEED=${SEED})`, () => {
   let harness: NbdServerHarness;
@@ -63,5 +66,27 @@ describe(`NBD server, payloads of writes under way (SEED=${SEED})`, () => {
       for (let i = 0; i < writes; i++) expect((await client.reply()).errorNumber).to.equal(0);
       expect(memory.contents().equals(expected), `round ${round}`).to.equal(true);
     }
+  });
+
+  it("keep no more memory than is said, also where each lies alone in what was received", async () => {
+    const held = device.hold({ operation: "write" });
+    const expected = Buffer.alloc(SIZE_BYTES);
+    const rest = Buffer.alloc(FILLER_BYTES);
+    for (let write = 0; write < LONELY_WRITES; write++) {
+      expected[write] = 1 + (write % 255);
+      client.send(requestBytes(Command.Write, { cookie: write, offset: write, lengthBytes: 1 }));
+      client.send(expected.subarray(write, write + 1));
+      // Refused, and received all the same.
+      const refused = { cookie: LONELY_WRITES, offset: SIZE_BYTES, lengthBytes: rest.length };
+      client.send(requestBytes(Command.Write, refused));
+      client.send(rest);
+      expect((await client.reply()).cookie).to.equal(LONELY_WRITES);
+    }
+    await held.arrived(LONELY_WRITES);
+    expect(leftSlabBytes()).to.be.within(1024 * 1024, 17 * 1024 * 1024);
+    held.release();
+    for (let i = 0; i < LONELY_WRITES; i++) expect((await client.reply()).errorNumber).to.equal(0);
+    expect(memory.contents().equals(expected)).to.equal(true);
+    expect(leftSlabBytes(), "all is given back").to.equal(0);
   });
 });

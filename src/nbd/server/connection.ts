@@ -212,6 +212,7 @@ export class Connection implements OptionSink, Reader {
     });
     // Requests may have come in one piece with the option that brought us here.
     this.#transmission.source = this.#source;
+    this.#transmission.mayStay = this.#buffer.mayStay;
     this.#receiver.enterTransmission(this.#transmission, agreement.extendedHeaders);
     const { peer, exportName } = this;
     this.#options.log.debug({ peer, export: exportName }, "client entered transmission");
@@ -308,7 +309,10 @@ export class Connection implements OptionSink, Reader {
    */
   #parse(run: () => boolean): boolean {
     this.#stalled = false;
-    if (this.#transmission !== null) this.#transmission.source = this.#source;
+    if (this.#transmission !== null) {
+      this.#transmission.source = this.#source;
+      this.#transmission.mayStay = this.#buffer.mayStay;
+    }
     try {
       this.#stalled = !run();
       if (this.#upgrade !== "none") this.#holdInput();

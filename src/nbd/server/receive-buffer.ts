@@ -4,7 +4,9 @@
  * Invariants:
  * - A slab is in use by the connection that fills it, while it parses what lies there, and by each request whose payload
  *   does; the last one gives it back. Bytes that somebody uses are never received over.
- * - A connection that only waits has the smallest slab: what a thousand of them cost is bounded.
+ * - A connection that only waits has one slab, the smallest unless it was busy: what a thousand of them cost is bounded.
+ * - What requests keep of slabs that their connections have left is LEFT_MAXIMUM_BYTES, and a slab for each connection, at
+ *   most: a payload of one byte keeps a whole slab, and no account of the memory of requests knows of that.
  */
 import { payloadBuffers, type SharedBuffer, shareBuffer } from "../../block/buffer-pool.js";
 
@@ -12,6 +14,16 @@ const SMALLEST_SLAB_BYTES = 64 * 1024;
 const LARGEST_SLAB_BYTES = 256 * 1024;
 /** A read into less than this is not worth its system call. */
 const LEAST_ROOM_BYTES = 16 * 1024;
+/** Of all connections of the process. */
+const LEFT_MAXIMUM_BYTES = 16 * 1024 * 1024;
+
+/** Of slabs that are only used by requests. */
+let leftBytes = 0;
+
+/** Bytes of slabs that connections have left and requests still use. */
+export function leftSlabBytes(): number {
+  return leftBytes;
+}
 
 export class ReceiveBuffer {
   #slabBytes = SMALLEST_SLAB_BYTES;
@@ -21,6 +33,11 @@ export class ReceiveBuffer {
   /** The slab of what was received last. */
   get slab(): SharedBuffer | null {
     return this.#slab;
+  }
+
+  /** Whether payloads may stay where they arrived: if not they are to be copied. */
+  get mayStay(): boolean {
+    return leftBytes < LEFT_MAXIMUM_BYTES;
   }
 
   /** Where the next bytes are to go. */
@@ -52,7 +69,16 @@ export class ReceiveBuffer {
 
   /** Nothing is received any more; requests may still use what was. */
   close(): void {
-    this.#slab?.release();
+    const slab = this.#slab;
     this.#slab = null;
+    if (slab === null) return;
+    if (slab.users > 1) {
+      const { length } = slab.bytes;
+      leftBytes += length;
+      slab.whenFree(() => {
+        leftBytes -= length;
+      });
+    }
+    slab.release();
   }
 }

@@ -62,6 +62,8 @@ export class Transmission implements RequestSink {
   readonly export: NbdExport;
   /** What the payloads that are not copied lie in; null: in memory that is theirs alone. */
   source: SharedBuffer | null = null;
+  /** Whether they may stay there; if not they are copied. */
+  mayStay = true;
   readonly #options: TransmissionOptions;
   readonly #poll = new BusyPoll();
   readonly #rules: RequestRules;
@@ -215,10 +217,21 @@ export class Transmission implements RequestSink {
     } else if (this.#awaitsMemory) {
       this.#deferred = open;
     } else {
-      const isInPlace = payload !== null && payload.length > 0 && open.loan.isEmpty;
-      if (isInPlace && this.source !== null) open.loan.share(this.source);
-      this.#perform(open, payload);
+      this.#perform(open, payload === null ? null : this.#kept(open, payload));
     }
+  }
+
+  /** The payload, where nothing is received over it until the request releases its loan. */
+  #kept({ loan }: OpenRequest, payload: Buffer): Buffer {
+    const isInPlace = payload.length > 0 && loan.isEmpty;
+    if (!isInPlace || this.source === null) return payload;
+    if (this.mayStay) {
+      loan.share(this.source);
+      return payload;
+    }
+    const copy = loan.take(payload.length);
+    payload.copy(copy);
+    return copy;
   }
 
   /** Of its payload and of its answer. */

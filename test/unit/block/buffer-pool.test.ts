@@ -1,7 +1,7 @@
 import { mock } from "node:test";
 import { expect } from "chai";
 
-import { BufferPool, Loan, payloadBuffers } from "../../../src/block/buffer-pool.js";
+import { BufferPool, CopyArena, Loan, payloadBuffers } from "../../../src/block/buffer-pool.js";
 
 const KIBIBYTE = 1024;
 
@@ -68,5 +68,19 @@ describe("Loan", () => {
     expect(payloadBuffers.keptBytes - before).to.equal(128 * KIBIBYTE + 512 * KIBIBYTE);
     loan.release();
     expect(payloadBuffers.keptBytes - before).to.equal(128 * KIBIBYTE + 512 * KIBIBYTE);
+  });
+});
+
+describe("CopyArena", () => {
+  it("does not keep the buffer of a long copy, which all short ones after it would share", () => {
+    const arena = new CopyArena();
+    const long = arena.copy(Buffer.alloc(900 * KIBIBYTE));
+    const short = arena.copy(Buffer.from("short"));
+    const before = payloadBuffers.keptBytes;
+    arena.release(long);
+    expect(payloadBuffers.keptBytes, "the short one lies there").to.equal(before);
+    arena.release(short);
+    expect(payloadBuffers.keptBytes - before).to.equal(1024 * KIBIBYTE);
+    arena.release(arena.copy(Buffer.from("next")));
   });
 });
