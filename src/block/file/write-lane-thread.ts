@@ -1,5 +1,6 @@
 /** The thread of a write lane: does what is in the ring, in order, and sleeps when there is nothing. */
 import { writeSync } from "node:fs";
+import { constants } from "node:os";
 import { workerData } from "node:worker_threads";
 
 import { errnoNumber } from "./file-errors.js";
@@ -21,7 +22,8 @@ function write(start: number, lengthBytes: number, offset: number): number {
     }
     return 0;
   } catch (error) {
-    return errnoNumber(error);
+    // An error that has no errno is one all the same.
+    return errnoNumber(error) || constants.errno.EIO;
   }
 }
 
