@@ -7,10 +7,14 @@
  */
 import assert from "node:assert/strict";
 
+import { libc } from "../os/libc.js";
+
 /** Sizes are powers of two from this on; a shorter wish gets that much. */
 const SMALLEST_BYTES = 64 * 1024;
 /** Longer ones are not kept: they are rare, and each would displace many. */
 const LARGEST_BYTES = 32 * 1024 * 1024;
+
+const PAGE_BYTES = 4096;
 
 /** Of an arena: holds many small copies, or a long one and little more. */
 const SLAB_BYTES = 256 * 1024;
@@ -37,11 +41,11 @@ export class BufferPool {
     return this.#keptBytes;
   }
 
-  /** A buffer of at least this length, with whatever content; to be given back as it is, not a part of it. */
+  /** A buffer of at least this length, whole pages, with whatever content; to be given back as it is, not a part of it. */
   take(lengthBytes: number): Buffer {
     const index = classOf(lengthBytes);
     const kept = this.#free[index]?.pop();
-    if (kept === undefined) return Buffer.allocUnsafeSlow(Math.max(lengthBytes, SMALLEST_BYTES * 2 ** index));
+    if (kept === undefined) return allocatePages(SMALLEST_BYTES * 2 ** index);
     this.#keptBytes -= kept.length;
     this.#unusedBytes = Math.min(this.#unusedBytes, this.#keptBytes);
     return kept;
@@ -79,6 +83,22 @@ export class BufferPool {
       }
     }
   }
+}
+
+/** Aligned to pages, for O_DIRECT, where their address can be known. */
+function allocatePages(lengthBytes: number): Buffer {
+  const buffer = Buffer.allocUnsafeSlow(lengthBytes + PAGE_BYTES);
+  const start = -placeInPage(buffer) & (PAGE_BYTES - 1);
+  return buffer.subarray(start, start + lengthBytes);
+}
+
+/** Whether the content begins where a page of memory does; false where that can't be known. */
+export function isPageAligned(content: Buffer): boolean {
+  return libc() !== null && placeInPage(content) === 0;
+}
+
+function placeInPage(content: Buffer): number {
+  return Number((libc()?.address(content) ?? 0n) % BigInt(PAGE_BYTES));
 }
 
 function classOf(lengthBytes: number): number {

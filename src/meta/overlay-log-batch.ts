@@ -4,31 +4,37 @@
  * Short content is copied at once, so that its buffer is free again before the batch is written; long content is lent
  * until then. Headers are filled in last, for they tell up to where the log is durable when the batch is written.
  *
- * Invariants: the pieces, one after the other, are the bytes of the log from `startPosition` on; every buffer of the
- * pool is given back by release(), after the last use of the pieces.
+ * Invariants:
+ * - The pieces, one after the other, are the bytes of the log from `startPosition` on; they end where a page ends.
+ * - If the batch starts where a page does, each piece is whole pages in the file and in memory: O_DIRECT takes it.
+ * - Every buffer of the pool is given back by release(), after the last use of the pieces.
  */
-import { payloadBuffers } from "../block/buffer-pool.js";
+import assert from "node:assert/strict";
+import { isPageAligned, payloadBuffers } from "../block/buffer-pool.js";
 import { Deferred } from "../deferred.js";
 import {
   contentChecksum,
+  type Described,
+  type LogIdentity,
   type LogRecord,
+  PAGE_BYTES,
   paddingAfter,
   RECORD_HEADER_BYTES,
   writeRecordHeader,
-  ZERO_PADDING,
 } from "./overlay-log-format.js";
 
 /** Content up to here is copied: 5 µs, less than what a piece of its own costs. */
 const COPIED_MAXIMUM_BYTES = 64 * 1024;
-/** One of the pool's sizes; holds copied content with its header. */
+/** One of the pool's sizes, whole pages. */
 const BUFFER_BYTES = 256 * 1024;
+const ZEROES = Buffer.alloc(PAGE_BYTES);
 
 interface PendingHeader {
   readonly buffer: Buffer;
   readonly at: number;
   /** Its content may be changed by now: the checksum is of what was copied, or is lent. */
-  readonly record: Pick<LogRecord, "disk" | "kind" | "offset" | "lengthBytes">;
-  readonly contentChecksum: number;
+  readonly record: Described;
+  readonly checksum: number;
   readonly sequence: number;
   readonly position: number;
 }
@@ -37,6 +43,8 @@ export class OverlayLogBatch {
   /** Settles when the records are durable, or can't be. */
   readonly done = new Deferred<void>();
   readonly startPosition: number;
+  readonly #identity: LogIdentity;
+  readonly #nextSequence: () => number;
   readonly #headers: PendingHeader[] = [];
   readonly #pieces: Buffer[] = [];
   readonly #borrowed: Buffer[] = [];
@@ -45,39 +53,55 @@ export class OverlayLogBatch {
   #from = 0;
   #to = 0;
   #lengthBytes = 0;
+  #isClosed = false;
 
-  readonly #seed: number;
-
-  constructor(startPosition: number, seed: number) {
+  /** @param nextSequence gives each record its number, in order of position in the log */
+  constructor(startPosition: number, identity: LogIdentity, nextSequence: () => number) {
     this.startPosition = startPosition;
-    this.#seed = seed;
+    this.#identity = identity;
+    this.#nextSequence = nextSequence;
   }
 
   get lengthBytes(): number {
     return this.#lengthBytes;
   }
 
-  /** @returns where in the log the content of the record will be */
-  add(record: LogRecord, sequence: number): number {
-    const position = this.startPosition + this.#lengthBytes;
-    const { data } = record;
-    const isCopied = data !== null && data.length <= COPIED_MAXIMUM_BYTES;
-    const buffer = this.#room(RECORD_HEADER_BYTES + (isCopied ? data.length + ZERO_PADDING.length : 0));
-    const checksum = contentChecksum(data, this.#seed);
-    this.#headers.push({ buffer, at: this.#to, record, contentChecksum: checksum, sequence, position });
-    this.#to += RECORD_HEADER_BYTES;
-    this.#lengthBytes += RECORD_HEADER_BYTES;
-    if (data !== null) this.#addContent(buffer, data, isCopied);
-    return position + RECORD_HEADER_BYTES;
+  get endPosition(): number {
+    return this.startPosition + this.#lengthBytes;
   }
 
-  /** The bytes to write, once: nothing is added afterwards. @param durableBytes up to where the log is durable now */
-  finish(durableBytes: number): readonly Buffer[] {
-    for (const { buffer, at, record, contentChecksum: checksum, sequence, position } of this.#headers) {
-      const place = { sequence, position, durableBytes };
-      writeRecordHeader(buffer, at, record, checksum, this.#seed, place);
+  /** @returns where in the log the content of the record will be */
+  add(record: LogRecord): number {
+    assert(!this.#isClosed);
+    const { data } = record;
+    const isLent = data !== null && isLendable(data);
+    // Lent pages become pages of the file: the header has to be the end of the one before.
+    if (isLent) this.#padUpTo(PAGE_BYTES - RECORD_HEADER_BYTES);
+    this.#addHeader(record, contentChecksum(data, this.#identity));
+    const position = this.endPosition;
+    if (data !== null) {
+      if (isLent) this.#lend(data);
+      else this.#copy(data);
+      this.#copy(ZEROES.subarray(0, paddingAfter(data.length)));
     }
+    return position;
+  }
+
+  /** Nothing is added any more; more than once is fine. */
+  close(): void {
+    if (this.#isClosed) return;
+    this.#padUpTo(0);
     this.#cut();
+    this.#isClosed = true;
+  }
+
+  /** The bytes to write. @param durableBytes up to where the log is durable now */
+  finish(durableBytes: number): readonly Buffer[] {
+    assert(this.#isClosed);
+    for (const { buffer, at, record, checksum, sequence, position } of this.#headers) {
+      const place = { sequence, position, durableBytes };
+      writeRecordHeader(buffer, at, record, checksum, this.#identity, place);
+    }
     return this.#pieces;
   }
 
@@ -86,22 +110,41 @@ export class OverlayLogBatch {
     this.#borrowed.length = 0;
   }
 
-  #addContent(buffer: Buffer, data: Buffer, isCopied: boolean): void {
-    const padding = paddingAfter(data.length);
-    this.#lengthBytes += data.length + padding;
-    if (isCopied) {
-      data.copy(buffer, this.#to);
-      buffer.fill(0, this.#to + data.length, this.#to + data.length + padding);
-      this.#to += data.length + padding;
-      return;
-    }
-    this.#cut();
-    this.#pieces.push(data);
-    if (padding > 0) this.#pieces.push(ZERO_PADDING.subarray(0, padding));
+  /** Goes on at this place in a page, behind a record that says nothing. */
+  #padUpTo(placeInPage: number): void {
+    const gapBytes = (placeInPage - this.endPosition) & (PAGE_BYTES - 1);
+    if (gapBytes === 0) return;
+    const lengthBytes = gapBytes - RECORD_HEADER_BYTES;
+    this.#addHeader({ kind: "padding", disk: 0, offset: 0, lengthBytes }, 0);
+    this.#copy(ZEROES.subarray(0, lengthBytes));
   }
 
-  #room(lengthBytes: number): Buffer {
-    if (this.#buffer !== null && this.#to + lengthBytes <= this.#buffer.length) return this.#buffer;
+  #addHeader(record: Described, checksum: number): void {
+    const buffer = this.#room();
+    const position = this.endPosition;
+    this.#headers.push({ buffer, at: this.#to, record, checksum, sequence: this.#nextSequence(), position });
+    this.#to += RECORD_HEADER_BYTES;
+    this.#lengthBytes += RECORD_HEADER_BYTES;
+  }
+
+  #copy(data: Buffer): void {
+    for (let done = 0; done < data.length;) {
+      const count = data.copy(this.#room(), this.#to, done);
+      done += count;
+      this.#to += count;
+      this.#lengthBytes += count;
+    }
+  }
+
+  #lend(data: Buffer): void {
+    this.#cut();
+    this.#pieces.push(data);
+    this.#lengthBytes += data.length;
+  }
+
+  /** A buffer with room from #to on: for a header at least, since all before is a multiple of its length. */
+  #room(): Buffer {
+    if (this.#buffer !== null && this.#to < this.#buffer.length) return this.#buffer;
     this.#cut();
     this.#buffer = payloadBuffers.take(BUFFER_BYTES);
     this.#borrowed.push(this.#buffer);
@@ -115,4 +158,9 @@ export class OverlayLogBatch {
     this.#pieces.push(this.#buffer.subarray(this.#from, this.#to));
     this.#from = this.#to;
   }
+}
+
+/** Whether the content can be written from where it is. */
+function isLendable(data: Buffer): boolean {
+  return data.length > COPIED_MAXIMUM_BYTES && data.length % PAGE_BYTES === 0 && isPageAligned(data);
 }

@@ -6,8 +6,9 @@ import { crc32 } from "node:zlib";
 import { MetadataError } from "../errors.js";
 
 const FILE_MAGIC = Buffer.from("NBDREPLG");
-const FORMAT_VERSION = 1;
-const RECORD_MAGIC = 0x52_4c_4f_47;
+const FORMAT_VERSION = 2;
+export const RECORD_MAGIC_BYTES = Buffer.from("RLOG");
+const RECORD_MAGIC = RECORD_MAGIC_BYTES.readUInt32BE();
 export const HEADER_BYTES = 4096;
 export const RECORD_HEADER_BYTES = 64;
 /** Where a log says that its before-images are incomplete: a sector of its own, so that a torn write harms nothing else. */
@@ -15,12 +16,17 @@ export const BROKEN_MARK_POSITION = 512;
 export const BROKEN_MARK = Buffer.from("BROKEN\n\0");
 /** The longest content of one record; recovery and scanning allocate no more. */
 export const MAX_RECORD_BYTES = 32 * 1024 * 1024;
-export const RECORD_ALIGNMENT = 8;
+/** Of records: a header never lies across two pages. */
+export const RECORD_ALIGNMENT = 64;
+/** Of batches, and of long content: what O_DIRECT demands on every disk that we know. */
+export const PAGE_BYTES = 4096;
 
 /** `data`: the content follows; `zero`: it reads as zeroes; `mapped`: it is in the overlay's data file, at the same offset. */
 export type RecordKind = "data" | "zero" | "mapped";
-const KIND_CODES: Record<RecordKind, number> = { data: 1, zero: 2, mapped: 3 };
-const KINDS: readonly (RecordKind | undefined)[] = [undefined, "data", "zero", "mapped"];
+/** `padding`: says nothing; so many bytes after it count for nothing. */
+type StoredKind = RecordKind | "padding";
+const KIND_CODES: Record<StoredKind, number> = { data: 1, zero: 2, mapped: 3, padding: 4 };
+const KINDS: readonly (StoredKind | undefined)[] = [undefined, "data", "zero", "mapped", "padding"];
 
 export interface LogRecord {
   /** Index of the disk in the node's metadata. */
@@ -32,16 +38,21 @@ export interface LogRecord {
   readonly data: Buffer | null;
 }
 
-export const ZERO_PADDING = Buffer.alloc(RECORD_ALIGNMENT);
-
 export function paddingAfter(lengthBytes: number): number {
   return -lengthBytes & (RECORD_ALIGNMENT - 1);
 }
 
-export function seedOf(id: Buffer, epoch: number): number {
+/** What the records of a log have in common, and those of no other. */
+export interface LogIdentity {
+  /** Of the checksums. */
+  readonly seed: number;
+  readonly epoch: number;
+}
+
+export function identityOf(id: Buffer, epoch: number): LogIdentity {
   const epochBytes = Buffer.alloc(8);
   writeInteger(epochBytes, epoch, 0);
-  return crc32(epochBytes, crc32(id));
+  return { seed: crc32(epochBytes, crc32(id)), epoch };
 }
 
 export function encodeFileHeader(id: Buffer, epoch: number): Buffer {
@@ -86,17 +97,25 @@ export function decodeFileHeader(
   return { id: Buffer.from(header.subarray(16, 32)), broken };
 }
 
-/** Writes the header of a record into `into`, from `at` on. @param contentChecksum recordChecksum() of its content */
+/** What a record's header says of it. */
+export interface Described {
+  readonly kind: StoredKind;
+  readonly disk: number;
+  readonly offset: number;
+  readonly lengthBytes: number;
+}
+
+/** Writes the header of a record into `into`, from `at` on. @param checksum contentChecksum() of its content */
 export function writeRecordHeader(
   into: Buffer,
   at: number,
-  record: Pick<LogRecord, "disk" | "kind" | "offset" | "lengthBytes">,
-  contentChecksum: number,
-  seed: number,
+  record: Described,
+  checksum: number,
+  identity: LogIdentity,
   place: { sequence: number; position: number; durableBytes: number },
 ): void {
   into.writeUInt32BE(RECORD_MAGIC, at);
-  into.writeUInt32BE(contentChecksum, at + 8);
+  into.writeUInt32BE(checksum, at + 8);
   into.writeUInt16BE(record.disk, at + 12);
   into.writeUInt16BE(KIND_CODES[record.kind], at + 14);
   writeInteger(into, place.sequence, at + 16);
@@ -104,29 +123,29 @@ export function writeRecordHeader(
   writeInteger(into, record.lengthBytes, at + 32);
   writeInteger(into, place.durableBytes, at + 40);
   writeInteger(into, place.position, at + 48);
-  into.fill(0, at + 56, at + 64);
-  into.writeUInt32BE(crc32(into.subarray(at + 8, at + RECORD_HEADER_BYTES), seed), at + 4);
+  writeInteger(into, identity.epoch, at + 56);
+  into.writeUInt32BE(crc32(into.subarray(at + 8, at + RECORD_HEADER_BYTES), identity.seed), at + 4);
 }
 
-export function contentChecksum(data: Buffer | null, seed: number): number {
+export function contentChecksum(data: Buffer | null, { seed }: LogIdentity): number {
   return data === null ? 0 : crc32(data, seed);
 }
 
-export interface RecordHeader {
-  readonly kind: RecordKind;
-  readonly disk: number;
+export interface RecordHeader extends Described {
   readonly sequence: number;
-  readonly offset: number;
-  readonly lengthBytes: number;
   readonly durableBytes: number;
   readonly dataChecksum: number;
 }
 
 /** null unless the bytes are a whole header of this log that was written for this very position. */
-export function decodeRecordHeader(bytes: Buffer, position: number, seed: number): RecordHeader | null {
+export function decodeRecordHeader(
+  bytes: Buffer,
+  position: number,
+  identity: LogIdentity,
+): RecordHeader | null {
   if (bytes.readUInt32BE(0) !== RECORD_MAGIC) return null;
-  if (bytes.readUInt32BE(4) !== crc32(bytes.subarray(8, RECORD_HEADER_BYTES), seed)) return null;
-  if (readInteger(bytes, 48) !== position) return null;
+  if (bytes.readUInt32BE(4) !== crc32(bytes.subarray(8, RECORD_HEADER_BYTES), identity.seed)) return null;
+  if (readInteger(bytes, 48) !== position || readInteger(bytes, 56) !== identity.epoch) return null;
   const kind = KINDS[bytes.readUInt16BE(14)];
   if (kind === undefined) return null;
   return {

@@ -1,15 +1,17 @@
 /** Reading an overlay log back after a restart: where it ends, and whether what is missing matters. */
-import { crc32 } from "node:zlib";
 import {
   BROKEN_MARK_POSITION,
+  contentChecksum,
   damaged,
   decodeFileHeader,
   decodeRecordHeader,
   HEADER_BYTES,
+  type LogIdentity,
   MAX_RECORD_BYTES,
   paddingAfter,
   RECORD_ALIGNMENT,
   RECORD_HEADER_BYTES,
+  RECORD_MAGIC_BYTES,
   type RecordKind,
 } from "./overlay-log-format.js";
 import type { StateFile } from "./state-directory.js";
@@ -52,29 +54,32 @@ export async function isUnborn(file: StateFile): Promise<boolean> {
 
 /**
  * The record at `position`, or null where the log ends: its checksums and position must fit, and its sequence number
- * must be at least `sequence`.
+ * must be at least `sequence`. Padding has no `record`.
  */
 export async function readRecord(
   file: StateFile,
   position: number,
-  seed: number,
+  identity: LogIdentity,
   sequence: number,
-): Promise<{ record: RecoveredRecord; sequence: number; endPosition: number } | null> {
+): Promise<{ record: RecoveredRecord | null; sequence: number; endPosition: number } | null> {
   if (position + RECORD_HEADER_BYTES > file.sizeBytes) return null;
   const bytes = Buffer.allocUnsafe(RECORD_HEADER_BYTES);
   await file.read(position, bytes);
-  const header = decodeRecordHeader(bytes, position, seed);
+  const header = decodeRecordHeader(bytes, position, identity);
   if (header === null || header.sequence < sequence) return null;
-  const content = position + RECORD_HEADER_BYTES;
-  let endPosition = content;
-  if (header.kind === "data") {
-    if (header.lengthBytes > MAX_RECORD_BYTES || content + header.lengthBytes > file.sizeBytes) return null;
-    const data = Buffer.allocUnsafe(header.lengthBytes);
-    await file.read(content, data);
-    if (crc32(data, seed) !== header.dataChecksum) return null;
-    endPosition = content + header.lengthBytes + paddingAfter(header.lengthBytes);
-  }
   const { disk, kind, offset, lengthBytes } = header;
+  const content = position + RECORD_HEADER_BYTES;
+  if (kind === "padding") {
+    return { record: null, sequence: header.sequence, endPosition: content + lengthBytes };
+  }
+  let endPosition = content;
+  if (kind === "data") {
+    if (lengthBytes > MAX_RECORD_BYTES || content + lengthBytes > file.sizeBytes) return null;
+    const data = Buffer.allocUnsafe(lengthBytes);
+    await file.read(content, data);
+    if (contentChecksum(data, identity) !== header.dataChecksum) return null;
+    endPosition = content + lengthBytes + paddingAfter(lengthBytes);
+  }
   return {
     record: { disk, kind, offset, lengthBytes, position: content },
     sequence: header.sequence,
@@ -91,7 +96,7 @@ export async function readRecord(
 export async function inspectTail(
   file: StateFile,
   badPosition: number,
-  seed: number,
+  identity: LogIdentity,
   sequence: number,
 ): Promise<number> {
   let next = sequence;
@@ -99,8 +104,8 @@ export async function inspectTail(
   for (let start = badPosition; start + RECORD_HEADER_BYTES <= file.sizeBytes; start += SCAN_CHUNK_BYTES) {
     const bytes = chunk.subarray(0, Math.min(chunk.length, file.sizeBytes - start));
     await file.read(start, bytes);
-    for (let at = 0; at + RECORD_HEADER_BYTES <= bytes.length; at += RECORD_ALIGNMENT) {
-      const header = decodeRecordHeader(bytes.subarray(at, at + RECORD_HEADER_BYTES), start + at, seed);
+    for (const at of magicsIn(bytes)) {
+      const header = decodeRecordHeader(bytes.subarray(at, at + RECORD_HEADER_BYTES), start + at, identity);
       if (header === null) continue;
       if (header.durableBytes > badPosition) {
         throw damaged(file.path, `bytes from ${badPosition} on are bad although later records are whole`);
@@ -109,4 +114,15 @@ export async function inspectTail(
     }
   }
   return next;
+}
+
+/** Where headers may start: a file that was another log's before has much behind its end, and this finds next to nothing there. */
+function* magicsIn(bytes: Buffer): Generator<number> {
+  for (
+    let at = bytes.indexOf(RECORD_MAGIC_BYTES);
+    at !== -1;
+    at = bytes.indexOf(RECORD_MAGIC_BYTES, at + 1)
+  ) {
+    if (at % RECORD_ALIGNMENT === 0 && at + RECORD_HEADER_BYTES <= bytes.length) yield at;
+  }
 }

@@ -20,8 +20,9 @@ import {
   damaged,
   encodeFileHeader,
   HEADER_BYTES,
+  identityOf,
+  type LogIdentity,
   type LogRecord,
-  seedOf,
 } from "./overlay-log-format.js";
 import { OverlayLogBatch } from "./overlay-log-batch.js";
 import {
@@ -46,7 +47,7 @@ export class OverlayLog {
   readonly name: string;
   readonly #directory: StateDirectory;
   readonly #file: StateFile;
-  readonly #seed: number;
+  readonly #identity: LogIdentity;
   readonly #sync: boolean;
   #end: number;
   #durableBytes: number;
@@ -66,12 +67,12 @@ export class OverlayLog {
     directory: StateDirectory,
     name: string,
     file: StateFile,
-    state: { seed: number; end: number; sequence: number; broken: boolean; sync: boolean },
+    state: { identity: LogIdentity; end: number; sequence: number; broken: boolean; sync: boolean },
   ) {
     this.name = name;
     this.#directory = directory;
     this.#file = file;
-    this.#seed = state.seed;
+    this.#identity = state.identity;
     this.#end = state.end;
     this.#durableBytes = state.end;
     this.#sequence = state.sequence;
@@ -79,28 +80,32 @@ export class OverlayLog {
     this.#sync = state.sync;
   }
 
-  /** Makes an empty, durable log. `sync: false` never waits for the disk (--cache unsafe). */
+  /**
+   * Makes an empty, durable log. `sync: false` never waits for the disk (--cache unsafe).
+   * @param options.spare a file of any content to make it from, if it is there: space that was written before is written much
+   *   faster (docs/performance.md). What it holds counts for nothing under the new identity
+   */
   static async create(
     directory: StateDirectory,
     name: string,
-    options: { epoch: number; sync: boolean },
+    options: { epoch: number; sync: boolean; spare?: string | undefined },
   ): Promise<OverlayLog> {
+    const { epoch, sync, spare } = options;
     const id = randomBytes(16);
-    const file = await directory.create(name);
-    try {
-      await file.write(0, [encodeFileHeader(id, options.epoch)]);
-      if (options.sync) await file.sync();
-    } catch (error) {
-      await file.close();
-      throw error;
+    const header = encodeFileHeader(id, epoch);
+    if (spare !== undefined && (await directory.list()).includes(spare)) {
+      // Under its own name until it is whole: no crash leaves a log with somebody else's header.
+      await (await writeHeader(await directory.open(spare), header, sync)).close();
+      await directory.rename(spare, name);
+    } else {
+      await (await writeHeader(await directory.create(name), header, sync)).close();
     }
-    const seed = seedOf(id, options.epoch);
-    return new OverlayLog(directory, name, file, {
-      seed,
+    return new OverlayLog(directory, name, await directory.open(name), {
+      identity: identityOf(id, epoch),
       end: HEADER_BYTES,
       sequence: 0,
       broken: false,
-      sync: options.sync,
+      sync,
     });
   }
 
@@ -118,17 +123,17 @@ export class OverlayLog {
     const file = await directory.open(name);
     try {
       const { id, broken } = await readFileHeader(file, options.epoch);
-      const seed = seedOf(id, options.epoch);
+      const identity = identityOf(id, options.epoch);
       let position = HEADER_BYTES;
       let sequence = 0;
       for (;;) {
-        const found = await readRecord(file, position, seed, sequence);
+        const found = await readRecord(file, position, identity, sequence);
         if (found === null) break;
-        visit(found.record);
+        if (found.record !== null) visit(found.record);
         position = found.endPosition;
         sequence = found.sequence + 1;
       }
-      sequence = await inspectTail(file, position, seed, sequence);
+      sequence = await inspectTail(file, position, identity, sequence);
       if (options.endBytes !== undefined && position !== options.endBytes) {
         // Nothing was being written: what is bad or missing now was whole, and what it guards has been overwritten.
         throw damaged(
@@ -139,7 +144,7 @@ export class OverlayLog {
       // What was read may be in the page cache only, and what it guards may be overwritten from now on.
       if (options.sync) await file.sync();
       return new OverlayLog(directory, name, file, {
-        seed,
+        identity,
         end: position,
         sequence,
         broken,
@@ -185,8 +190,8 @@ export class OverlayLog {
   async append(records: readonly LogRecord[], patient = false): Promise<readonly number[]> {
     this.#refuseAfterFailure();
     const batch = this.#batch();
-    const positions = records.map((record) => batch.add(record, this.#sequence++));
-    this.#end = batch.startPosition + batch.lengthBytes;
+    const positions = records.map((record) => batch.add(record));
+    this.#end = batch.endPosition;
     if (!patient || batch.lengthBytes >= PATIENCE_BYTES) this.hurry();
     else if (this.#underWay === 0) this.#patience ??= setTimeout(this.#outOfPatience, PATIENCE_MS);
     await batch.done.promise;
@@ -245,10 +250,19 @@ export class OverlayLog {
   /** The one that the next record joins: so long that a sync pays, so short that whoever waits for memory need not wait long. */
   #batch(): OverlayLogBatch {
     const last = this.#waiting.at(-1);
-    if (last !== undefined && last.lengthBytes < LONG_BATCH_BYTES) return last;
-    const batch = new OverlayLogBatch(this.#end, this.#seed);
+    if (last !== undefined) {
+      if (last.lengthBytes < LONG_BATCH_BYTES) return last;
+      this.#close(last);
+    }
+    const batch = new OverlayLogBatch(this.#end, this.#identity, () => this.#sequence++);
     this.#waiting.push(batch);
     return batch;
+  }
+
+  /** Only the last one may be open: what comes after it begins where it ends. */
+  #close(batch: OverlayLogBatch): void {
+    batch.close();
+    this.#end = Math.max(this.#end, batch.endPosition);
   }
 
   /** Group commit: what comes in during one write and sync goes into the next. Long ones keep the disk busy, two at a time. */
@@ -257,6 +271,7 @@ export class OverlayLog {
       const isLong = next.lengthBytes >= LONG_BATCH_BYTES;
       if (this.#underWay > 0 && !(isLong && this.#underWay < BATCHES_AT_A_TIME)) return;
       this.#waiting.shift();
+      this.#close(next);
       this.#underWay++;
       this.#committed = this.#commit(next, this.#committed);
     }
@@ -271,7 +286,7 @@ export class OverlayLog {
       else await this.#file.write(batch.startPosition, pieces);
       await earlier;
       this.#refuseAfterFailure();
-      this.#durableBytes = batch.startPosition + batch.lengthBytes;
+      this.#durableBytes = batch.endPosition;
       batch.done.resolve();
     } catch (error) {
       await earlier;
@@ -281,5 +296,17 @@ export class OverlayLog {
     batch.release();
     this.#underWay--;
     this.#begin();
+  }
+}
+
+/** Closes the file if that fails. */
+async function writeHeader(file: StateFile, header: Buffer, sync: boolean): Promise<StateFile> {
+  try {
+    await file.write(0, [header]);
+    if (sync) await file.sync();
+    return file;
+  } catch (error) {
+    await file.close();
+    throw error;
   }
 }

@@ -3,7 +3,7 @@
  * a storage under it that tears, loses and fails writes. `openStateDirectory()` is the real one.
  */
 import * as fs from "node:fs";
-import { mkdir, readFile, readdir, rename, rm } from "node:fs/promises";
+import { mkdir, readFile, readdir, rename, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { asError, DeviceError, MetadataError } from "../errors.js";
@@ -20,7 +20,7 @@ export interface StateFile {
   write(position: number, buffers: readonly Buffer[]): Promise<void>;
   /**
    * As write() and then sync(), in one. A failure is final, too. For a file that is only written to in this way: what write()
-   * wrote is not made durable.
+   * wrote is not made durable. Whole pages, in the file and in memory, are written past the page cache where that can be.
    */
   writeDurably(position: number, buffers: readonly Buffer[]): Promise<void>;
   /** Makes durable what was written before (fdatasync); a failure is final for everything written since the last one. */
@@ -40,8 +40,10 @@ export interface StateDirectory {
   readText(name: string): Promise<string | null>;
   /** The name is gone for good when this resolves; no error if there is none. */
   remove(name: string): Promise<void>;
-  /** Gives a file another name, durably, in one step. */
+  /** Gives a file another name, durably, in one step; one that has it is gone. */
   rename(name: string, newName: string): Promise<void>;
+  /** Shortens a closed file that is longer to this length. */
+  truncate(name: string, lengthBytes: number): Promise<void>;
   list(): Promise<string[]>;
 }
 
@@ -84,6 +86,10 @@ export async function openStateDirectory(path: string): Promise<StateDirectory> 
       await rename(join(path, name), join(path, newName));
       await syncDirectory(path);
     },
+    truncate: async (name, lengthBytes) => {
+      const { size } = await stat(join(path, name));
+      if (size > lengthBytes) await truncate(join(path, name), lengthBytes);
+    },
     list: () => readdir(path),
   };
 }
@@ -98,7 +104,7 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
   }
   let sizeBytes = fs.fstatSync(fd).size;
   let syncFailure: Error | null = null;
-  let durableFd: Promise<number> | null = null;
+  const durable = new DurableWriter(path);
   const grow = (position: number, buffers: readonly Buffer[]): void => {
     let end = position;
     for (const buffer of buffers) end += buffer.length;
@@ -117,9 +123,7 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
     writeDurably: async (position, buffers) => {
       if (syncFailure !== null) throw syncFailure;
       try {
-        // The kernel syncs before it returns: one turn of the thread pool instead of two.
-        durableFd ??= openDurable(path);
-        await writeFully(await durableFd, path, position, buffers);
+        await durable.write(position, buffers);
         grow(position, buffers);
       } catch (error) {
         syncFailure = asError(error);
@@ -139,20 +143,69 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
       }
     },
     close: async () => {
-      // One that could not be had was the failure of the write that wanted it.
-      const durable = await durableFd?.catch(() => null);
-      if (typeof durable === "number") await close(durable);
+      await durable.close();
       await close(fd);
     },
   };
 }
 
-async function openDurable(path: string): Promise<number> {
+/**
+ * Writes that are on stable storage when they are done: the kernel syncs before it returns, one turn of the thread pool
+ * instead of two. Whole pages go past the page cache (O_DIRECT), which saves the copy and, above all, fresh pages for it.
+ */
+class DurableWriter {
+  readonly #path: string;
+  #buffered: Promise<number> | null = null;
+  /** Null: not tried yet, or the file system can't. */
+  #direct: Promise<number> | null = null;
+  #canBeDirect = true;
+
+  constructor(path: string) {
+    this.#path = path;
+  }
+
+  async write(position: number, buffers: readonly Buffer[]): Promise<void> {
+    if (this.#canBeDirect && isWholePages(position, buffers)) {
+      try {
+        this.#direct ??= openDurable(this.#path, fs.constants.O_DIRECT);
+        await writeFully(await this.#direct, this.#path, position, buffers);
+        return;
+      } catch (error) {
+        if (!isRefusedDirect(error)) throw error;
+        this.#canBeDirect = false;
+      }
+    }
+    this.#buffered ??= openDurable(this.#path, 0);
+    await writeFully(await this.#buffered, this.#path, position, buffers);
+  }
+
+  async close(): Promise<void> {
+    for (const opened of [this.#buffered, this.#direct]) {
+      // One that could not be had was the failure of the write that wanted it.
+      const fd = await opened?.catch(() => null);
+      if (typeof fd === "number") await close(fd);
+    }
+  }
+}
+
+const PAGE_BYTES = 4096;
+
+async function openDurable(path: string, flags: number): Promise<number> {
   try {
-    return await open(path, fs.constants.O_WRONLY | fs.constants.O_DSYNC);
+    return await open(path, fs.constants.O_WRONLY | fs.constants.O_DSYNC | flags);
   } catch (error) {
     throw new DeviceError("EIO", `${path} can't be opened again: ${String(error)}`, { cause: error });
   }
+}
+
+function isWholePages(position: number, buffers: readonly Buffer[]): boolean {
+  return position % PAGE_BYTES === 0 && buffers.every((buffer) => buffer.length % PAGE_BYTES === 0);
+}
+
+/** open(2) and write(2) say so where there is no O_DIRECT, or where it wants another alignment. */
+function isRefusedDirect(error: unknown): boolean {
+  if (!(error instanceof DeviceError)) return false;
+  return isErrno(error.cause, "EINVAL") || isErrno(error.cause, "EOPNOTSUPP");
 }
 
 /** fs.read as a promise that makes no FileHandle: the callback interface costs half (STYLE.md, measured facts). */

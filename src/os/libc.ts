@@ -85,6 +85,8 @@ export interface Libc {
    * @returns the bytes read; 0 where it would have to wait, or can't tell
    */
   readCached(fd: number, into: Buffer, offset: number): number;
+  /** Where in memory the content begins. */
+  address(content: Buffer): bigint;
   /** futimens(2): sets the time of the last change, in nanoseconds since the epoch, and no other. */
   setModified(fd: number, modifiedNs: bigint): void;
   /** flock(2), exclusive; false: someone else holds it. */
@@ -167,6 +169,10 @@ class KoffiLibc implements Libc {
     this.#iovec[0] = this.#koffi.address(into);
     this.#iovec[1] = BigInt(into.length);
     return Math.max(0, this.#preadv2(fd, this.#iovec, 1, offset, RWF_NOWAIT));
+  }
+
+  address(content: Buffer): bigint {
+    return this.#koffi.address(content);
   }
 
   setModified(fd: number, modifiedNs: bigint): void {

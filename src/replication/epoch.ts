@@ -17,6 +17,10 @@ import type { StateDirectory, StateFile } from "../meta/state-directory.js";
 import { MetadataError } from "../errors.js";
 import { salvageName } from "./salvage.js";
 
+/** What was the log of an epoch that is over, to become that of one to come. */
+const SPARE_NAME = "spare.log";
+/** A longer one is cut: it is there to be fast, not to fill the file system. */
+const SPARE_MAXIMUM_BYTES = 512 * 1024 * 1024;
 const FILE_PATTERN = /^(?:hidden|active)-(\d+)(?:-\d+)?\.(?:log|data)$/;
 
 /** The overlays of one disk. */
@@ -127,17 +131,25 @@ export class EpochStore {
     return epoch;
   }
 
-  /** Removes the files of every other epoch, but for before-images to be kept, which get another name. */
+  /** Removes the files of every other epoch, but for before-images to be kept, which get another name, and the spare. */
   async removeAllBut(number: number | null): Promise<void> {
     await this.discardPrepared();
     const { directory, salvage } = this.#options;
-    for (const file of await directory.list()) {
+    const files = await directory.list();
+    let hasSpare = files.includes(SPARE_NAME);
+    for (const file of files) {
       const match = FILE_PATTERN.exec(file);
       if (match === null || Number(match[1]) === number) continue;
       const kept = salvage();
       if (kept !== null && file === hiddenName(kept)) await directory.rename(file, salvageName(kept));
-      else await directory.remove(file);
+      else if (number === null || hasSpare || !file.startsWith("hidden-")) await directory.remove(file);
+      else {
+        await directory.rename(file, SPARE_NAME);
+        await directory.truncate(SPARE_NAME, SPARE_MAXIMUM_BYTES);
+        hasSpare = true;
+      }
     }
+    if (number === null) await directory.remove(SPARE_NAME);
   }
 
   async #takePrepared(number: number): Promise<OverlayLog> {
@@ -152,7 +164,7 @@ export class EpochStore {
 
   #createLog(number: number): Promise<OverlayLog> {
     const { directory, sync } = this.#options;
-    return OverlayLog.create(directory, hiddenName(number), { epoch: number, sync });
+    return OverlayLog.create(directory, hiddenName(number), { epoch: number, sync, spare: SPARE_NAME });
   }
 
   /** Whether there are overlay files, of whatever epoch; returns one's name. */

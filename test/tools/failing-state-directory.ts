@@ -13,7 +13,7 @@ import { turns } from "./outcome.js";
 import type { Random } from "./seed.js";
 
 export type StateOperation =
-  "create" | "open" | "replace" | "remove" | "rename" | "read" | "write" | "sync" | "close";
+  "create" | "open" | "replace" | "remove" | "rename" | "truncate" | "read" | "write" | "sync" | "close";
 
 /** Which calls a rule takes. */
 export interface StateMatch {
@@ -109,6 +109,11 @@ export class FailingStateDirectory implements StateDirectory {
   async rename(name: string, newName: string): Promise<void> {
     await this.#decide("rename", name);
     await this.#next.rename(name, newName);
+  }
+
+  async truncate(name: string, lengthBytes: number): Promise<void> {
+    await this.#decide("truncate", name);
+    await this.#next.truncate(name, lengthBytes);
   }
 
   async remove(name: string): Promise<void> {

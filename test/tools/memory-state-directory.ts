@@ -99,6 +99,12 @@ export class MemoryStateDirectory implements StateDirectory {
     return Promise.resolve();
   }
 
+  truncate(name: string, lengthBytes: number): Promise<void> {
+    const content = this.#content(name);
+    content.bytes = content.bytes.subarray(0, lengthBytes);
+    return Promise.resolve();
+  }
+
   list(): Promise<string[]> {
     return Promise.resolve([...this.#files.keys()]);
   }

@@ -93,6 +93,7 @@ export function poweredDirectory(directory: StateDirectory, power: Power): State
     readText: (name) => power.pass(() => directory.readText(name)),
     remove: (name) => power.change(() => directory.remove(name)),
     rename: (name, newName) => power.change(() => directory.rename(name, newName)),
+    truncate: (name, lengthBytes) => power.change(() => directory.truncate(name, lengthBytes)),
     list: () => power.pass(() => directory.list()),
   };
 }

@@ -71,8 +71,8 @@ describe("copy-before-write", () => {
     subject.memory.fill(2 * BLOCK_BYTES, filled(BLOCK_BYTES, 5));
     await subject.copying.write(0, filled(4 * BLOCK_BYTES, 1), Flag.Fua);
     expect(await subject.images()).to.deep.equal(["zero 0-2", "data 2-3", "zero 3-4"]);
-    expect(subject.log.sizeBytes, "the log holds one block of content").to.be.lessThan(
-      4096 + BLOCK_BYTES + 512,
+    expect(subject.log.sizeBytes, "a header, a block of content, and a page of records").to.equal(
+      4096 + BLOCK_BYTES + 4096,
     );
   });
 

@@ -1,8 +1,10 @@
 import { expect } from "chai";
-import { mkdir, mkdtemp, readdir, readFile, readlink, rm, stat, writeFile } from "node:fs/promises";
+import { constants } from "node:fs";
+import { mkdir, mkdtemp, open, readdir, readFile, readlink, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { payloadBuffers } from "../../../src/block/buffer-pool.js";
 import { openStateDirectory, type StateDirectory } from "../../../src/meta/state-directory.js";
 import { failureOf, outcome } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
@@ -83,6 +85,35 @@ describe("state directory", () => {
     expect(targets.filter((target) => target.startsWith(join(path, "log")))).to.deep.equal([]);
   });
 
+  it("writes whole pages past the page cache, other content through it, all of it durably", async () => {
+    const file = await directory.create("log");
+    const buffer = payloadBuffers.take(8192);
+    const pages = buffer.subarray(0, 8192);
+    pages.fill(1);
+    await file.writeDurably(4096, [pages.subarray(0, 4096), pages.subarray(4096)]);
+    expect(await isOpenDirect(join(path, "log"))).to.equal(await canBeDirect(join(path, "log")));
+    await file.writeDurably(10, [Buffer.from("short")]);
+    await file.writeDurably(12288, [Buffer.alloc(4097, 2).subarray(1)]);
+    const whole = Buffer.alloc(16384);
+    await file.read(0, whole);
+    const expected = Buffer.concat([Buffer.alloc(4096), Buffer.alloc(8192, 1), Buffer.alloc(4096, 2)]);
+    expected.write("short", 10);
+    expect(whole.equals(expected)).to.equal(true);
+    expect(file.sizeBytes).to.equal(16384);
+    await file.close();
+    payloadBuffers.give(buffer);
+  });
+
+  it("shortens a file that is longer, and only such a one", async () => {
+    const file = await directory.create("log");
+    await file.write(0, [Buffer.from("content")]);
+    await file.close();
+    await directory.truncate("log", 9);
+    expect(await readFile(join(path, "log"), "utf8")).to.equal("content");
+    await directory.truncate("log", 4);
+    expect(await readFile(join(path, "log"), "utf8")).to.equal("cont");
+  });
+
   it("empties a file that it creates anew, and not one that it opens", async () => {
     const text = Buffer.from("content");
     let file = await directory.create("log");
@@ -133,3 +164,20 @@ describe("state directory", () => {
     expect(await directory.list()).to.deep.equal([]);
   });
 });
+
+async function canBeDirect(path: string): Promise<boolean> {
+  const file = await open(path, constants.O_RDONLY | constants.O_DIRECT).catch(() => null);
+  await file?.close();
+  return file !== null;
+}
+
+/** Whether this process has the file open with O_DIRECT. */
+async function isOpenDirect(path: string): Promise<boolean> {
+  for (const fd of await readdir("/proc/self/fd")) {
+    const target = await readlink(`/proc/self/fd/${fd}`).catch(() => "gone");
+    if (target !== path) continue;
+    const flags = /^flags:\s*(\d+)$/m.exec(await readFile(`/proc/self/fdinfo/${fd}`, "utf8"))?.[1] ?? "0";
+    if ((parseInt(flags, 8) & constants.O_DIRECT) !== 0) return true;
+  }
+  return false;
+}

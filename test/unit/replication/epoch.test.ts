@@ -86,7 +86,7 @@ describe("epoch store", () => {
     directory.crash();
     const recovered = await store.recover(1);
     expect(await firstBytes(overlaysOf(recovered, 0).hidden)).to.deep.equal([7, 7, 7, 7, 7, 7, 7, 7]);
-    expect(await directory.list()).to.deep.equal(["hidden-1.log"]);
+    expect(await directory.list()).to.deep.equal(["hidden-1.log", "spare.log"]);
     await recovered.close();
     directory.crash();
     const again = await store.recover(1);
@@ -126,10 +126,61 @@ describe("epoch store", () => {
     directory.crash();
     store = new EpochStore({ directory, disks, sync: true, salvage: () => null });
     expect(await firstBytes(overlaysOf(await store.recover(1), 0).hidden)).to.deep.equal(Array(8).fill(7));
-    expect(await directory.list()).to.deep.equal(["hidden-1.log"]);
+    expect(await directory.list()).to.deep.equal(["hidden-1.log", "spare.log"]);
     await store.prepare(2);
     await store.discardPrepared();
     expect(await directory.list()).to.deep.equal(["hidden-1.log"]);
+  });
+
+  it("makes the log of an epoch from that of one that is over, and finds none of its images", async () => {
+    await overwrite(await create(1), disks[0], 0, 1);
+    await create(2);
+    await store.removeAllBut(2);
+    const old = directory.contents("spare.log");
+    expect(old.length, "an image and more").to.be.at.least(2 * BLOCK_BYTES);
+    const created = directory.count("create");
+    let third = await create(3);
+    expect(directory.count("create")).to.equal(created);
+    expect((await directory.list()).sort()).to.deep.equal(["hidden-2.log", "hidden-3.log"]);
+    expect(
+      directory.contents("hidden-3.log").subarray(4096).equals(old.subarray(4096)),
+      "left as it is",
+    ).to.equal(true);
+    directory.crash();
+    third = await store.recover(3);
+    expect(third.undoBytes, "nothing in it").to.equal(4096);
+    // The same image, where the old one was.
+    await overwrite(third, disks[0], 1, 3);
+    const whole = directory.contents("hidden-3.log");
+    for (let at = 4096; at < whole.length; at += 512) {
+      const torn = Buffer.concat([whole.subarray(0, at), old.subarray(at)]);
+      directory.put("hidden-3.log", torn);
+      const { overlays, undoBytes } = await store.recover(3);
+      expect(overlays[0]?.hidden.mappedBytes, `torn at ${at}`).to.equal(undoBytes === 4096 ? 0 : BLOCK_BYTES);
+    }
+  });
+
+  it("makes a log anew when a crash cut off its making from a spare one", async () => {
+    for (const bytes of [Buffer.alloc(0), Buffer.alloc(100, 1), Buffer.alloc(9000, 1)]) {
+      directory.put("spare.log", bytes);
+      await overwrite(await create(1), disks[0], 0, 1);
+      directory.crash();
+      expect(await firstBytes(overlaysOf(await store.recover(1), 0).hidden)).to.deep.equal(Array(8).fill(7));
+      await store.removeAllBut(null);
+      await disks[0].write(0, filled(7), 0);
+    }
+  });
+
+  it("keeps no more than 512 MiB of a log that is over", async () => {
+    await create(1);
+    const cut: number[] = [];
+    directory.truncate = (_name, lengthBytes) => {
+      cut.push(lengthBytes);
+      return Promise.resolve();
+    };
+    await create(2);
+    await store.removeAllBut(2);
+    expect(cut).to.deep.equal([512 * 1024 * 1024]);
   });
 
   it("removes what belongs to other epochs, and nothing else", async () => {
@@ -145,6 +196,7 @@ describe("epoch store", () => {
       "active-2.log",
       "hidden-2.log",
       "metadata.json",
+      "spare.log",
     ]);
     await store.removeAllBut(null);
     expect(await directory.list()).to.deep.equal(["metadata.json"]);
