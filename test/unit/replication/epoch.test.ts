@@ -139,7 +139,7 @@ describe("epoch store", () => {
     const old = directory.contents("spare.log");
     expect(old.length, "an image and more").to.be.at.least(2 * BLOCK_BYTES);
     const created = directory.count("create");
-    let third = await create(3);
+    await create(3);
     expect(directory.count("create")).to.equal(created);
     expect((await directory.list()).sort()).to.deep.equal(["hidden-2.log", "hidden-3.log"]);
     expect(
@@ -147,7 +147,7 @@ describe("epoch store", () => {
       "left as it is",
     ).to.equal(true);
     directory.crash();
-    third = await store.recover(3);
+    const third = await store.recover(3);
     expect(third.undoBytes, "nothing in it").to.equal(4096);
     // The same image, where the old one was.
     await overwrite(third, disks[0], 1, 3);

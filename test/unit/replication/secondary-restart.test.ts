@@ -266,20 +266,20 @@ describe("secondary: a power loss after a crash of the process", () => {
 
 describe("secondary: a log that was damaged after a clean stop", () => {
   const STATE = ["hidden-1.log", "active-1.log"] as const;
-  /** A record without content, at the end of either log. */
-  const LAST_BYTES = 64;
+  /** Where the last record begins; behind it is padding, a record too. */
+  const lastRecord = (log: Buffer): number => log.lastIndexOf("RLOG", log.lastIndexOf("RLOG") - 1);
 
   for (const name of STATE) {
     for (const { how, damage } of [
       {
         how: "cut at the end of a record",
-        damage: (log: Buffer) => log.subarray(0, log.length - LAST_BYTES),
+        damage: (log: Buffer) => log.subarray(0, lastRecord(log)),
       },
       {
         how: "flipped in its last record",
         damage: (log: Buffer): Buffer => {
           const flipped = Buffer.from(log);
-          flipped[log.length - LAST_BYTES + 30] = 0xff;
+          flipped[lastRecord(log) + 30] = 0xff;
           return flipped;
         },
       },
