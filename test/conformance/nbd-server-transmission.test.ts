@@ -6,6 +6,7 @@ import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import { encodeInfoRequest, encodeMetaContextRequest } from "../../src/nbd/wire/option.js";
 import { decodeBlockStatus, decodeOffsetHole } from "../../src/nbd/wire/structured-reply.js";
 import type { RequestHeader } from "../../src/nbd/wire/request.js";
+import type { Operation } from "../tools/failing-device.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
@@ -276,6 +277,30 @@ for (const structured of [false, true]) {
       expect(harness.log.filter((line) => line.msg.startsWith("request failed"))).to.have.length(1);
     });
 
+    it("tells the offset at which the device failed, where replies are structured and the request covers it", async () => {
+      const ranged = { offset: 8192, lengthBytes: 4096 };
+      const requests: (readonly [Operation, () => Promise<Reply>])[] = [
+        ["read", () => ask(Command.Read, ranged)],
+        ["write", () => ask(Command.Write, ranged, pattern(4096))],
+        ["trim", () => ask(Command.Trim, ranged)],
+        ["zero", () => ask(Command.WriteZeroes, ranged)],
+        ["flush", () => ask(Command.Flush)],
+        ...(structured ? [["extents", () => ask(Command.BlockStatus, ranged)] as const] : []),
+      ];
+      for (const [operation, request] of requests) {
+        for (const failedAt of [null, 0, 8191, 8192, 9000, 12_287, 12_288, SIZE]) {
+          device.fail({ operation, count: 1 }, "EIO", failedAt);
+          const reply = await request();
+          const isCovered = failedAt !== null && failedAt >= 8192 && failedAt < 12_288;
+          const isTold = structured && operation !== "flush" && isCovered;
+          expect(reply.errorNumber).to.equal(errno("EIO"));
+          expect(reply.failedAt, `${operation} failed at ${failedAt}`).to.equal(isTold ? failedAt : null);
+          expect(reply.message).to.contain(structured ? "injected EIO" : "");
+        }
+      }
+      await stillInSync();
+    });
+
     it("closes on a wrong request magic, this client only", async () => {
       const other = await RawNbdClient.transmitting(harness.address, "disk0", { structured });
       client.send(Buffer.alloc(28, 0x42));
@@ -328,12 +353,13 @@ for (const structured of [false, true]) {
         expect(contentOf(reply, 0, 262_144).equals(memory.contents(0, 262_144))).to.be.true;
       });
 
-      it("answers a sparse read that fails in part with one error chunk", async () => {
+      it("answers a sparse read that fails in part with one error chunk, which tells where that part begins", async () => {
         memory.fill(65_536, pattern(4096));
-        device.fail({ operation: "read" }, "EIO");
+        memory.fill(131_072, pattern(4096));
+        device.fail({ operation: "read", offset: 131_072, lengthBytes: 1 }, "EIO");
         const reply = await ask(Command.Read, { lengthBytes: 262_144 });
-        expect(reply.chunks?.map(({ type }) => type)).to.deep.equal([ChunkType.Error]);
-        expect(reply.errorNumber).to.equal(errno("EIO"));
+        expect(reply.chunks?.map(({ type }) => type)).to.deep.equal([ChunkType.ErrorOffset]);
+        expect([reply.errorNumber, reply.failedAt]).to.deep.equal([errno("EIO"), 131_072]);
       });
 
       it("describes allocation as base:allocation has it, one descriptor for REQ_ONE", async () => {

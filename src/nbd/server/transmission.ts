@@ -12,7 +12,7 @@ import type { Logger } from "pino";
 import { Loan, type SharedBuffer } from "../../block/buffer-pool.js";
 import type { Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
-import { describeError, errnoOf } from "../../errors.js";
+import { DeviceError, describeError, errnoOf } from "../../errors.js";
 import type { RequestSink } from "../receiver.js";
 import { ChunkFlag, Command, CommandFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
@@ -360,19 +360,21 @@ export class Transmission implements RequestSink {
 
   #failed(open: OpenRequest, error: unknown): void {
     const errno = errnoForWire(open.header, errnoOf(error));
+    const failedAt = offsetWithin(open.header, error);
     if (open.isWrite) this.#failedWrites++;
     // FAST_ZERO asks for this answer, and each client would ask a thousand times.
     if (errno !== "ENOTSUP" && !this.#failureLogged) {
       this.#failureLogged = true;
       const { peer, log } = this.#options;
       const { type, offset, lengthBytes } = open.header;
-      const details = { peer, export: this.export.name, errno, type, offset, lengthBytes, err: error };
+      const place = { offset, lengthBytes, failedAt };
+      const details = { peer, export: this.export.name, errno, type, ...place, err: error };
       log.warn(
         details,
         `request failed: ${describeError(error)}; further failures on this connection are not logged`,
       );
     }
-    this.#settled(open, this.#errorReply(open, { errno, message: describeError(error) }));
+    this.#settled(open, this.#errorReply(open, { errno, message: describeError(error) }, failedAt));
   }
 
   #settled(open: OpenRequest, reply: Buffer): void {
@@ -386,13 +388,19 @@ export class Transmission implements RequestSink {
     this.#options.onProgress();
   }
 
-  #errorReply({ header }: OpenRequest, { errno, message }: Refusal): Buffer {
-    return errorReply(this.#rules.structuredReplies, header, errno, message);
+  #errorReply({ header }: OpenRequest, refusal: Refusal, offset: number | null = null): Buffer {
+    return errorReply(this.#rules.structuredReplies, header, refusal.errno, refusal.message, offset);
   }
 
   #send(open: OpenRequest, reply: Buffer): void {
     this.#options.writer.send(reply, open);
   }
+}
+
+/** Where the device failed, if it knows and the request covers it: layers may read and write around a request. */
+function offsetWithin({ offset, lengthBytes }: RequestHeader, error: unknown): number | null {
+  const failedAt = error instanceof DeviceError ? error.offset : null;
+  return failedAt !== null && failedAt >= offset && failedAt < offset + lengthBytes ? failedAt : null;
 }
 
 function deviceFlags(header: RequestHeader): Flags {
