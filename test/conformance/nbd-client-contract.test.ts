@@ -4,7 +4,6 @@ import { truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { Flag } from "../../src/block/device.js";
-import { DeviceError } from "../../src/errors.js";
 import { connectNbd } from "../../src/nbd/client/connect.js";
 import { openNbd } from "../../src/nbd/client/open.js";
 import type { ContractSubject } from "../contract/device-contract.js";
@@ -21,7 +20,7 @@ import {
   startReferenceServer,
 } from "../tools/nbd-peers.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
-import { failureOf } from "../tools/outcome.js";
+import { deviceErrorOf } from "../tools/outcome.js";
 import { createImage } from "../tools/qemu-image.js";
 
 const SIZE_BYTES = 1024 * 1024;
@@ -158,8 +157,7 @@ describe("our own server over our client", () => {
       ];
       for (const [operation, request] of requests) {
         failing.fail({ operation, count: 1 }, "EIO", 5000);
-        const error = await failureOf(request());
-        expect(error, operation).to.be.instanceOf(DeviceError).and.include({ errno: "EIO", offset: 5000 });
+        expect(await deviceErrorOf(request()), operation).to.include({ errno: "EIO", offset: 5000 });
       }
       await device.close();
       await inner.close();

@@ -11,8 +11,10 @@ import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { isSettled, turns } from "../tools/outcome.js";
 import type { Reply } from "../tools/raw-nbd-client.js";
 import { RawNbdClient, requestBytes } from "../tools/raw-nbd-client.js";
+import { waitFor } from "../tools/wait-for.js";
 
 const MEBIBYTE = 1024 * 1024;
 const SIZE = 4 * MEBIBYTE;
@@ -300,6 +302,81 @@ for (const structured of [false, true]) {
       }
       await stillInSync();
     });
+
+    it("reads what CACHE names, in pieces, and answers when that is done or has failed", async () => {
+      const range = { offset: 4096, lengthBytes: MEBIBYTE + 100 };
+      expect((await ask(Command.Cache, range)).errorNumber).to.equal(0);
+      let at = range.offset;
+      for (const { operation, offset, lengthBytes } of device.log) {
+        expect([operation, offset]).to.deep.equal(["read", at]);
+        expect(lengthBytes).to.be.at.most(MEBIBYTE / 4);
+        at += lengthBytes;
+      }
+      expect(at).to.equal(range.offset + range.lengthBytes);
+      const held = device.hold({ operation: "read", offset: MEBIBYTE, lengthBytes: 1 });
+      const answer = ask(Command.Cache, range);
+      await held.arrived(1);
+      expect(await isSettled(answer)).to.equal(false);
+      held.failOne("EIO");
+      const { errorNumber, failedAt } = await answer;
+      expect(errorNumber).to.equal(errno("EIO"));
+      if (structured) expect(failedAt).to.be.within(MEBIBYTE - MEBIBYTE / 4, MEBIBYTE);
+      held.release();
+      await stillInSync();
+    });
+
+    it("reads the beginning of what a long CACHE names, one after the other, and serves other requests meanwhile", async () => {
+      const slow = new FailingDevice(new MemoryDevice(1024 * 1024 * MEBIBYTE));
+      harness.add("large", slow);
+      const other = await RawNbdClient.transmitting(harness.address, "large", { structured });
+      const held = slow.hold({ operation: "read" });
+      for (let cookie = 1; cookie <= 8; cookie++)
+        other.request(Command.Cache, { cookie, lengthBytes: 0xffff_f000 });
+      expect((await other.ask(Command.Flush, { cookie: 9 })).cookie).to.equal(9);
+      await stillInSync();
+      expect(held.requests).to.have.length(1);
+      held.release();
+      for (let cookie = 1; cookie <= 8; cookie++) {
+        const reply = await other.reply();
+        expect([reply.cookie, reply.errorNumber]).to.deep.equal([cookie, 0]);
+      }
+      const reads = slow.log.filter(({ operation }) => operation === "read");
+      expect(reads.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0)).to.equal(8 * 32 * MEBIBYTE);
+      other.destroy();
+    });
+
+    for (const [how, leave] of [
+      [
+        "disconnects",
+        (other: RawNbdClient) => {
+          other.disconnect();
+        },
+      ],
+      [
+        "hangs up",
+        (other: RawNbdClient) => {
+          other.destroy();
+        },
+      ],
+    ] as const) {
+      it(`stops reading what CACHE names when the client ${how}`, async () => {
+        const other = await RawNbdClient.transmitting(harness.address, "disk0", { structured });
+        const held = device.hold({ operation: "read" });
+        for (let cookie = 1; cookie <= 8; cookie++)
+          other.request(Command.Cache, { cookie, lengthBytes: SIZE });
+        await held.arrived(1);
+        leave(other);
+        await turns(50);
+        held.release();
+        await waitFor(
+          "its end",
+          () => harness.summaries.length,
+          (count) => count === 1,
+        );
+        expect(device.log).to.have.length(1);
+        expect(harness.summaries[0]?.clean).to.equal(how === "disconnects");
+      });
+    }
 
     it("closes on a wrong request magic, this client only", async () => {
       const other = await RawNbdClient.transmitting(harness.address, "disk0", { structured });

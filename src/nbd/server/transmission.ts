@@ -25,9 +25,11 @@ import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports
 import {
   BLOCK_STATUS_DESCRIPTORS,
   PAYLOAD_IN_FLIGHT_BYTES,
+  PREFETCH_PIECE_BYTES,
   QUEUED_REPLY_BYTES,
   REQUESTS_IN_FLIGHT,
 } from "./limits.js";
+import { prefetch } from "./prefetch.js";
 import { dataChunk, emptyReadReply, errorReply, simpleDataReply, successReply } from "./replies.js";
 import type { ReplyWriter } from "./reply-writer.js";
 import type { MemoryAccount } from "./memory-pool.js";
@@ -77,6 +79,8 @@ export class Transmission implements RequestSink {
   #payloadBytes = 0;
   #deviceRequests = 0;
   #disconnected = false;
+  /** Nothing more comes: it disconnected, or its side of the connection ended. */
+  #inputOver = false;
   #shuttingDown = false;
   #writes = 0;
   #unansweredWrites = 0;
@@ -84,6 +88,8 @@ export class Transmission implements RequestSink {
   /** Why this client may not write; undefined: it has not tried to. */
   #writeRefusal: Refusal | null | undefined = undefined;
   #failureLogged = false;
+  /** Settles with the CACHE that came last. */
+  #prefetched: Promise<void> = Promise.resolve();
   #bytesRead = 0;
   #bytesWritten = 0;
 
@@ -135,6 +141,7 @@ export class Transmission implements RequestSink {
 
   /** The client sends no more; a WRITE whose payload is incomplete will never be one. */
   inputEnded(): void {
+    this.#inputOver = true;
     const partial = this.#current;
     if (partial === null) return;
     this.#current = null;
@@ -237,6 +244,7 @@ export class Transmission implements RequestSink {
   /** Of its payload and of its answer. */
   #memoryFor({ type, lengthBytes }: RequestHeader): number {
     if (type === Command.Read || type === Command.Write) return lengthBytes;
+    if (type === Command.Cache) return Math.min(lengthBytes, PREFETCH_PIECE_BYTES);
     if (type !== Command.BlockStatus) return 0;
     return this.#options.agreement.contexts.length * BLOCK_STATUS_DESCRIPTORS * EXTENDED_DESCRIPTOR_BYTES;
   }
@@ -288,10 +296,20 @@ export class Transmission implements RequestSink {
         this.#blockStatus(open, payload);
         break;
       case Command.Cache:
-        // A hint, and no layer of ours reads ahead.
-        this.#send(open, successReply(header));
+        this.#prefetch(open);
         break;
     }
+  }
+
+  /** One after the other: few bytes of a client make the device read many, and nothing of them has to be taken by it. */
+  #prefetch(open: OpenRequest): void {
+    const { header, loan, payloadBytes } = open;
+    const isWanted = (): boolean => !this.#inputOver && !this.#shuttingDown;
+    const done = this.#prefetched.then(() =>
+      prefetch(this.export.device, header, loan.take(payloadBytes), isWanted),
+    );
+    this.#prefetched = done.catch(() => undefined);
+    this.#finish(open, done, successReply(header));
   }
 
   #blockStatus(open: OpenRequest, payload: Buffer | null): void {

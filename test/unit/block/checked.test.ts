@@ -3,11 +3,11 @@ import { expect } from "chai";
 import { checked } from "../../../src/block/checked.js";
 import type { BlockDevice } from "../../../src/block/device.js";
 import { Flag } from "../../../src/block/device.js";
-import { DeviceError, errnoOf } from "../../../src/errors.js";
+import { errnoOf } from "../../../src/errors.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import type { MemoryDeviceOptions } from "../../tools/memory-device.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
-import { failureOf } from "../../tools/outcome.js";
+import { deviceErrorOf } from "../../tools/outcome.js";
 
 const SIZE_BYTES = 64 * 1024;
 const BLOCK_BYTES = 4096;
@@ -98,11 +98,8 @@ describe("checked", () => {
   });
 
   it("tells at which of the pieces it failed, where the layer tells nothing more exact", async () => {
-    const offsetOf = async (request: Promise<unknown>): Promise<number | null> => {
-      const error = await failureOf(request);
-      expect(error).to.be.instanceOf(DeviceError);
-      return (error as DeviceError).offset;
-    };
+    const offsetOf = async (request: Promise<unknown>): Promise<number | null> =>
+      (await deviceErrorOf(request)).offset;
     for (const minimumBytes of [1, BLOCK_BYTES]) {
       const { below, device } = make({ maximumBytes: 8192, minimumBytes, zero: "none" });
       const at = 16_384;
@@ -136,8 +133,7 @@ describe("checked", () => {
         [lengthBytes, lengthBytes],
       ] as const) {
         const rule = below.fail({ operation, offset: bad, lengthBytes: 1 }, "EIO");
-        const error = await failureOf(request());
-        expect(error).to.be.instanceOf(DeviceError).and.have.property("offset", expected);
+        expect((await deviceErrorOf(request())).offset).to.equal(expected);
         rule.remove();
       }
     }

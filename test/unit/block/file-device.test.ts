@@ -14,7 +14,7 @@ import { ConfigError, DeviceError, errnoOf } from "../../../src/errors.js";
 import type { Libc } from "../../../src/os/libc.js";
 import { FallocateMode, libc, SystemCallError } from "../../../src/os/libc.js";
 import { LANE_MAXIMUM_BYTES } from "../../../src/block/file/write-lane-ring.js";
-import { failureOf } from "../../tools/outcome.js";
+import { deviceErrorOf } from "../../tools/outcome.js";
 import { succeed } from "../../tools/process.js";
 import { waitFor } from "../../tools/wait-for.js";
 import { useWorkspace } from "../../tools/workspace.js";
@@ -298,8 +298,8 @@ describe("a file device", () => {
     await open();
     await truncate(path, 1000);
     for (const lengthBytes of [200, 200_000]) {
-      const error = await failureOf(device.read(900, Buffer.alloc(lengthBytes)));
-      expect(error).to.be.instanceOf(DeviceError).and.include({ errno: "EIO", offset: 1000 });
+      const error = await deviceErrorOf(device.read(900, Buffer.alloc(lengthBytes)));
+      expect(error).to.include({ errno: "EIO", offset: 1000 });
     }
     await device.read(0, Buffer.alloc(1000));
   });
@@ -319,13 +319,12 @@ describe("a file device", () => {
         "the limit on the size of files to bite",
         async () => {
           await setLimit(`${limitBytes}:`);
-          return failureOf(device.write(limitBytes - 4096, Buffer.alloc(lengthBytes), Flag.None)).finally(
-            () => setLimit("unlimited:"),
-          );
+          const writing = device.write(limitBytes - 4096, Buffer.alloc(lengthBytes), Flag.None);
+          return deviceErrorOf(writing).finally(() => setLimit("unlimited:"));
         },
         (error) => {
-          expect(error).to.be.instanceOf(DeviceError).and.include({ errno: "ENOSPC", offset: limitBytes });
-          return lengthBytes > LANE_MAXIMUM_BYTES || (error as DeviceError).message.includes("pwrite");
+          expect(error).to.include({ errno: "ENOSPC", offset: limitBytes });
+          return lengthBytes > LANE_MAXIMUM_BYTES || error.message.includes("pwrite");
         },
       );
     });
