@@ -24,10 +24,13 @@ export class ReplError extends Error {
 /** A request to a block device failed; the device goes on living. */
 export class DeviceError extends ReplError {
   readonly errno: Errno;
+  /** The byte of the device at which it failed; null where that is not known. */
+  readonly offset: number | null;
 
-  constructor(errno: Errno, message: string, options?: { cause?: unknown }) {
+  constructor(errno: Errno, message: string, options?: { cause?: unknown; offset?: number | null }) {
     super(errno, message, options);
     this.errno = errno;
+    this.offset = options?.offset ?? null;
   }
 }
 
@@ -65,4 +68,12 @@ export function asError(error: unknown): Error {
 /** The errno to report for whatever a device threw; anything unforeseen is EIO. */
 export function errnoOf(error: unknown): Errno {
   return error instanceof DeviceError ? error.errno : "EIO";
+}
+
+/** For catch() of a part of a request: a DeviceError that knows no better gets the offset at which that part begins. */
+export function failedAt(offset: number): (error: unknown) => never {
+  return (error) => {
+    if (!(error instanceof DeviceError) || error.offset !== null) throw error;
+    throw new DeviceError(error.errno, error.message, { cause: error, offset });
+  };
 }

@@ -42,6 +42,8 @@ export interface NodeStatus {
   readonly cache: CacheMode;
   readonly disks: readonly DiskStatus[];
   readonly listeners: readonly ListenerStatus[];
+  /** Of NBD. */
+  readonly clients: readonly ClientStatus[];
   readonly jobs: readonly JobStatus[];
   readonly primary?: PrimaryStatus;
   readonly secondary?: SecondaryStatus;
@@ -66,6 +68,20 @@ export interface ListenerStatus {
   /** As parseAddress() reads it. */
   readonly address: string;
   readonly clients: number;
+}
+
+/** A connection of an NBD client. */
+export interface ClientStatus {
+  readonly purpose: "guest" | "replication" | "view";
+  /** Its address, or the path of the listener and a number. */
+  readonly peer: string;
+  /** Null: it has not chosen one yet. */
+  readonly export: string | null;
+  /** Null: none. `user`: the name in its certificate or of its pre-shared key; null if it had to show neither. */
+  readonly tls: { readonly version: string | null; readonly user: string | null } | null;
+  readonly requestsInFlight: number;
+  readonly bytesRead: number;
+  readonly bytesWritten: number;
 }
 
 export interface DiskStatus {

@@ -6,7 +6,7 @@ import type { Resync } from "../replication/resync.js";
 import type { Verify } from "../replication/verify.js";
 import type { BlockJobsParts } from "../qmp/commands/block-jobs.js";
 import type { DiskStatus, JobStatus, NodeStatus, PrimaryStatus } from "../status.js";
-import { listenerStatus, type NodeParts } from "./run-node.js";
+import { clientStatus, listenerStatus, type NodeParts } from "./run-node.js";
 
 export function primaryStatus(
   parts: NodeParts,
@@ -32,6 +32,7 @@ export function primaryStatus(
       ...listenerStatus("guest", guests.addresses, guests.connections().length),
       ...parts.qmpListeners(),
     ],
+    clients: clientStatus("guest", guests.connections()),
     jobs: primaryJobs(primary),
     primary: primaryPart(primary, config, parts.startedMs),
   };

@@ -7,7 +7,9 @@ import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block
 import { primaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { yankCommands } from "../qmp/commands/yank.js";
-import { Primary, type PrimaryOptions, type Replica } from "../replication/primary.js";
+import { Primary } from "../replication/primary.js";
+import type { PrimaryOptions } from "../replication/primary-options.js";
+import type { Replica } from "../replication/replica-attachment.js";
 import { replicaOf } from "../replication/replica-uri.js";
 import { dirtyContext } from "./dirty-context.js";
 import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob } from "./primary-status.js";

@@ -6,6 +6,7 @@
 import type { Logger } from "pino";
 import { ReplError, StateError } from "../errors.js";
 import type { Address } from "../net/address.js";
+import type { ConnectionInfo } from "../nbd/server/connection.js";
 import { ExportTable, type NbdExport } from "../nbd/server/exports.js";
 import { DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_CONNECTIONS_PER_PEER } from "../nbd/server/limits.js";
 import { NbdServer } from "../nbd/server/server.js";
@@ -42,9 +43,14 @@ export class ReplicationServer implements ManagedNbdServer {
     return this.#server?.addresses ?? [];
   }
 
-  /** Peers in transmission or on the way there. */
+  /** In transmission or on the way there. */
+  connections(): ConnectionInfo[] {
+    return this.#server?.connections() ?? [];
+  }
+
+  /** Whose they are. */
   get peers(): string[] {
-    return this.#server?.connections().map(({ peer }) => peer) ?? [];
+    return this.connections().map(({ peer }) => peer);
   }
 
   async start(address: Address, maxConnections: number | null): Promise<void> {

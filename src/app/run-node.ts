@@ -14,7 +14,8 @@ import { nodeCommands } from "../qmp/commands/node.js";
 import { QmpServer } from "../qmp/server.js";
 import type { LinkTls } from "../replication/replica-uri.js";
 import type { NamedDisk } from "../replication/secondary-disk.js";
-import type { CacheMode, ListenerStatus, NodeStatus } from "../status.js";
+import type { ConnectionInfo } from "../nbd/server/connection.js";
+import type { CacheMode, ClientStatus, ListenerStatus, NodeStatus } from "../status.js";
 import { readVersion } from "../version.js";
 import { type NbdAccess, nbdAccess, warnOfPlaintext } from "./access.js";
 import { openDisks } from "./disks.js";
@@ -143,4 +144,11 @@ export function listenerStatus(
   clients: number,
 ): ListenerStatus[] {
   return addresses.map((address) => ({ purpose, address: formatAddress(address), clients }));
+}
+
+export function clientStatus(
+  purpose: ClientStatus["purpose"],
+  connections: readonly ConnectionInfo[],
+): ClientStatus[] {
+  return connections.map(({ exportName, ...info }) => ({ purpose, export: exportName, ...info }));
 }

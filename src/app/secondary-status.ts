@@ -6,7 +6,7 @@ import type { Secondary } from "../replication/secondary.js";
 import type { DiskStatus, JobStatus, NodeStatus } from "../status.js";
 import type { ReplicationServer } from "./replication-server.js";
 import { primaryJobs, primaryDiskPart, primaryPart } from "./primary-status.js";
-import { listenerStatus, type NodeParts } from "./run-node.js";
+import { clientStatus, listenerStatus, type NodeParts } from "./run-node.js";
 
 const ROLLBACK_LOST = "a before-image could not be kept: there is no rollback until the next checkpoint";
 
@@ -36,6 +36,10 @@ export function secondaryStatus(
       ...listenerStatus("replication", writers.addresses, writers.peers.length),
       ...listenerStatus("view", view.addresses, view.connections().length),
       ...parts.qmpListeners(),
+    ],
+    clients: [
+      ...clientStatus("replication", writers.connections()),
+      ...clientStatus("view", view.connections()),
     ],
     jobs: secondaryJobs(secondary),
     ...(promoted !== null && { primary: primaryPart(promoted, DEFAULT_REPLICATION, parts.startedMs) }),

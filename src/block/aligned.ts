@@ -13,7 +13,7 @@ import type { BlockDevice, DeviceInfo, Extent, Flags } from "./device.js";
 import { Flag } from "./device.js";
 import type { RangeHold, RangeLockMode } from "./range-lock.js";
 import { RangeLock } from "./range-lock.js";
-import { DeviceError } from "../errors.js";
+import { DeviceError, failedAt } from "../errors.js";
 
 export class AlignedDevice implements BlockDevice {
   readonly info: DeviceInfo;
@@ -91,7 +91,7 @@ export class AlignedDevice implements BlockDevice {
   async #readParts(offset: number, into: Buffer): Promise<void> {
     for (const [at, end] of this.#parts(offset, into.length)) {
       const part = into.subarray(at - offset, end - offset);
-      if (this.#isAligned(at, end - at)) await this.#next.read(at, part);
+      if (this.#isAligned(at, end - at)) await this.#next.read(at, part).catch(failedAt(at));
       else (await this.#readBlock(at)).copy(part, 0, at - this.#blockStart(at));
     }
   }
@@ -100,11 +100,11 @@ export class AlignedDevice implements BlockDevice {
     for (const [at, end] of this.#parts(offset, from.length)) {
       const part = from.subarray(at - offset, end - offset);
       if (this.#isAligned(at, end - at)) {
-        await this.#next.write(at, part, flags);
+        await this.#next.write(at, part, flags).catch(failedAt(at));
       } else {
         const block = await this.#readBlock(at);
         part.copy(block, at - this.#blockStart(at));
-        await this.#next.write(this.#blockStart(at), block, flags);
+        await this.#writeBlock(at, block, flags);
       }
     }
   }
@@ -120,7 +120,7 @@ export class AlignedDevice implements BlockDevice {
       const [at, end] = part;
       const block = await this.#readBlock(at);
       block.fill(0, at - this.#blockStart(at), end - this.#blockStart(at));
-      await this.#next.write(this.#blockStart(at), block, flags & Flag.Fua);
+      await this.#writeBlock(at, block, flags & Flag.Fua);
     }
   }
 
@@ -133,11 +133,16 @@ export class AlignedDevice implements BlockDevice {
     return parts.filter(([from, to]) => from < to);
   }
 
+  /** The whole block that the offset is in. */
   async #readBlock(offset: number): Promise<Buffer> {
     const start = this.#blockStart(offset);
     const block = Buffer.allocUnsafe(this.#blockEnd(start + 1) - start);
-    await this.#next.read(start, block);
+    await this.#next.read(start, block).catch(failedAt(offset));
     return block;
+  }
+
+  #writeBlock(offset: number, block: Buffer, flags: Flags): Promise<void> {
+    return this.#next.write(this.#blockStart(offset), block, flags).catch(failedAt(offset));
   }
 
   #locked(mode: RangeLockMode, offset: number, lengthBytes: number, run: () => Promise<void>): Promise<void> {

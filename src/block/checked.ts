@@ -9,7 +9,7 @@ import { AlignedDevice } from "./aligned.js";
 import type { BlockDevice, Capability, DeviceInfo, Extent, Flags } from "./device.js";
 import { Flag } from "./device.js";
 import type { Errno } from "../errors.js";
-import { DeviceError } from "../errors.js";
+import { DeviceError, failedAt } from "../errors.js";
 
 /** What an emulated zero writes at a time. */
 const ZEROES = Buffer.alloc(256 * 1024);
@@ -59,7 +59,7 @@ class CheckedDevice implements BlockDevice {
       return refused("read", "EINVAL", offset, into.length, this.#sizeBytes);
     if (into.length === 0) return DONE;
     if (into.length <= this.#maximumBytes) return this.#next.read(offset, into);
-    return this.#inPieces(into, (at, piece) => this.#next.read(offset + at, piece));
+    return this.#inPieces(offset, into, (at, piece) => this.#next.read(at, piece));
   }
 
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
@@ -71,8 +71,8 @@ class CheckedDevice implements BlockDevice {
     if (from.length <= this.#maximumBytes) {
       return this.#durable(this.#next.write(offset, from, this.#passed(flags)), flags);
     }
-    const pieces = this.#inPieces(from, (at, piece) =>
-      this.#next.write(offset + at, piece, this.#passed(flags)),
+    const pieces = this.#inPieces(offset, from, (at, piece) =>
+      this.#next.write(at, piece, this.#passed(flags)),
     );
     return this.#durable(pieces, flags);
   }
@@ -136,9 +136,14 @@ class CheckedDevice implements BlockDevice {
     return request.then(() => this.#next.flush());
   }
 
-  async #inPieces(payload: Buffer, request: (at: number, piece: Buffer) => Promise<void>): Promise<void> {
-    for (let at = 0; at < payload.length; at += this.#maximumBytes) {
-      await request(at, payload.subarray(at, at + this.#maximumBytes));
+  async #inPieces(
+    offset: number,
+    payload: Buffer,
+    request: (at: number, piece: Buffer) => Promise<void>,
+  ): Promise<void> {
+    for (let done = 0; done < payload.length; done += this.#maximumBytes) {
+      const at = offset + done;
+      await request(at, payload.subarray(done, done + this.#maximumBytes)).catch(failedAt(at));
     }
   }
 
@@ -148,7 +153,7 @@ class CheckedDevice implements BlockDevice {
     // Pieces end at multiples of their size, so that only the first and the last can be unaligned.
     for (let at = offset; at < end;) {
       const pieceEnd = Math.min(end, at - (at % pieceBytes) + pieceBytes);
-      await this.#next.write(at, ZEROES.subarray(0, pieceEnd - at), flags);
+      await this.#next.write(at, ZEROES.subarray(0, pieceEnd - at), flags).catch(failedAt(at));
       at = pieceEnd;
     }
   }

@@ -1,6 +1,7 @@
 /** What a node says about itself, as text for people: the most important line first, then one line for each thing. */
 import { formatSeconds, formatSize } from "../config/units.js";
 import type {
+  ClientStatus,
   DiskStatus,
   FailoverOutcome,
   FailoverPlan,
@@ -32,6 +33,7 @@ export function renderStatus(status: NodeStatus, nowMs: number, colour: boolean)
       `${purpose} at`,
       `${address}, ${count(clients, "client")}`,
     ]),
+    ...clientRows(status.clients),
     ["state in", status.stateDirectory],
     [
       "node",
@@ -172,6 +174,20 @@ function diskRows(disk: DiskStatus, nowMs: number): Row[] {
     ]);
   }
   return rows;
+}
+
+/** Of which there may be a thousand; `--json` has them all. */
+const SHOWN_CLIENTS = 16;
+
+function clientRows(clients: readonly ClientStatus[]): Row[] {
+  const rows = clients.slice(0, SHOWN_CLIENTS).map((client): Row => {
+    const { purpose, peer, tls } = client;
+    const secured =
+      tls === null ? "no TLS" : `${tls.version ?? "TLS"}${tls.user === null ? "" : ` as ${tls.user}`}`;
+    return [`${purpose} from`, `${peer}, ${client.export ?? "no export yet"}, ${secured}`];
+  });
+  const left = clients.length - rows.length;
+  return left === 0 ? rows : [...rows, ["", `and ${count(left, "other client")}`]];
 }
 
 const BAR_COLUMNS = 20;

@@ -18,7 +18,7 @@ export {
 export type { Errno } from "../errors.js";
 export type { Address } from "../net/address.js";
 export { TlsAcceptor } from "../net/tls/acceptor.js";
-export type { TlsAcceptorOptions, TlsCredentials } from "../net/tls/acceptor.js";
+export type { TlsAcceptorOptions, TlsCredentials, TlsSession } from "../net/tls/acceptor.js";
 export type { TlsParameters } from "../net/tls/client.js";
 export { connectNbd, listExports } from "./client/connect.js";
 export type { NbdClientOptions } from "./client/connect.js";
@@ -28,6 +28,7 @@ export type { OpenNbdOptions } from "./client/open.js";
 export type { ParallelNbdDevice } from "./client/parallel-device.js";
 export { ExportTable } from "./server/exports.js";
 export type { ConnectionObserver, ConnectionSummary, MetadataContext, NbdExport } from "./server/exports.js";
+export type { ConnectionInfo } from "./server/connection.js";
 export { NbdServer } from "./server/server.js";
 export type { NbdServerOptions } from "./server/server.js";
 export { formatNbdUri, parseNbdUri } from "./uri.js";

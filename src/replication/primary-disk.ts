@@ -88,3 +88,21 @@ export class PrimaryDisk {
     if (replica === null) this.dirty.linkLost();
   }
 }
+
+/** A primary's disks, which share everything but their maps. */
+export function primaryDisks(
+  disks: readonly NamedDisk[],
+  maps: readonly DirtyMap[],
+  options: Omit<PrimaryDiskOptions, "dirty">,
+): PrimaryDisk[] {
+  return disks.map((disk, index) => {
+    const dirty = maps[index];
+    if (dirty === undefined) throw new RangeError(`no dirty map for disk ${disk.name}`);
+    return new PrimaryDisk(disk, { ...options, dirty });
+  });
+}
+
+/** What the replicas of these disks lack. */
+export function missedBytesOf(disks: readonly PrimaryDisk[]): number {
+  return disks.reduce((sum, { dirty }) => sum + dirty.missedBytes, 0);
+}

@@ -4,7 +4,7 @@ import type { Address } from "../net/address.js";
 import type { Endpoint } from "../net/endpoint.js";
 import { type TlsParameters, tlsClientOptions } from "../net/tls/client.js";
 import { parseNbdUri } from "../nbd/uri.js";
-import type { Replica } from "./primary.js";
+import type { Replica } from "./replica-attachment.js";
 
 /** What the node's own options of TLS are to a link. */
 export interface LinkTls {

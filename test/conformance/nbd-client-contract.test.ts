@@ -3,10 +3,13 @@ import { expect } from "chai";
 import { truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
+import { Flag } from "../../src/block/device.js";
 import { connectNbd } from "../../src/nbd/client/connect.js";
 import { openNbd } from "../../src/nbd/client/open.js";
 import type { ContractSubject } from "../contract/device-contract.js";
 import { describeBlockDevice } from "../contract/device-contract.js";
+import type { Operation } from "../tools/failing-device.js";
+import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import {
   NbdPeer,
@@ -17,6 +20,7 @@ import {
   startReferenceServer,
 } from "../tools/nbd-peers.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { deviceErrorOf } from "../tools/outcome.js";
 import { createImage } from "../tools/qemu-image.js";
 
 const SIZE_BYTES = 1024 * 1024;
@@ -134,3 +138,31 @@ describeBlockDevice(
   async () => inParallel(await startNbdkit(...MEMORY)),
   FEWER,
 );
+
+describe("our own server over our client", () => {
+  for (const extendedHeaders of [false, true]) {
+    it(`passes on where a device failed, extended headers: ${String(extendedHeaders)}`, async () => {
+      const [origin, relay] = [await startNbdServer(), await startNbdServer()];
+      const failing = new FailingDevice(new MemoryDevice(SIZE_BYTES));
+      origin.add("disk", failing);
+      const inner = await connectNbd({ address: origin.address, exportName: "disk", extendedHeaders });
+      relay.add("disk", inner);
+      const device = await connectNbd({ address: relay.address, exportName: "disk", extendedHeaders });
+      const requests: readonly [Operation, () => Promise<unknown>][] = [
+        ["read", () => device.read(4096, Buffer.alloc(8192))],
+        ["write", () => device.write(4096, Buffer.alloc(8192), Flag.None)],
+        ["zero", () => device.zero(4096, 8192, Flag.None)],
+        ["trim", () => device.trim(4096, 8192, Flag.None)],
+        ["extents", () => device.extents(4096, 8192, 10)],
+      ];
+      for (const [operation, request] of requests) {
+        failing.fail({ operation, count: 1 }, "EIO", 5000);
+        expect(await deviceErrorOf(request()), operation).to.include({ errno: "EIO", offset: 5000 });
+      }
+      await device.close();
+      await inner.close();
+      await relay.close();
+      await origin.close();
+    });
+  }
+});

@@ -9,7 +9,7 @@ import { connectNbd } from "../../src/nbd/client/connect.js";
 import type { NbdDevice } from "../../src/nbd/client/device.js";
 import { formatNbdUri, parseNbdUri } from "../../src/nbd/uri.js";
 import type { TlsParameters } from "../../src/net/tls/client.js";
-import { Authority, PSK, writePskFile } from "../tools/certificates.js";
+import { PSK, useAuthorities, writePskFile } from "../tools/certificates.js";
 import { NbdPeer, startNbdkitOnTcp, startQemuNbd } from "../tools/nbd-peers.js";
 import { failureOf } from "../tools/outcome.js";
 import { createImage } from "../tools/qemu-image.js";
@@ -18,22 +18,9 @@ import { Random, SEED } from "../tools/seed.js";
 const MEBIBYTE = 1024 * 1024;
 
 describe("NBD client over TLS, with real servers", () => {
-  let authority: Authority;
-  let stranger: Authority;
-  let pki: string;
+  const certs = useAuthorities();
   let peer: NbdPeer | null = null;
   const devices: NbdDevice[] = [];
-
-  before(async () => {
-    authority = await Authority.make();
-    stranger = await Authority.make();
-    pki = await authority.issue();
-  });
-
-  after(async () => {
-    await authority.close();
-    await stranger.close();
-  });
 
   afterEach(async () => {
     for (const device of devices.splice(0)) device.destroy(new Error("the test is over"));
@@ -72,60 +59,60 @@ describe("NBD client over TLS, with real servers", () => {
 
   describe("of nbdkit, by certificates", () => {
     it("reads and writes, and shows its own when it is asked for", async () => {
-      peer = await nbdkit(pki, "--tls-verify-peer");
-      await readBackWhatIsWritten(await connect({ certificates: pki }));
+      peer = await nbdkit(certs.pki, "--tls-verify-peer");
+      await readBackWhatIsWritten(await connect({ certificates: certs.pki }));
     });
 
     it("is refused without a certificate where one is demanded", async () => {
-      peer = await nbdkit(pki, "--tls-verify-peer");
-      const error = await failureOf(connect({ certificates: await authority.issue({}) }));
+      peer = await nbdkit(certs.pki, "--tls-verify-peer");
+      const error = await failureOf(connect({ certificates: await certs.authority.issue({}) }));
       expect(error).to.satisfy((e: Error) => e instanceof NegotiationError || e instanceof LinkError);
       expect(error.message).to.match(/certificate|hung up|closed the connection/);
     });
 
     it("refuses a server of another CA", async () => {
-      peer = await nbdkit(await stranger.issue());
-      expect(await refusal({ certificates: pki })).to.include("unknown CA");
+      peer = await nbdkit(await certs.stranger.issue());
+      expect(await refusal({ certificates: certs.pki })).to.include("unknown CA");
     });
 
     it("refuses a server that the CAs of Node.js don't know, when it is given no other", async () => {
-      peer = await nbdkit(pki);
+      peer = await nbdkit(certs.pki);
       expect(await refusal({})).to.include("unknown CA");
     });
 
     it("refuses an expired certificate", async () => {
-      peer = await nbdkit(await authority.issue({ server: { isExpired: true } }));
-      expect(await refusal({ certificates: pki })).to.include("its certificate has expired");
+      peer = await nbdkit(await certs.authority.issue({ server: { isExpired: true } }));
+      expect(await refusal({ certificates: certs.pki })).to.include("its certificate has expired");
     });
 
     it("refuses a certificate for another host, unless it is told the name", async () => {
-      peer = await nbdkit(await authority.issue({ server: { alternatives: "DNS:replica.example" } }));
-      expect(await refusal({ certificates: pki })).to.include("for another host: IP: 127.0.0.1");
-      await connect({ certificates: pki, hostname: "replica.example" });
+      peer = await nbdkit(await certs.authority.issue({ server: { alternatives: "DNS:replica.example" } }));
+      expect(await refusal({ certificates: certs.pki })).to.include("for another host: IP: 127.0.0.1");
+      await connect({ certificates: certs.pki, hostname: "replica.example" });
     });
 
     it("takes any certificate with tls-verify-peer=0", async () => {
-      peer = await nbdkit(await stranger.issue());
-      await readBackWhatIsWritten(await connect({ certificates: pki, verifyPeer: false }));
+      peer = await nbdkit(await certs.stranger.issue());
+      await readBackWhatIsWritten(await connect({ certificates: certs.pki, verifyPeer: false }));
     });
 
     it("never goes on without TLS", async () => {
       peer = await startNbdkitOnTcp("--tls=off", "memory", "8M");
-      const error = await failureOf(connect({ certificates: pki }));
+      const error = await failureOf(connect({ certificates: certs.pki }));
       expect(error).to.be.instanceOf(NegotiationError).with.property("code", "tls-refused");
       expect(error.message).to.include("the server refuses TLS, which is demanded");
     });
 
     it("never goes on without TLS where the server is too old for it", async () => {
       peer = await startNbdkitOnTcp("--mask-handshake=0", "memory", "8M");
-      const error = await failureOf(connect({ certificates: pki }));
+      const error = await failureOf(connect({ certificates: certs.pki }));
       expect(error).to.be.instanceOf(NegotiationError).with.property("code", "tls-refused");
     });
   });
 
   describe("of nbdkit, by pre-shared keys", () => {
     const start = async (): Promise<string> => {
-      const file = await writePskFile(join(pki, "keys.psk"), { alice: PSK, bob: "aa".repeat(16) });
+      const file = await writePskFile(join(certs.pki, "keys.psk"), { alice: PSK, bob: "aa".repeat(16) });
       peer = await startNbdkitOnTcp("--tls=require", `--tls-psk=${file}`, "memory", "8M");
       return file;
     };
@@ -133,7 +120,7 @@ describe("NBD client over TLS, with real servers", () => {
     it("reads and writes as the user of the URI, or as the only one of the file", async () => {
       const pskFile = await start();
       await readBackWhatIsWritten(await connect({ pskFile, username: "bob" }));
-      const alone = await writePskFile(join(pki, "alice.psk"), { alice: PSK });
+      const alone = await writePskFile(join(certs.pki, "alice.psk"), { alice: PSK });
       await readBackWhatIsWritten(await connect({ pskFile: alone }));
     });
 
@@ -143,14 +130,14 @@ describe("NBD client over TLS, with real servers", () => {
         ["alice", "bb".repeat(32)],
         ["mallory", PSK],
       ] as const) {
-        const pskFile = await writePskFile(join(pki, "wrong.psk"), { [user]: key });
+        const pskFile = await writePskFile(join(certs.pki, "wrong.psk"), { [user]: key });
         expect(await failureOf(connect({ pskFile }))).to.be.instanceOf(NegotiationError);
       }
     });
 
     it("does not take a certificate instead of the key", async () => {
-      peer = await nbdkit(pki);
-      const pskFile = await writePskFile(join(pki, "alice.psk"), { alice: PSK });
+      peer = await nbdkit(certs.pki);
+      const pskFile = await writePskFile(join(certs.pki, "alice.psk"), { alice: PSK });
       expect(await failureOf(connect({ pskFile }))).to.be.instanceOf(NegotiationError);
     });
   });
@@ -164,13 +151,13 @@ describe("NBD client over TLS, with real servers", () => {
     };
 
     it("reads and writes by certificates, on a unix socket", async () => {
-      await start(`tls-creds-x509,id=tls0,endpoint=server,dir=${pki},verify-peer=on`);
-      await readBackWhatIsWritten(await connect({ certificates: pki, hostname: "localhost" }));
-      expect(await refusal({ certificates: pki, hostname: "elsewhere" })).to.include("elsewhere");
+      await start(`tls-creds-x509,id=tls0,endpoint=server,dir=${certs.pki},verify-peer=on`);
+      await readBackWhatIsWritten(await connect({ certificates: certs.pki, hostname: "localhost" }));
+      expect(await refusal({ certificates: certs.pki, hostname: "elsewhere" })).to.include("elsewhere");
     });
 
     it("reads and writes by a pre-shared key", async () => {
-      const directory = await authority.issue({});
+      const directory = await certs.authority.issue({});
       await writeFile(join(directory, "keys.psk"), `qemu:${PSK}\n`);
       await start(`tls-creds-psk,id=tls0,endpoint=server,dir=${directory}`);
       await readBackWhatIsWritten(await connect({ pskFile: join(directory, "keys.psk") }));

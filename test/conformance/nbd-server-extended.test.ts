@@ -3,6 +3,7 @@ import { expect } from "chai";
 
 import type { MetadataContext } from "../../src/nbd/server/exports.js";
 import {
+  CHUNK_ERROR_BIT,
   ChunkFlag,
   ChunkType,
   Command,
@@ -15,6 +16,8 @@ import {
 } from "../../src/nbd/wire/constants.js";
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
+import { decodeErrorChunk } from "../../src/nbd/wire/structured-reply.js";
+import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
@@ -41,6 +44,7 @@ const dirtyHalf: MetadataContext = {
 describe("NBD server, extended headers", () => {
   let harness: NbdServerHarness;
   let memory: MemoryDevice;
+  let device: FailingDevice;
   let client: RawNbdClient;
   let transmissionFlags = 0;
 
@@ -77,8 +81,7 @@ describe("NBD server, extended headers", () => {
   const outcome = async (offset: bigint): Promise<number> => {
     const { flags, type, cookie, offset: echoed, payload } = await chunk();
     expect([flags, cookie, echoed]).to.deep.equal([ChunkFlag.Done, COOKIE, offset]);
-    if (type !== ChunkType.Error) return 0;
-    return payload.readUInt32BE(0);
+    return (type & CHUNK_ERROR_BIT) === 0 ? 0 : payload.readUInt32BE(0);
   };
 
   /** The stream is in sync: the next request is understood. */
@@ -90,7 +93,8 @@ describe("NBD server, extended headers", () => {
   beforeEach(async () => {
     harness = await startNbdServer();
     memory = new MemoryDevice(SIZE);
-    harness.add(EXPORT, memory, { contexts: [dirtyHalf] });
+    device = new FailingDevice(memory);
+    harness.add(EXPORT, device, { contexts: [dirtyHalf] });
     client = await RawNbdClient.negotiating(harness.address);
     expect((await client.option(Option.ExtendedHeaders)).at(-1)?.type).to.equal(OptionReplyType.Ack);
     const queries = ["base:allocation", DIRTY];
@@ -124,6 +128,17 @@ describe("NBD server, extended headers", () => {
     }
     request(Command.Read, 0, 0n, 0n);
     expect(await outcome(0n)).to.equal(0);
+  });
+
+  it("tells the offset at which the device failed", async () => {
+    device.fail({ operation: "read" }, "EIO", 8300);
+    request(Command.Read, 0, 8192n, 4096n);
+    const { flags, type, offset, payload } = await chunk();
+    expect([flags, type, offset]).to.deep.equal([ChunkFlag.Done, ChunkType.ErrorOffset, 8192n]);
+    const { errorNumber, message, offset: failedAt } = decodeErrorChunk(type, payload);
+    expect([errorNumber, failedAt]).to.deep.equal([errorNumberOf("EIO"), 8300]);
+    expect(message).to.include("injected EIO");
+    await expectInSync();
   });
 
   it("refuses lengths and offsets of up to 64 bits by errno, echoes them, and stays in sync", async () => {

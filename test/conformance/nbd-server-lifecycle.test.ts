@@ -244,6 +244,7 @@ describe("NBD server, life cycle", () => {
     const [info] = harness.server.connections();
     expect(info).to.deep.include({
       exportName: "disk0",
+      tls: null,
       requestsInFlight: 1,
       bytesRead: 300,
       bytesWritten: 1000,

@@ -5,10 +5,10 @@ import { join } from "node:path";
 import type { ConnectionOptions } from "node:tls";
 
 import { TlsAcceptor } from "../../src/net/tls/acceptor.js";
-import type { TlsAcceptorOptions } from "../../src/net/tls/acceptor.js";
+import type { TlsAcceptorOptions, TlsSession } from "../../src/net/tls/acceptor.js";
 import { Command, Option, OptionReplyType } from "../../src/nbd/wire/constants.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
-import { Authority, PSK, writePskFile } from "../tools/certificates.js";
+import { PSK, useAuthorities, writePskFile } from "../tools/certificates.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
@@ -24,22 +24,9 @@ const types = (replies: readonly OptionReply[]): number[] => replies.map((reply)
 const go = encodeInfoRequest({ exportName: "disk0", infoTypes: [] });
 
 describe("NBD server, TLS", () => {
-  let authority: Authority;
-  let stranger: Authority;
-  let pki: string;
+  const certs = useAuthorities();
   let harness: NbdServerHarness | null = null;
   const clients: RawNbdClient[] = [];
-
-  before(async () => {
-    authority = await Authority.make();
-    stranger = await Authority.make();
-    pki = await authority.issue();
-  });
-
-  after(async () => {
-    await authority.close();
-    await stranger.close();
-  });
 
   afterEach(async () => {
     for (const client of clients.splice(0)) client.destroy();
@@ -53,7 +40,7 @@ describe("NBD server, TLS", () => {
     handshakeTimeoutMs = 10_000,
   ): Promise<NbdServerHarness> {
     const acceptor = new TlsAcceptor({
-      credentials: { kind: "certificates", directory: pki },
+      credentials: { kind: "certificates", directory: certs.pki },
       verifyPeer: false,
       allowedNames: [],
       ...options,
@@ -75,7 +62,7 @@ describe("NBD server, TLS", () => {
 
   /** What a client with the certificates of this directory says, or with none. */
   async function identity(directory: string | null): Promise<ConnectionOptions> {
-    const ca = await readFile(authority.caFile);
+    const ca = await readFile(certs.authority.caFile);
     if (directory === null) return { ca, servername: "localhost" };
     const cert = await readFile(join(directory, "client-cert.pem"));
     return { ca, cert, key: await readFile(join(directory, "client-key.pem")), servername: "localhost" };
@@ -91,6 +78,8 @@ describe("NBD server, TLS", () => {
     expect(types(await client.option(Option.Go, go))).to.deep.equal([Info, Info, Ack]);
     expect((await client.ask(Command.Read, { lengthBytes: 4096 })).errorNumber).to.equal(0);
   }
+
+  const sessions = (): (TlsSession | null)[] => harness?.server.connections().map(({ tls }) => tls) ?? [];
 
   /** The one line that tells why the client was refused. */
   async function refusal(): Promise<string> {
@@ -115,6 +104,7 @@ describe("NBD server, TLS", () => {
       await start("on");
       await enterTransmission(await secure());
       await enterTransmission(await negotiate());
+      expect(sessions()).to.deep.equal([{ version: "TLSv1.3", user: null }, null]);
     });
 
     it("refuses STARTTLS with data, and once TLS is in use, and stays in step", async () => {
@@ -273,15 +263,15 @@ describe("NBD server, TLS", () => {
   describe("with client certificates demanded", () => {
     it("takes one of its CA's", async () => {
       await start("require", { verifyPeer: true });
-      await enterTransmission(await secure(await identity(pki)));
+      await enterTransmission(await secure(await identity(certs.pki)));
     });
 
     for (const [what, directory, reason] of [
       ["none", () => Promise.resolve(null), "it has no certificate"],
-      ["another CA's", () => stranger.issue(), "unknown CA: its certificate is not from ours"],
+      ["another CA's", () => certs.stranger.issue(), "unknown CA: its certificate is not from ours"],
       [
         "an expired one",
-        () => authority.issue({ client: { isExpired: true } }),
+        () => certs.authority.issue({ client: { isExpired: true } }),
         "its certificate has expired",
       ],
     ] as const) {
@@ -291,15 +281,16 @@ describe("NBD server, TLS", () => {
         const error = await failureOf(secure(options).then((client) => client.option(Option.List)));
         expect(error).to.be.instanceOf(Error);
         expect(await refusal()).to.equal(`connection closed: no TLS session: ${reason}`);
-        await enterTransmission(await secure(await identity(pki)));
+        await enterTransmission(await secure(await identity(certs.pki)));
       });
     }
 
     it("lets in only the names that are allowed", async () => {
       await start("require", { verifyPeer: true, allowedNames: ["guest-host", "primary.example"] });
       const named = (name: string, alternatives: string): Promise<string> =>
-        authority.issue({ client: { name, alternatives } });
+        certs.authority.issue({ client: { name, alternatives } });
       await enterTransmission(await secure(await identity(await named("guest-host", "DNS:x"))));
+      expect(sessions()).to.deep.equal([{ version: "TLSv1.3", user: "guest-host" }]);
       await enterTransmission(
         await secure(await identity(await named("c", "DNS:a.example,DNS:primary.example"))),
       );
@@ -312,7 +303,7 @@ describe("NBD server, TLS", () => {
   });
 
   describe("with pre-shared keys", () => {
-    const keyFile = (): string => join(pki, "keys.psk");
+    const keyFile = (): string => join(certs.pki, "keys.psk");
     const psk = (identity: string, key: string): ConnectionOptions => ({
       ciphers: "TLS_AES_128_GCM_SHA256:PSK",
       checkServerIdentity: () => undefined,
@@ -332,6 +323,7 @@ describe("NBD server, TLS", () => {
         await start("require", { credentials: credentials() });
         await enterTransmission(await secure({ ...psk("alice", PSK), maxVersion }));
         await enterTransmission(await secure({ ...psk("bob", "aa".repeat(16)), maxVersion }));
+        expect(sessions()).to.deep.equal(["alice", "bob"].map((user) => ({ version: maxVersion, user })));
       });
 
       for (const [what, user, key] of [

@@ -7,10 +7,11 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 
 import type { Address } from "../../src/net/address.js";
+import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
-import { TestProcess } from "../tools/process.js";
+import { TestProcess, run as outcomeOf } from "../tools/process.js";
 import { Random, SEED } from "../tools/seed.js";
 import { waitFor } from "../tools/wait-for.js";
 
@@ -150,6 +151,19 @@ describe("NBD server, driven by real tools", () => {
     expect(output).to.not.contain("failed").and.not.contain("error");
     expect(disk.contents(0, 512).equals(Buffer.alloc(512, 0x77))).to.be.true;
     expect(disk.counts.flush).to.be.above(0);
+  });
+
+  it("tells qemu-io of an error and where it was, and serves it after that", async () => {
+    const failing = new FailingDevice(disk);
+    failing.fail({ offset: 2 * MEBIBYTE, lengthBytes: 512 }, "EIO", 2 * MEBIBYTE);
+    harness.add("failing", failing);
+    const commands = ["read 1M 2M", "write 1M 2M", "write -z 1M 2M", "discard 1M 2M", "write -P 7 4M 64k"];
+    const args = ["-f", "raw", ...commands.flatMap((command) => ["-c", command])];
+    const failed = await outcomeOf("qemu-io", [...args, `nbd+unix:///failing?socket=${harness.path}`]);
+    expect(failed.stdout.match(/failed: Input\/output error/g)).to.have.length(4);
+    expect(failed.stdout).to.include("wrote 65536/65536 bytes at offset 4194304");
+    expect(disk.contents(4 * MEBIBYTE, 65_536).equals(Buffer.alloc(65_536, 7))).to.be.true;
+    expect(harness.log.filter((line) => line.level >= 40)).to.have.length(1);
   });
 
   it("refuses writes of qemu-io to a read-only export", async () => {

@@ -6,12 +6,15 @@ import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import { encodeInfoRequest, encodeMetaContextRequest } from "../../src/nbd/wire/option.js";
 import { decodeBlockStatus, decodeOffsetHole } from "../../src/nbd/wire/structured-reply.js";
 import type { RequestHeader } from "../../src/nbd/wire/request.js";
+import type { Operation } from "../tools/failing-device.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { isSettled, turns } from "../tools/outcome.js";
 import type { Reply } from "../tools/raw-nbd-client.js";
 import { RawNbdClient, requestBytes } from "../tools/raw-nbd-client.js";
+import { waitFor } from "../tools/wait-for.js";
 
 const MEBIBYTE = 1024 * 1024;
 const SIZE = 4 * MEBIBYTE;
@@ -276,6 +279,105 @@ for (const structured of [false, true]) {
       expect(harness.log.filter((line) => line.msg.startsWith("request failed"))).to.have.length(1);
     });
 
+    it("tells the offset at which the device failed, where replies are structured and the request covers it", async () => {
+      const ranged = { offset: 8192, lengthBytes: 4096 };
+      const requests: (readonly [Operation, () => Promise<Reply>])[] = [
+        ["read", () => ask(Command.Read, ranged)],
+        ["write", () => ask(Command.Write, ranged, pattern(4096))],
+        ["trim", () => ask(Command.Trim, ranged)],
+        ["zero", () => ask(Command.WriteZeroes, ranged)],
+        ["flush", () => ask(Command.Flush)],
+        ...(structured ? [["extents", () => ask(Command.BlockStatus, ranged)] as const] : []),
+      ];
+      for (const [operation, request] of requests) {
+        for (const failedAt of [null, 0, 8191, 8192, 9000, 12_287, 12_288, SIZE]) {
+          device.fail({ operation, count: 1 }, "EIO", failedAt);
+          const reply = await request();
+          const isCovered = failedAt !== null && failedAt >= 8192 && failedAt < 12_288;
+          const isTold = structured && operation !== "flush" && isCovered;
+          expect(reply.errorNumber).to.equal(errno("EIO"));
+          expect(reply.failedAt, `${operation} failed at ${failedAt}`).to.equal(isTold ? failedAt : null);
+          expect(reply.message).to.contain(structured ? "injected EIO" : "");
+        }
+      }
+      await stillInSync();
+    });
+
+    it("reads what CACHE names, in pieces, and answers when that is done or has failed", async () => {
+      const range = { offset: 4096, lengthBytes: MEBIBYTE + 100 };
+      expect((await ask(Command.Cache, range)).errorNumber).to.equal(0);
+      let at = range.offset;
+      for (const { operation, offset, lengthBytes } of device.log) {
+        expect([operation, offset]).to.deep.equal(["read", at]);
+        expect(lengthBytes).to.be.at.most(MEBIBYTE / 4);
+        at += lengthBytes;
+      }
+      expect(at).to.equal(range.offset + range.lengthBytes);
+      const held = device.hold({ operation: "read", offset: MEBIBYTE, lengthBytes: 1 });
+      const answer = ask(Command.Cache, range);
+      await held.arrived(1);
+      expect(await isSettled(answer)).to.equal(false);
+      held.failOne("EIO");
+      const { errorNumber, failedAt } = await answer;
+      expect(errorNumber).to.equal(errno("EIO"));
+      if (structured) expect(failedAt).to.be.within(MEBIBYTE - MEBIBYTE / 4, MEBIBYTE);
+      held.release();
+      await stillInSync();
+    });
+
+    it("reads the beginning of what a long CACHE names, one after the other, and serves other requests meanwhile", async () => {
+      const slow = new FailingDevice(new MemoryDevice(1024 * 1024 * MEBIBYTE));
+      harness.add("large", slow);
+      const other = await RawNbdClient.transmitting(harness.address, "large", { structured });
+      const held = slow.hold({ operation: "read" });
+      for (let cookie = 1; cookie <= 8; cookie++)
+        other.request(Command.Cache, { cookie, lengthBytes: 0xffff_f000 });
+      expect((await other.ask(Command.Flush, { cookie: 9 })).cookie).to.equal(9);
+      await stillInSync();
+      expect(held.requests).to.have.length(1);
+      held.release();
+      for (let cookie = 1; cookie <= 8; cookie++) {
+        const reply = await other.reply();
+        expect([reply.cookie, reply.errorNumber]).to.deep.equal([cookie, 0]);
+      }
+      const reads = slow.log.filter(({ operation }) => operation === "read");
+      expect(reads.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0)).to.equal(8 * 32 * MEBIBYTE);
+      other.destroy();
+    });
+
+    for (const [how, leave] of [
+      [
+        "disconnects",
+        (other: RawNbdClient) => {
+          other.disconnect();
+        },
+      ],
+      [
+        "hangs up",
+        (other: RawNbdClient) => {
+          other.destroy();
+        },
+      ],
+    ] as const) {
+      it(`stops reading what CACHE names when the client ${how}`, async () => {
+        const other = await RawNbdClient.transmitting(harness.address, "disk0", { structured });
+        const held = device.hold({ operation: "read" });
+        for (let cookie = 1; cookie <= 8; cookie++)
+          other.request(Command.Cache, { cookie, lengthBytes: SIZE });
+        await held.arrived(1);
+        leave(other);
+        await turns(50);
+        held.release();
+        await waitFor(
+          "its end",
+          () => harness.summaries.length,
+          (count) => count === 1,
+        );
+        expect(device.log).to.have.length(1);
+        expect(harness.summaries[0]?.clean).to.equal(how === "disconnects");
+      });
+    }
+
     it("closes on a wrong request magic, this client only", async () => {
       const other = await RawNbdClient.transmitting(harness.address, "disk0", { structured });
       client.send(Buffer.alloc(28, 0x42));
@@ -328,12 +430,13 @@ for (const structured of [false, true]) {
         expect(contentOf(reply, 0, 262_144).equals(memory.contents(0, 262_144))).to.be.true;
       });
 
-      it("answers a sparse read that fails in part with one error chunk", async () => {
+      it("answers a sparse read that fails in part with one error chunk, which tells where that part begins", async () => {
         memory.fill(65_536, pattern(4096));
-        device.fail({ operation: "read" }, "EIO");
+        memory.fill(131_072, pattern(4096));
+        device.fail({ operation: "read", offset: 131_072, lengthBytes: 1 }, "EIO");
         const reply = await ask(Command.Read, { lengthBytes: 262_144 });
-        expect(reply.chunks?.map(({ type }) => type)).to.deep.equal([ChunkType.Error]);
-        expect(reply.errorNumber).to.equal(errno("EIO"));
+        expect(reply.chunks?.map(({ type }) => type)).to.deep.equal([ChunkType.ErrorOffset]);
+        expect([reply.errorNumber, reply.failedAt]).to.deep.equal([errno("EIO"), 131_072]);
       });
 
       it("describes allocation as base:allocation has it, one descriptor for REQ_ONE", async () => {

@@ -4,7 +4,7 @@ import { join } from "node:path";
 
 import { QmpClient } from "../../src/qmp/client.js";
 import { parseAddress } from "../../src/net/address.js";
-import { Authority, PSK, writePskFile } from "../tools/certificates.js";
+import { PSK, useAuthorities, writePskFile } from "../tools/certificates.js";
 import { expectPattern, writePattern } from "../tools/clients.js";
 import { expectSameContent } from "../tools/disk-files.js";
 import { NodeProcess, runNode } from "../tools/node-process.js";
@@ -17,20 +17,12 @@ import { useWorkspace } from "../tools/workspace.js";
 
 describe("a pair over TLS", () => {
   const workspace = useWorkspace();
-  let authority: Authority;
-  let pki: string;
-
-  before(async () => {
-    authority = await Authority.make();
-    pki = await authority.issue({
-      server: {},
-      client: { name: "primary.example", alternatives: "DNS:primary.example" },
-    });
+  const certs = useAuthorities({
+    server: {},
+    client: { name: "primary.example", alternatives: "DNS:primary.example" },
   });
 
-  after(() => authority.close());
-
-  const mutual = (): string[] => ["--tls-certificates", pki, "--tls-verify-peer"];
+  const mutual = (): string[] => ["--tls-certificates", certs.pki, "--tls-verify-peer"];
 
   /** The first warning of a node's log that has this in it. */
   const warning = async (node: NodeProcess, text: string): Promise<string> => {
@@ -47,13 +39,20 @@ describe("a pair over TLS", () => {
     });
     await writePattern(pair.primaryUri(), 0x11, "0", "1M");
     const epoch = await pair.checkpoint();
-    expect((await pair.secondary.status()).epoch).to.equal(epoch);
+    const status = await pair.secondary.status();
+    expect(status.epoch).to.equal(epoch);
+    expect(status.clients.map(({ purpose, tls }) => ({ purpose, tls }))).to.deep.equal([
+      { purpose: "replication", tls: { version: "TLSv1.3", user: "primary.example" } },
+    ]);
+    expect(await pair.secondary.succeed("status")).to.match(
+      /replication from +127\.0\.0\.1:\d+, disk0, TLSv1\.3 as primary\.example/,
+    );
     await pair.primary.succeed("verify");
     await writePattern(pair.primaryUri(), 0x22, "64k", "64k");
     await pair.primary.process.kill();
     await pair.failOver();
     const view = await pair.secondary.tcpAddress("view");
-    const disk = `nbds://${view}/disk0?tls-certificates=${pki}`;
+    const disk = `nbds://${view}/disk0?tls-certificates=${certs.pki}`;
     const image = workspace.path("view.img");
     await succeed("nbdcopy", [disk, image]);
     await expectPattern(image, [0x11, "0", "1M"]);
@@ -75,7 +74,7 @@ describe("a pair over TLS", () => {
     const secondary = new Pair(workspace, { secondary: [...mutual(), "--tls", "require"] });
     const node = await secondary.startSecondary();
     const qmp = `tcp:${secondary.addresses.qmp}`;
-    const status = ["status", "--json", "--qmp", qmp, "--tls-certificates", pki];
+    const status = ["status", "--json", "--qmp", qmp, "--tls-certificates", certs.pki];
     const shown = await runNode("secondary", status);
     expect([shown.code, shown.stderr]).to.deep.equal([Exit.Done, ""]);
     expect(JSON.parse(shown.stdout)).to.deep.include({ role: "secondary" });
@@ -83,7 +82,7 @@ describe("a pair over TLS", () => {
     const address = parseAddress(qmp);
     const plain = await failureOf(QmpClient.connect(address, { timeoutMs: 500 }));
     expect(plain.message).to.include("no answer within 500 ms");
-    const nameless = { ...address, tls: { certificates: await authority.issue({}) } };
+    const nameless = { ...address, tls: { certificates: await certs.authority.issue({}) } };
     const refused = await failureOf(QmpClient.connect(nameless));
     expect(refused.message).to.match(/certificate|hung up|closed the connection/);
     expect(await warning(node, "QMP client refused")).to.match(/^QMP client refused: no TLS session: it /);
@@ -96,7 +95,7 @@ describe("a pair over TLS", () => {
   it("refuses a primary that comes without TLS, and logs that", async () => {
     const pair = new Pair(workspace, {
       scheme: "nbd",
-      primary: ["--tls-certificates", pki, "--tls", "on"],
+      primary: ["--tls-certificates", certs.pki, "--tls", "on"],
       secondary: [...mutual(), "--tls", "require"],
     });
     await pair.startSecondary();
@@ -107,12 +106,10 @@ describe("a pair over TLS", () => {
   });
 
   it("refuses a secondary of another CA", async () => {
-    const stranger = await Authority.make();
-    workspace.onEnd(() => stranger.close());
     const pair = new Pair(workspace, {
       scheme: "nbds",
-      primary: ["--tls-certificates", pki],
-      secondary: ["--tls-certificates", await stranger.issue()],
+      primary: ["--tls-certificates", certs.pki],
+      secondary: ["--tls-certificates", await certs.stranger.issue()],
     });
     await pair.startSecondary();
     await pair.startPrimary();
@@ -124,7 +121,7 @@ describe("a pair over TLS", () => {
   it("refuses a primary whose name is not allowed", async () => {
     const pair = new Pair(workspace, {
       scheme: "nbds",
-      primary: ["--tls-certificates", pki],
+      primary: ["--tls-certificates", certs.pki],
       secondary: [...mutual(), "--tls", "require", "--tls-allow", "somebody.else"],
     });
     await pair.startSecondary();
@@ -144,7 +141,7 @@ describe("a pair over TLS", () => {
       "--state-dir",
       workspace.path("s"),
     ];
-    const tls = ["--tls", "require", "--tls-certificates", pki];
+    const tls = ["--tls", "require", "--tls-certificates", certs.pki];
     const { code, stderr } = await runNode("primary", [...options, ...tls, "--replica", "nbd://127.0.0.1"]);
     expect(code).to.equal(Exit.Usage);
     expect(stderr).to.include("use nbds://");
@@ -169,7 +166,7 @@ describe("a pair over TLS", () => {
 
     it("nbdcopy, nbdinfo and QEMU's tools come by certificates; none without where TLS is required", async () => {
       const address = await start(...mutual(), "--tls", "require");
-      const uri = `nbds://${address}/disk0?tls-certificates=${pki}`;
+      const uri = `nbds://${address}/disk0?tls-certificates=${certs.pki}`;
       const image = workspace.path("source.img");
       await succeed("dd", ["if=/dev/urandom", `of=${image}`, "bs=1M", "count=16", "status=none"]);
       await succeed("nbdcopy", ["--connections=4", image, uri]);
@@ -179,11 +176,11 @@ describe("a pair over TLS", () => {
       await succeed("nbdcopy", [uri, copy]);
       await expectSameContent(image, copy);
       const back = workspace.path("back.img");
-      await succeed("qemu-img", ["convert", ...x509(pki), "-O", "raw", qemuDisk(address), back]);
+      await succeed("qemu-img", ["convert", ...x509(certs.pki), "-O", "raw", qemuDisk(address), back]);
       await expectSameContent(image, back);
 
       expect((await run("nbdinfo", [`nbd://${address}/disk0`])).code).to.not.equal(0);
-      const unnamed = await authority.issue({});
+      const unnamed = await certs.authority.issue({});
       expect(
         (await run("nbdinfo", [`nbds://${address}/disk0?tls-certificates=${unnamed}`])).code,
       ).to.not.equal(0);
@@ -191,7 +188,7 @@ describe("a pair over TLS", () => {
     });
 
     it("nbdcopy and QEMU's tools come by a pre-shared key", async () => {
-      const directory = await authority.issue({});
+      const directory = await certs.authority.issue({});
       const keys = await writePskFile(join(directory, "keys.psk"), { qemu: PSK });
       const address = await start("--tls-psk", keys, "--tls", "require");
       const image = workspace.path("source.img");
@@ -204,17 +201,17 @@ describe("a pair over TLS", () => {
     });
 
     it("both kinds come where TLS is on", async () => {
-      const address = await start("--tls-certificates", pki);
+      const address = await start("--tls-certificates", certs.pki);
       expect(JSON.parse(await succeed("nbdinfo", ["--json", `nbd://${address}/disk0`]))).to.deep.include({
         TLS: false,
       });
-      const secured = `nbds://${address}/disk0?tls-certificates=${pki}`;
+      const secured = `nbds://${address}/disk0?tls-certificates=${certs.pki}`;
       expect(JSON.parse(await succeed("nbdinfo", ["--json", secured]))).to.deep.include({ TLS: true });
     });
 
     it("a client that demands TLS gets none where it is off", async () => {
       const address = await start();
-      const refused = await run("nbdinfo", [`nbds://${address}/disk0?tls-certificates=${pki}`]);
+      const refused = await run("nbdinfo", [`nbds://${address}/disk0?tls-certificates=${certs.pki}`]);
       expect(refused.code).to.not.equal(0);
     });
   });

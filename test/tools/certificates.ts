@@ -32,6 +32,10 @@ unique_subject = no
 commonName = supplied
 `;
 
+type Roles = Partial<Readonly<Record<"server" | "client", CertificateOptions>>>;
+
+const BOTH_ROLES: Roles = { server: {}, client: {} };
+
 /** A CA and the certificates that it signs. Close it to remove them all. */
 export class Authority {
   readonly #directory: string;
@@ -59,9 +63,7 @@ export class Authority {
   }
 
   /** A directory with a certificate and key for each of these roles, and this CA's own certificate. */
-  async issue(
-    roles: Partial<Readonly<Record<"server" | "client", CertificateOptions>>> = { server: {}, client: {} },
-  ): Promise<string> {
+  async issue(roles: Roles = BOTH_ROLES): Promise<string> {
     this.#certificates++;
     const directory = join(this.#directory, `pki${this.#certificates}`);
     await mkdir(directory);
@@ -90,6 +92,45 @@ export class Authority {
   #ca(file: string): string {
     return join(this.#directory, "ca", file);
   }
+}
+
+/** What the tests of a suite share; there when its first hook of `before` is done. */
+export interface Authorities {
+  readonly authority: Authority;
+  /** Whom nobody has heard of. */
+  readonly stranger: Authority;
+  /** A directory with certificates of `authority`. */
+  readonly pki: string;
+}
+
+/** Two CAs for a suite. @param roles whom `pki` is for */
+export function useAuthorities(roles: Roles = BOTH_ROLES): Authorities {
+  const made: Partial<{ -readonly [K in keyof Authorities]: Authorities[K] }> = {};
+  const get = <K extends keyof Authorities>(name: K): Authorities[K] => {
+    const found = made[name];
+    if (found === undefined) throw new Error(`there is no ${name} before the suite has begun`);
+    return found;
+  };
+  before(async () => {
+    made.authority = await Authority.make();
+    made.stranger = await Authority.make();
+    made.pki = await made.authority.issue(roles);
+  });
+  after(async () => {
+    await made.authority?.close();
+    await made.stranger?.close();
+  });
+  return {
+    get authority() {
+      return get("authority");
+    },
+    get stranger() {
+      return get("stranger");
+    },
+    get pki() {
+      return get("pki");
+    },
+  };
 }
 
 /** Writes a file of pre-shared keys. */

@@ -168,9 +168,12 @@ export class FailingDevice implements BlockDevice {
     this.info = next.info;
   }
 
-  /** Requests that match fail with `errno`; with `when: "after"` they have been done all the same. */
-  fail(match: Match, errno: Errno = "EIO"): Rule {
-    return this.#add(new RequestRule(match, (request) => Promise.reject(injected(errno, request))));
+  /**
+   * Requests that match fail with `errno`; with `when: "after"` they have been done all the same.
+   * @param failedAt the offset that the error tells
+   */
+  fail(match: Match, errno: Errno = "EIO", failedAt: number | null = null): Rule {
+    return this.#add(new RequestRule(match, (request) => Promise.reject(injected(errno, request, failedAt))));
   }
 
   /** Requests that match stay here until released or failed one by one. */
@@ -258,6 +261,8 @@ function concerns(match: Match, request: Request): boolean {
   return (!bounded || inRange) && (match.where?.(request) ?? true);
 }
 
-function injected(errno: Errno, { operation, offset, lengthBytes }: Request): DeviceError {
-  return new DeviceError(errno, `injected ${errno}: ${operation} at ${offset}, ${lengthBytes} bytes`);
+function injected(errno: Errno, request: Request, failedAt: number | null = null): DeviceError {
+  const { operation, offset, lengthBytes } = request;
+  const message = `injected ${errno}: ${operation} at ${offset}, ${lengthBytes} bytes`;
+  return new DeviceError(errno, message, { offset: failedAt });
 }

@@ -1,5 +1,5 @@
 /** What became of a request, in a word: "done", or the code it was refused with. */
-import { ReplError } from "../../src/errors.js";
+import { DeviceError, ReplError } from "../../src/errors.js";
 
 export function outcome(request: Promise<unknown>): Promise<string> {
   return request.then(
@@ -21,6 +21,13 @@ export async function failureOf(request: Promise<unknown>): Promise<Error> {
     throw error;
   }
   throw new Error(`did not fail: ${String(result)}`);
+}
+
+/** The error of a device that a request failed with. */
+export async function deviceErrorOf(request: Promise<unknown>): Promise<DeviceError> {
+  const error = await failureOf(request);
+  if (error instanceof DeviceError) return error;
+  throw error;
 }
 
 /** Resolves after everything that can go on without a timer or a file has gone on. */

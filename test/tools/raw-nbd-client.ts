@@ -53,6 +53,8 @@ export interface Reply {
   readonly errorNumber: number;
   /** Of the error chunk. */
   readonly message: string;
+  /** At which the request failed, of an ERROR_OFFSET chunk. */
+  readonly failedAt: number | null;
   /** Null for a simple reply. */
   readonly chunks: readonly Chunk[] | null;
 }
@@ -205,7 +207,8 @@ export class RawNbdClient {
         const { cookieLow, errorNumber } = readSimpleReplyHeader(Buffer.concat([start, rest]), 0);
         const data = errorNumber === 0 && dataBytes > 0 ? [await this.read(dataBytes)] : [];
         const asChunks = data.map((payload) => ({ type: -1, flags: 0, payload }));
-        return { cookie: cookieLow, errorNumber, message: "", chunks: dataBytes > 0 ? asChunks : null };
+        const chunksOrNull = dataBytes > 0 ? asChunks : null;
+        return { cookie: cookieLow, errorNumber, message: "", failedAt: null, chunks: chunksOrNull };
       }
       const rest = await this.read(CHUNK_HEADER_BYTES - 4);
       const { type, flags, lengthBytes, cookieLow } = readChunkHeader(Buffer.concat([start, rest]), 0);
@@ -217,6 +220,7 @@ export class RawNbdClient {
           cookie: cookieLow,
           errorNumber: error?.errorNumber ?? 0,
           message: error?.message ?? "",
+          failedAt: error?.offset ?? null,
           chunks,
         };
       }

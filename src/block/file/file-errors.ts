@@ -7,6 +7,7 @@ import { DeviceError, describeError } from "../../errors.js";
 const ERRNOS: ReadonlyMap<number, Errno> = new Map([
   [constants.errno.ENOSPC, "ENOSPC"],
   [constants.errno.EDQUOT, "ENOSPC"],
+  [constants.errno.EFBIG, "ENOSPC"],
   [constants.errno.EROFS, "EPERM"],
   [constants.errno.EACCES, "EPERM"],
   [constants.errno.EPERM, "EPERM"],
@@ -31,8 +32,13 @@ export function isUnsupported(error: unknown): boolean {
   return UNSUPPORTED.has(errnoNumber(error));
 }
 
-/** An error reply that names the file and the request. */
-export function fileError(path: string, request: string, cause: unknown): DeviceError {
+/** An error reply that names the file and the request. @param offset at which it failed, if that is known */
+export function fileError(
+  path: string,
+  request: string,
+  cause: unknown,
+  offset: number | null = null,
+): DeviceError {
   const errno = ERRNOS.get(errnoNumber(cause)) ?? "EIO";
-  return new DeviceError(errno, `${path}: ${request} failed: ${describeError(cause)}`, { cause });
+  return new DeviceError(errno, `${path}: ${request} failed: ${describeError(cause)}`, { cause, offset });
 }

@@ -37,9 +37,11 @@ function readRest(
 ): void {
   read(file.fd, into, done, into.length - done, offset + done, (error, bytes) => {
     if (error !== null) {
-      reject(fileError(file.path, `read of ${into.length} bytes at ${offset}`, error));
+      reject(fileError(file.path, `read of ${into.length} bytes at ${offset}`, error, offset + done));
     } else if (bytes === 0) {
-      reject(new DeviceError("EIO", `${file.path} ends at ${offset + done} now: it was cut while in use`));
+      const end = offset + done;
+      const message = `${file.path} ends at ${end} now: it was cut while in use`;
+      reject(new DeviceError("EIO", message, { offset: end }));
     } else if (done + bytes === into.length) {
       resolve();
     } else {
@@ -60,11 +62,11 @@ export function writeFully(
       writeRest(file, from, 0, offset, resolve, reject);
       return;
     }
-    lane.write(from, offset, (errno) => {
+    lane.write(from, offset, (errno, doneBytes) => {
       if (errno === 0) resolve();
       else {
         const cause = new SystemCallError("pwrite", errno);
-        reject(fileError(file.path, `write of ${from.length} bytes at ${offset}`, cause));
+        reject(fileError(file.path, `write of ${from.length} bytes at ${offset}`, cause, offset + doneBytes));
       }
     });
   });
@@ -79,7 +81,8 @@ function writeRest(
   reject: (error: DeviceError) => void,
 ): void {
   write(file.fd, from, done, from.length - done, offset + done, (error, bytes) => {
-    if (error !== null) reject(fileError(file.path, `write of ${from.length} bytes at ${offset}`, error));
+    if (error !== null)
+      reject(fileError(file.path, `write of ${from.length} bytes at ${offset}`, error, offset + done));
     else if (done + bytes === from.length) resolve();
     else writeRest(file, from, done + bytes, offset, resolve, reject);
   });

@@ -25,6 +25,8 @@ export interface LaneRing {
   readonly lengths: Int32Array;
   /** By slot: 0, or the errno of the failed write. */
   readonly errors: Int32Array;
+  /** By slot: how much of a failed write was done before. */
+  readonly doneBytes: Int32Array;
   readonly bytes: Buffer;
 }
 
@@ -42,10 +44,11 @@ export function laneRing(shared = new SharedArrayBuffer(sharedBytes())): LaneRin
     starts: new Int32Array(shared, take(RING_REQUESTS * 4), RING_REQUESTS),
     lengths: new Int32Array(shared, take(RING_REQUESTS * 4), RING_REQUESTS),
     errors: new Int32Array(shared, take(RING_REQUESTS * 4), RING_REQUESTS),
+    doneBytes: new Int32Array(shared, take(RING_REQUESTS * 4), RING_REQUESTS),
     bytes: Buffer.from(shared, take(RING_BYTES), RING_BYTES),
   };
 }
 
 function sharedBytes(): number {
-  return CONTROL_WORDS * 4 + RING_REQUESTS * (8 + 3 * 4) + RING_BYTES;
+  return CONTROL_WORDS * 4 + RING_REQUESTS * (8 + 4 * 4) + RING_BYTES;
 }

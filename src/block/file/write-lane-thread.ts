@@ -12,16 +12,20 @@ export interface LaneThreadData {
 }
 
 const { shared, fd } = workerData as LaneThreadData;
-const { control, offsets, starts, lengths, errors, bytes } = laneRing(shared);
+const { control, offsets, starts, lengths, errors, doneBytes, bytes } = laneRing(shared);
 
-/** Returns 0 or an errno. */
-function write(start: number, lengthBytes: number, offset: number): number {
+/** From this slot on, so many bytes. Returns 0 or an errno. */
+function write(slot: number, lengthBytes: number): number {
+  const start = starts[slot] ?? 0;
+  const offset = offsets[slot] ?? 0;
+  let done = 0;
   try {
-    for (let done = 0; done < lengthBytes;) {
+    while (done < lengthBytes) {
       done += writeSync(fd, bytes, start + done, lengthBytes - done, offset + done);
     }
     return 0;
   } catch (error) {
+    doneBytes[slot] = done;
     // An error that has no errno is one all the same.
     return errnoNumber(error) || constants.errno.EIO;
   }
@@ -45,12 +49,12 @@ function writeRun(first: number, count: number): void {
   const firstSlot = first & (RING_REQUESTS - 1);
   let lengthBytes = 0;
   for (let i = 0; i < count; i++) lengthBytes += lengths[(first + i) & (RING_REQUESTS - 1)] ?? 0;
-  const error = write(starts[firstSlot] ?? 0, lengthBytes, offsets[firstSlot] ?? 0);
+  const error = write(firstSlot, lengthBytes);
   for (let i = 0; i < count; i++) {
     const slot = (first + i) & (RING_REQUESTS - 1);
     // Each gets an error of its own: one bad sector is not its neighbours' fault.
     const isAlone = error === 0 || count === 1;
-    errors[slot] = isAlone ? error : write(starts[slot] ?? 0, lengths[slot] ?? 0, offsets[slot] ?? 0);
+    errors[slot] = isAlone ? error : write(slot, lengths[slot] ?? 0);
   }
 }
 

@@ -21,7 +21,8 @@ import type { LaneThreadData } from "./write-lane-thread.js";
 /** The heap of a thread that makes no garbage. */
 const THREAD_HEAP_MB = 8;
 
-type Callback = (errno: number) => void;
+/** @param doneBytes how much of a failed write is known to be done */
+type Callback = (errno: number, doneBytes: number) => void;
 
 interface WaitingWrite {
   readonly from: Buffer;
@@ -79,7 +80,7 @@ export class WriteLane {
   /** Writes all of `from`, which is lent until the callback is called, with 0 or an errno. */
   write(from: Buffer, offset: number, callback: Callback): void {
     assert(from.length > 0 && from.length <= LANE_MAXIMUM_BYTES);
-    if (this.#failure !== null) callback(constants.errno.EIO);
+    if (this.#failure !== null) callback(constants.errno.EIO, 0);
     else if (this.#waiting.length > 0 || !this.#submit(from, offset, callback)) {
       this.#waiting.push({ from, offset, callback });
     }
@@ -145,14 +146,14 @@ export class WriteLane {
 
   /** @param completed as the thread counts: modulo 2^32 */
   #reap(completed: number): void {
-    const { starts, lengths, errors } = this.#ring;
+    const { starts, lengths, errors, doneBytes } = this.#ring;
     while ((this.#completed | 0) !== completed) {
       const slot = this.#completed % RING_REQUESTS;
       const callback = this.#callbacks[slot];
       this.#callbacks[slot] = null;
       this.#free((starts[slot] ?? 0) + (lengths[slot] ?? 0));
       this.#completed++;
-      callback?.(errors[slot] ?? 0);
+      callback?.(errors[slot] ?? 0, doneBytes[slot] ?? 0);
     }
     for (let next = this.#waiting[0]; next !== undefined; next = this.#waiting[0]) {
       if (!this.#submit(next.from, next.offset, next.callback)) break;
@@ -180,8 +181,8 @@ export class WriteLane {
       const slot = this.#completed % RING_REQUESTS;
       const callback = this.#callbacks[slot];
       this.#callbacks[slot] = null;
-      callback?.(EIO);
+      callback?.(EIO, 0);
     }
-    for (const { callback } of waiting) callback(EIO);
+    for (const { callback } of waiting) callback(EIO, 0);
   }
 }

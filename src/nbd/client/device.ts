@@ -7,7 +7,7 @@
  */
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
-import { DeviceError } from "../../errors.js";
+import { DeviceError, failedAt } from "../../errors.js";
 import { Command, CommandFlag } from "../wire/constants.js";
 import type { NbdConnection } from "./connection.js";
 import type { ExportAbilities } from "./export-info.js";
@@ -128,7 +128,8 @@ export class NbdDevice implements BlockDevice {
     const end = offset + lengthBytes;
     for (let at = offset; at < end; at += this.#effectMaximumBytes) {
       const pieceBytes = Math.min(this.#effectMaximumBytes, end - at);
-      await this.#connection.submit(new Request(command, this.#commandFlags(flags), at, pieceBytes, null));
+      const request = new Request(command, this.#commandFlags(flags), at, pieceBytes, null);
+      await this.#connection.submit(request).catch(failedAt(at));
     }
   }
 

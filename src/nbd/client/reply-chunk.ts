@@ -130,7 +130,8 @@ export function applyError(request: Request, type: number, payload: Buffer): voi
       throw new ProtocolError("error-out-of-range", `an error at ${offset} answers ${request.describe()}`);
     }
   }
-  request.fail(errorNumber, offset === null ? message : `${message} (at offset ${offset})`.trimStart());
+  const text = offset === null ? message : `${message} (at offset ${offset})`.trimStart();
+  request.fail(errorNumber, text, offset);
 }
 
 function require(right: boolean, header: ChunkHeader, request: Request): void {

@@ -70,11 +70,15 @@ export class Request implements RequestHeader {
     this.coverage.add(offset, lengthBytes);
   }
 
-  /** The server answers with an error; of several the first one counts. `text`: its own words, perhaps none. */
-  fail(errorNumber: number, text: string): void {
+  /**
+   * The server answers with an error; of several the first one counts.
+   * @param text its own words, perhaps none
+   * @param offset at which it failed, if the server tells
+   */
+  fail(errorNumber: number, text: string, offset: number | null = null): void {
     const errno = errnoOfNumber(errorNumber);
     const reason = text === "" ? errno : `${errno}, ${printable(text)}`;
-    this.error ??= new DeviceError(errno, `the NBD server fails a ${this.describe()}: ${reason}`);
+    this.error ??= new DeviceError(errno, `the NBD server fails a ${this.describe()}: ${reason}`, { offset });
   }
 
   /** Hands the answer to the caller. */

@@ -15,7 +15,7 @@ import type { Logger } from "pino";
 import { ProtocolError, asError, describeError } from "../../errors.js";
 import { readInto, type Reader } from "../../net/read-into.js";
 import type { SharedBuffer } from "../../block/buffer-pool.js";
-import type { TlsAcceptor } from "../../net/tls/acceptor.js";
+import type { TlsAcceptor, TlsSession } from "../../net/tls/acceptor.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
@@ -63,6 +63,8 @@ export interface ConnectionInfo {
   readonly peer: string;
   /** Null during the handshake. */
   readonly exportName: string | null;
+  /** Null: none. */
+  readonly tls: TlsSession | null;
   readonly requestsInFlight: number;
   /** Payload of successful reads and writes. */
   readonly bytesRead: number;
@@ -91,6 +93,7 @@ export class Connection implements OptionSink, Reader {
   #streamClosed = false;
   /** NBD_OPT_STARTTLS was granted: the reply to it is on its way, then the TLS handshake. */
   #upgrade: "none" | "granted" | "handshake" = "none";
+  #tlsSession: TlsSession | null = null;
   /** This side ended the connection, and said why if there was anything to say. */
   #isGivenUp = false;
 
@@ -142,6 +145,7 @@ export class Connection implements OptionSink, Reader {
     return {
       peer: this.peer,
       exportName: this.exportName,
+      tls: this.#tlsSession,
       requestsInFlight: this.#transmission?.openRequests ?? 0,
       bytesRead: read,
       bytesWritten: written,
@@ -240,6 +244,7 @@ export class Connection implements OptionSink, Reader {
     try {
       const secured = await acceptor.secure(plain);
       this.#stream = secured;
+      this.#tlsSession = acceptor.sessionOf(secured);
       this.#writer.close();
       this.#writer = this.#writerTo(secured);
       this.#upgrade = "none";

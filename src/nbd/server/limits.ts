@@ -48,6 +48,12 @@ export const SPARSE_READ_MINIMUM_BYTES = 64 * 1024;
 /** Extents looked at for one sparse read, each two calls for a file; what lies behind the last of them is sent as data. */
 export const SPARSE_READ_EXTENTS = 8;
 
+/** What one CACHE reads at most, as one READ may ask for. */
+export const PREFETCH_MAXIMUM_BYTES = 32 * 1024 * 1024;
+
+/** What it reads at a time. */
+export const PREFETCH_PIECE_BYTES = 256 * 1024;
+
 /** Connections of one server; `npm run bench:hostile` measures what they may cost when most of them are hostile. */
 export const DEFAULT_MAX_CONNECTIONS = 1024;
 

@@ -1,8 +1,9 @@
 /**
  * Whole replies of the transmission phase, simple or structured as was negotiated.
  *
- * Structured: a READ is answered in chunks only, an error by a chunk with text, success without data by a
- * simple reply, which is shorter and always allowed, but for extended headers, where all are chunks.
+ * Structured: a READ is answered in chunks only, an error by one chunk with text and, where it is known, the offset at
+ * which the request failed; success without data by a simple reply, which is shorter and always allowed, but for extended
+ * headers, where all are chunks.
  */
 import type { Loan } from "../../block/buffer-pool.js";
 import type { Errno } from "../../errors.js";
@@ -14,6 +15,7 @@ import {
   chunkHeaderBytes,
   OFFSET_DATA_PREFIX_BYTES,
   encodeErrorChunk,
+  encodeErrorOffsetChunk,
   writeChunkHeader,
   writeOffsetDataHeader,
 } from "../wire/structured-reply.js";
@@ -22,11 +24,19 @@ export function successReply(target: ReplyTarget): Buffer {
   return target.extended === true ? emptyChunk(target) : simpleReply(target, 0);
 }
 
-export function errorReply(structured: boolean, target: ReplyTarget, errno: Errno, message: string): Buffer {
+/** @param offset inside the request; null: not known */
+export function errorReply(
+  structured: boolean,
+  target: ReplyTarget,
+  errno: Errno,
+  message: string,
+  offset: number | null,
+): Buffer {
   const errorNumber = errorNumberOf(errno);
-  return structured
+  if (!structured) return simpleReply(target, errorNumber);
+  return offset === null
     ? encodeErrorChunk(target, ChunkFlag.Done, errorNumber, message)
-    : simpleReply(target, errorNumber);
+    : encodeErrorOffsetChunk(target, ChunkFlag.Done, errorNumber, message, offset);
 }
 
 /** The reply to a READ of 0 bytes; a data chunk must not be empty. */

@@ -2,6 +2,7 @@
 import type { Loan } from "../../block/buffer-pool.js";
 import type { BlockDevice, Extent } from "../../block/device.js";
 import { settleAll } from "../../block/settle-all.js";
+import { failedAt } from "../../errors.js";
 import { ChunkFlag, CommandFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
 import { encodeOffsetHoleChunk } from "../wire/structured-reply.js";
@@ -31,7 +32,7 @@ export async function sparseRead(device: BlockDevice, request: RequestHeader, lo
     } else {
       const { bytes, data } = dataChunk(request, flags, at, run.lengthBytes, loan);
       chunks.push(bytes);
-      reads.push(device.read(at, data));
+      reads.push(device.read(at, data).catch(failedAt(at)));
     }
     at += run.lengthBytes;
   }

@@ -12,7 +12,7 @@ import type { Logger } from "pino";
 import { Loan, type SharedBuffer } from "../../block/buffer-pool.js";
 import type { Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
-import { describeError, errnoOf } from "../../errors.js";
+import { DeviceError, describeError, errnoOf } from "../../errors.js";
 import type { RequestSink } from "../receiver.js";
 import { ChunkFlag, Command, CommandFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
@@ -25,9 +25,11 @@ import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports
 import {
   BLOCK_STATUS_DESCRIPTORS,
   PAYLOAD_IN_FLIGHT_BYTES,
+  PREFETCH_PIECE_BYTES,
   QUEUED_REPLY_BYTES,
   REQUESTS_IN_FLIGHT,
 } from "./limits.js";
+import { prefetch } from "./prefetch.js";
 import { dataChunk, emptyReadReply, errorReply, simpleDataReply, successReply } from "./replies.js";
 import type { ReplyWriter } from "./reply-writer.js";
 import type { MemoryAccount } from "./memory-pool.js";
@@ -77,6 +79,8 @@ export class Transmission implements RequestSink {
   #payloadBytes = 0;
   #deviceRequests = 0;
   #disconnected = false;
+  /** Nothing more comes: it disconnected, or its side of the connection ended. */
+  #inputOver = false;
   #shuttingDown = false;
   #writes = 0;
   #unansweredWrites = 0;
@@ -84,6 +88,8 @@ export class Transmission implements RequestSink {
   /** Why this client may not write; undefined: it has not tried to. */
   #writeRefusal: Refusal | null | undefined = undefined;
   #failureLogged = false;
+  /** Settles with the CACHE that came last. */
+  #prefetched: Promise<void> = Promise.resolve();
   #bytesRead = 0;
   #bytesWritten = 0;
 
@@ -135,6 +141,7 @@ export class Transmission implements RequestSink {
 
   /** The client sends no more; a WRITE whose payload is incomplete will never be one. */
   inputEnded(): void {
+    this.#inputOver = true;
     const partial = this.#current;
     if (partial === null) return;
     this.#current = null;
@@ -237,6 +244,7 @@ export class Transmission implements RequestSink {
   /** Of its payload and of its answer. */
   #memoryFor({ type, lengthBytes }: RequestHeader): number {
     if (type === Command.Read || type === Command.Write) return lengthBytes;
+    if (type === Command.Cache) return Math.min(lengthBytes, PREFETCH_PIECE_BYTES);
     if (type !== Command.BlockStatus) return 0;
     return this.#options.agreement.contexts.length * BLOCK_STATUS_DESCRIPTORS * EXTENDED_DESCRIPTOR_BYTES;
   }
@@ -288,10 +296,20 @@ export class Transmission implements RequestSink {
         this.#blockStatus(open, payload);
         break;
       case Command.Cache:
-        // A hint, and no layer of ours reads ahead.
-        this.#send(open, successReply(header));
+        this.#prefetch(open);
         break;
     }
+  }
+
+  /** One after the other: few bytes of a client make the device read many, and nothing of them has to be taken by it. */
+  #prefetch(open: OpenRequest): void {
+    const { header, loan, payloadBytes } = open;
+    const isWanted = (): boolean => !this.#inputOver && !this.#shuttingDown;
+    const done = this.#prefetched.then(() =>
+      prefetch(this.export.device, header, loan.take(payloadBytes), isWanted),
+    );
+    this.#prefetched = done.catch(() => undefined);
+    this.#finish(open, done, successReply(header));
   }
 
   #blockStatus(open: OpenRequest, payload: Buffer | null): void {
@@ -360,19 +378,21 @@ export class Transmission implements RequestSink {
 
   #failed(open: OpenRequest, error: unknown): void {
     const errno = errnoForWire(open.header, errnoOf(error));
+    const failedAt = offsetWithin(open.header, error);
     if (open.isWrite) this.#failedWrites++;
     // FAST_ZERO asks for this answer, and each client would ask a thousand times.
     if (errno !== "ENOTSUP" && !this.#failureLogged) {
       this.#failureLogged = true;
       const { peer, log } = this.#options;
       const { type, offset, lengthBytes } = open.header;
-      const details = { peer, export: this.export.name, errno, type, offset, lengthBytes, err: error };
+      const place = { offset, lengthBytes, failedAt };
+      const details = { peer, export: this.export.name, errno, type, ...place, err: error };
       log.warn(
         details,
         `request failed: ${describeError(error)}; further failures on this connection are not logged`,
       );
     }
-    this.#settled(open, this.#errorReply(open, { errno, message: describeError(error) }));
+    this.#settled(open, this.#errorReply(open, { errno, message: describeError(error) }, failedAt));
   }
 
   #settled(open: OpenRequest, reply: Buffer): void {
@@ -386,13 +406,19 @@ export class Transmission implements RequestSink {
     this.#options.onProgress();
   }
 
-  #errorReply({ header }: OpenRequest, { errno, message }: Refusal): Buffer {
-    return errorReply(this.#rules.structuredReplies, header, errno, message);
+  #errorReply({ header }: OpenRequest, refusal: Refusal, offset: number | null = null): Buffer {
+    return errorReply(this.#rules.structuredReplies, header, refusal.errno, refusal.message, offset);
   }
 
   #send(open: OpenRequest, reply: Buffer): void {
     this.#options.writer.send(reply, open);
   }
+}
+
+/** Where the device failed, if it knows and the request covers it: layers may read and write around a request. */
+function offsetWithin({ offset, lengthBytes }: RequestHeader, error: unknown): number | null {
+  const failedAt = error instanceof DeviceError ? error.offset : null;
+  return failedAt !== null && failedAt >= offset && failedAt < offset + lengthBytes ? failedAt : null;
 }
 
 function deviceFlags(header: RequestHeader): Flags {

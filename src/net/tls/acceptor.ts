@@ -28,8 +28,18 @@ export interface TlsAcceptorOptions {
   readonly allowedNames: readonly string[];
 }
 
+/** What is known of the client of a session, for people. */
+export interface TlsSession {
+  /** "TLSv1.3" */
+  readonly version: string | null;
+  /** Of its certificate the common name, or the first DNS name; of its pre-shared key the user; null: it showed neither. */
+  readonly user: string | null;
+}
+
 export class TlsAcceptor {
   readonly #options: TlsOptions;
+  /** Who came by a pre-shared key. */
+  readonly #users = new WeakMap<TLSSocket, string>();
   readonly #allowedNames: ReadonlySet<string>;
   readonly #idle: Server[] = [];
 
@@ -84,26 +94,39 @@ export class TlsAcceptor {
     });
   }
 
+  /** @param secured as secure() handed it out */
+  sessionOf(secured: TLSSocket): TlsSession {
+    const [name] = certificateNames(secured) ?? [];
+    return { version: secured.getProtocol(), user: this.#users.get(secured) ?? name ?? null };
+  }
+
   #pskOptions(file: string): TlsOptions {
     const keys = readPskFile(file);
     return {
       ...PSK_ONLY,
-      pskCallback: (_socket, user) => (this.#isAllowed([user]) ? (keys.get(user) ?? null) : null),
+      pskCallback: (socket, user) => {
+        this.#users.set(socket, user);
+        return this.#isAllowed([user]) ? (keys.get(user) ?? null) : null;
+      },
     };
   }
 
   /** Null, or why this client, which was verified, may not connect. */
   #refusal(socket: TLSSocket): string | null {
-    const certificate = socket.getPeerX509Certificate();
-    if (this.#allowedNames.size === 0 || certificate === undefined) return null;
-    const names = namesOf(certificate.subject, certificate.subjectAltName ?? "");
-    if (this.#isAllowed(names)) return null;
+    const names = certificateNames(socket);
+    if (names === null || this.#isAllowed(names)) return null;
     return `its certificate is for ${names.map((name) => `"${name}"`).join(", ")}, which is not allowed`;
   }
 
   #isAllowed(names: readonly string[]): boolean {
     return this.#allowedNames.size === 0 || names.some((name) => this.#allowedNames.has(name));
   }
+}
+
+/** Null: it showed no certificate. */
+function certificateNames(socket: TLSSocket): string[] | null {
+  const certificate = socket.getPeerX509Certificate();
+  return certificate === undefined ? null : namesOf(certificate.subject, certificate.subjectAltName ?? "");
 }
 
 /** The common name and the DNS names. What Node had to quote is no name that anybody would allow. */

@@ -7,6 +7,7 @@ import { errnoOf } from "../../../src/errors.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import type { MemoryDeviceOptions } from "../../tools/memory-device.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
+import { deviceErrorOf } from "../../tools/outcome.js";
 
 const SIZE_BYTES = 64 * 1024;
 const BLOCK_BYTES = 4096;
@@ -94,6 +95,48 @@ describe("checked", () => {
       "read 1010+1000",
       "read 2010+500",
     ]);
+  });
+
+  it("tells at which of the pieces it failed, where the layer tells nothing more exact", async () => {
+    const offsetOf = async (request: Promise<unknown>): Promise<number | null> =>
+      (await deviceErrorOf(request)).offset;
+    for (const minimumBytes of [1, BLOCK_BYTES]) {
+      const { below, device } = make({ maximumBytes: 8192, minimumBytes, zero: "none" });
+      const at = 16_384;
+      const bad = { offset: at, lengthBytes: 1 };
+      for (const [told, expected] of [
+        [null, at],
+        [at + 100, at + 100],
+      ] as const) {
+        const rule = below.fail(bad, "EIO", told);
+        expect(await offsetOf(device.read(0, Buffer.alloc(SIZE_BYTES)))).to.equal(expected);
+        expect(await offsetOf(device.write(0, Buffer.alloc(SIZE_BYTES), Flag.None))).to.equal(expected);
+        expect(await offsetOf(device.zero(0, SIZE_BYTES, Flag.None))).to.equal(expected);
+        rule.remove();
+      }
+      below.fail(bad, "EIO");
+      expect(await offsetOf(device.read(at, Buffer.alloc(BLOCK_BYTES)))).to.equal(null);
+    }
+  });
+
+  it("tells which block at its ends a request failed at", async () => {
+    const { below, device } = make({ minimumBytes: BLOCK_BYTES });
+    const lengthBytes = 2 * BLOCK_BYTES;
+    for (const [operation, request] of [
+      ["read", () => device.read(100, Buffer.alloc(lengthBytes))],
+      ["read", () => device.write(100, Buffer.alloc(lengthBytes), Flag.None)],
+      ["write", () => device.write(100, Buffer.alloc(lengthBytes), Flag.None)],
+      ["write", () => device.zero(100, lengthBytes, Flag.None)],
+    ] as const) {
+      for (const [bad, expected] of [
+        [0, 100],
+        [lengthBytes, lengthBytes],
+      ] as const) {
+        const rule = below.fail({ operation, offset: bad, lengthBytes: 1 }, "EIO");
+        expect((await deviceErrorOf(request())).offset).to.equal(expected);
+        rule.remove();
+      }
+    }
   });
 
   it("flushes after a durable request where the layer has no FUA, and only once", async () => {

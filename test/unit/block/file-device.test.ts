@@ -13,6 +13,10 @@ import { fileError } from "../../../src/block/file/file-errors.js";
 import { ConfigError, DeviceError, errnoOf } from "../../../src/errors.js";
 import type { Libc } from "../../../src/os/libc.js";
 import { FallocateMode, libc, SystemCallError } from "../../../src/os/libc.js";
+import { LANE_MAXIMUM_BYTES } from "../../../src/block/file/write-lane-ring.js";
+import { deviceErrorOf } from "../../tools/outcome.js";
+import { succeed } from "../../tools/process.js";
+import { waitFor } from "../../tools/wait-for.js";
 import { useWorkspace } from "../../tools/workspace.js";
 
 const SIZE_BYTES = 1024 * 1024 + 100;
@@ -293,9 +297,38 @@ describe("a file device", () => {
   it("fails reads behind the end of a file that was cut while in use", async () => {
     await open();
     await truncate(path, 1000);
-    expect(await errno(device.read(900, Buffer.alloc(200)))).to.equal("EIO");
+    for (const lengthBytes of [200, 200_000]) {
+      const error = await deviceErrorOf(device.read(900, Buffer.alloc(lengthBytes)));
+      expect(error).to.include({ errno: "EIO", offset: 1000 });
+    }
     await device.read(0, Buffer.alloc(1000));
   });
+
+  for (const [by, lengthBytes] of [
+    ["the thread of the disk", 8192],
+    ["libuv's pool", 200_000],
+  ] as const) {
+    it(`tells where a write failed that ${by} has done in part`, async () => {
+      await open();
+      // The thread is there from the first write on, and takes what comes once it runs.
+      await device.write(0, Buffer.of(1), Flag.None);
+      const limitBytes = 1000 * 1024;
+      const setLimit = (bytes: string): Promise<string> =>
+        succeed("prlimit", ["--pid", String(process.pid), `--fsize=${bytes}`]);
+      await waitFor(
+        "the limit on the size of files to bite",
+        async () => {
+          await setLimit(`${limitBytes}:`);
+          const writing = device.write(limitBytes - 4096, Buffer.alloc(lengthBytes), Flag.None);
+          return deviceErrorOf(writing).finally(() => setLimit("unlimited:"));
+        },
+        (error) => {
+          expect(error).to.include({ errno: "ENOSPC", offset: limitBytes });
+          return lengthBytes > LANE_MAXIMUM_BYTES || error.message.includes("pwrite");
+        },
+      );
+    });
+  }
 
   it("never reports success again after a failed flush", async () => {
     await open();
@@ -314,11 +347,11 @@ describe("a file device", () => {
 
   it("maps what the kernel answers to what a device may answer", async () => {
     await open();
-    const answers = ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "ENOMEM", "EIO", "EBADF"] as const;
+    const answers = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "ENOMEM", "EIO", "EBADF"] as const;
     const mapped = answers.map(
       (name) => fileError("p", "r", new SystemCallError("s", constants.errno[name])).errno,
     );
-    expect(mapped).to.deep.equal(["ENOSPC", "ENOSPC", "EPERM", "EPERM", "ENOMEM", "EIO", "EIO"]);
+    expect(mapped).to.deep.equal(["ENOSPC", "ENOSPC", "ENOSPC", "EPERM", "EPERM", "ENOMEM", "EIO", "EIO"]);
     expect(fileError("p", "r", new Error("else")).errno).to.equal("EIO");
   });
 });

@@ -6,15 +6,35 @@ describe("cli/render", () => {
   it("shows a primary that fares well", () => {
     expect(renderStatus(primaryStatus, NOW_MS, false).split("\n")).to.deep.equal([
       "primary: running, replicating, epoch 12, last checkpoint 3 s ago",
-      "  replica    nbd://secondary:10809, replicating for 3 min 20 s",
-      "             ack mode memsync, timeout 5 s, checkpoints every 5 s",
-      "  disk0      1 GiB, /srv/disk0.img",
-      "             0 B dirty, 12 MiB in 4,000 writes replicated, 3 in flight",
-      "  job sync0  mirror of disk0 [##########----------] 50% of 1 GiB, 128 MiB/s, 4 s left, at most 100 MiB/s",
-      "  guest at   unix:/run/p.sock, 1 client",
-      "  state in   /state",
-      "  node       version 1.2.3, up 5 h 12 min, generation 5f3c",
+      "  replica     nbd://secondary:10809, replicating for 3 min 20 s",
+      "              ack mode memsync, timeout 5 s, checkpoints every 5 s",
+      "  disk0       1 GiB, /srv/disk0.img",
+      "              0 B dirty, 12 MiB in 4,000 writes replicated, 3 in flight",
+      "  job sync0   mirror of disk0 [##########----------] 50% of 1 GiB, 128 MiB/s, 4 s left, at most 100 MiB/s",
+      "  guest at    unix:/run/p.sock, 1 client",
+      "  guest from  unix:/run/p.sock#1, disk0, no TLS",
+      "  state in    /state",
+      "  node        version 1.2.3, up 5 h 12 min, generation 5f3c",
     ]);
+  });
+
+  it("shows who its clients are, some of many", () => {
+    const [client] = primaryStatus.clients;
+    if (client === undefined) throw new Error("the primary has a client");
+    const tls = { version: "TLSv1.3", user: "guest-host" };
+    const clients = [
+      { ...client, tls },
+      { ...client, export: null, tls: { ...tls, user: null } },
+      ...new Array<typeof client>(17).fill(client),
+    ];
+    const lines = renderStatus({ ...primaryStatus, clients }, NOW_MS, false).split("\n");
+    const from = lines.findIndex((line) => line.startsWith("  guest from"));
+    expect(lines.slice(from, from + 2).map((line) => line.trim())).to.deep.equal([
+      "guest from  unix:/run/p.sock#1, disk0, TLSv1.3 as guest-host",
+      "guest from  unix:/run/p.sock#1, no export yet, TLSv1.3",
+    ]);
+    expect(lines.filter((line) => line.startsWith("  guest from"))).to.have.length(16);
+    expect(lines[from + 16]?.trim()).to.equal("and 3 other clients");
   });
 
   it("shows a secondary that fares well", () => {
@@ -74,7 +94,7 @@ describe("cli/render", () => {
     expect(lines[1]).to.equal(
       "! guests wait for the replica with 2 changes: repl-primary detach goes on without it",
     );
-    expect(lines).to.include("             changes wait while the replica can't take them");
+    expect(lines).to.include("              changes wait while the replica can't take them");
   });
 
   it("says nothing of rollback and checkpoints after a failover, when there are none any more", () => {

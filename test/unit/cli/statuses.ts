@@ -36,6 +36,17 @@ export const primaryStatus: NodeStatus = {
     },
   ],
   listeners: [{ purpose: "guest", address: "unix:/run/p.sock", clients: 1 }],
+  clients: [
+    {
+      purpose: "guest",
+      peer: "unix:/run/p.sock#1",
+      export: "disk0",
+      tls: null,
+      requestsInFlight: 3,
+      bytesRead: 0,
+      bytesWritten: 4096,
+    },
+  ],
   jobs: [
     {
       id: "sync0",
@@ -76,6 +87,7 @@ export const secondaryStatus: NodeStatus = {
     },
   ],
   listeners: [],
+  clients: [],
   jobs: [],
   secondary: {
     rollback: "available",

@@ -148,6 +148,7 @@ describe("ReplyReceiver", () => {
           "the NBD server fails a flush: ESHUTDOWN",
           "the NBD server fails a trim of 512 bytes at 0: ENOSPC, full",
         ]);
+        expect(requests.map((request) => request.error?.offset)).to.deep.equal([4200, null, null, null]);
       },
     },
     {

@@ -1,0 +1,96 @@
+/**
+ * What guests' changes wait for, by `--on-replica-error`: with `stop` a change begins when it can be forwarded, and ends when
+ * what failed meanwhile was sent again; with `continue` nothing waits.
+ *
+ * Invariant: changes wait only while a replica is attached, and none is ended before the replica has what it lacks, in ack
+ * mode `sync` durably.
+ */
+import type { Logger } from "pino";
+import { Hold } from "../block/hold.js";
+import type { AckMode } from "../block/mirror.js";
+import { asError } from "../errors.js";
+import type { LinkState, ReplicaErrorPolicy } from "../status.js";
+import type { Link } from "./link.js";
+import { missedBytesOf, type PrimaryDisk } from "./primary-disk.js";
+
+export interface GuestHoldParts {
+  readonly policy: ReplicaErrorPolicy;
+  readonly ackMode: AckMode;
+  readonly disks: () => readonly PrimaryDisk[];
+  readonly link: () => Link | null;
+  readonly log: Logger;
+}
+
+export class GuestHold {
+  /** Above each disk's mirror; null: guests never wait for a replica that is away. */
+  readonly hold: Hold | null;
+  readonly #parts: GuestHoldParts;
+
+  constructor(parts: GuestHoldParts) {
+    this.#parts = parts;
+    this.hold = parts.policy === "stop" ? this.#makeHold() : null;
+  }
+
+  /** Changes of guests that wait for the replica. */
+  get waiting(): number {
+    return this.hold?.waiting ?? 0;
+  }
+
+  /** The node stops: changes that wait for the replica, now or later, fail with ESHUTDOWN. */
+  end(): void {
+    this.hold?.end();
+  }
+
+  /** A change did not reach the replica, or may not have. */
+  failed(): void {
+    this.hold?.failed();
+  }
+
+  /** A replica is about to be attached: nothing begins before it takes changes. */
+  attaching(): void {
+    this.hold?.shut();
+  }
+
+  /** It can't be: changes go on without it. */
+  notAttached(): void {
+    this.hold?.release();
+  }
+
+  linkChanged(state: LinkState): void {
+    const { hold } = this;
+    if (hold === null) return;
+    if (state === "detached") hold.release();
+    else if (state === "resyncing") hold.open();
+    else if (state !== "replicating") hold.shut();
+    else {
+      hold.open();
+      this.#letEnd(hold).catch((error: unknown) => this.#parts.link()?.giveUp(asError(error)));
+    }
+  }
+
+  /** The resync is over. In ack mode sync, what it sent has to be durable first. */
+  async #letEnd(hold: Hold): Promise<void> {
+    const { failures } = hold;
+    const { ackMode, disks, link } = this.#parts;
+    if (ackMode === "sync") {
+      for (const index of disks().keys()) await link()?.replica(index)?.flush();
+    }
+    // What failed in between is for the next resync.
+    if (link()?.state === "replicating" && missedBytesOf(disks()) === 0) hold.whole(failures);
+  }
+
+  #makeHold(): Hold {
+    const { link, log } = this.#parts;
+    return new Hold({
+      waiting: () => {
+        log.warn(
+          { link: link()?.state },
+          "changes of guests wait for the replica until it is back, or is detached",
+        );
+      },
+      goOn: (changes) => {
+        log.info({ changes, link: link()?.state }, "changes of guests go on");
+      },
+    });
+  }
+}

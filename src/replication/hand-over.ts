@@ -1,0 +1,93 @@
+/**
+ * Switch-over, as the primary does it: hands its disks over to the replica at a checkpoint.
+ *
+ * Invariants:
+ * - From the checkpoint on no guest's change is made here before it is known that the replica has not taken over; if it has,
+ *   or nobody knows, none is made ever again.
+ * - A node that handed over is on record as the other one's secondary before anybody is told.
+ */
+import type { Logger } from "pino";
+import type { Clock } from "../clock.js";
+import { LinkError, StateError } from "../errors.js";
+import type { Endpoint } from "../net/endpoint.js";
+import type { PrimaryCheckpoints } from "./primary-checkpoints.js";
+import type { PrimaryDisk } from "./primary-disk.js";
+import type { PrimaryKeeper } from "./primary-keeper.js";
+import type { ReplicaAttachment } from "./replica-attachment.js";
+import type { ReplicaNetwork } from "./replica-network.js";
+import { requestTakeOver } from "./take-over.js";
+
+export interface HandOverParts {
+  readonly disks: readonly PrimaryDisk[];
+  readonly attachment: ReplicaAttachment;
+  readonly checkpoints: PrimaryCheckpoints;
+  readonly metadata: PrimaryKeeper;
+  readonly timeoutMs: number;
+  readonly clock: Clock;
+  readonly network: ReplicaNetwork;
+  readonly log: Logger;
+}
+
+export class HandOver {
+  readonly #parts: HandOverParts;
+  #isDone = false;
+  #isUndecided = false;
+
+  constructor(parts: HandOverParts) {
+    this.#parts = parts;
+  }
+
+  /** Whether another node has taken over. */
+  get isDone(): boolean {
+    return this.#isDone;
+  }
+
+  /** Whether another node may have taken over, and nobody knows. */
+  get isUndecided(): boolean {
+    return this.#isUndecided;
+  }
+
+  /**
+   * @returns the generation of the node that took over, and how long guests waited
+   * @throws StateError or QmpError if it can't be done: everything goes on as before; LinkError "undecided"
+   */
+  async run(): Promise<{ readonly generation: string; readonly pauseMs: number }> {
+    const { attachment, checkpoints, clock } = this.#parts;
+    const control = attachment.replica?.control ?? null;
+    if (control === null) {
+      const refusal = checkpoints.refusal() ?? "no replica is attached";
+      throw new StateError("no-switch-over", `switch-over refused: ${refusal}`);
+    }
+    const startMs = clock.nowMs();
+    const generation = await checkpoints.takeAndHold((epoch) => this.#handOver(control, epoch));
+    return { generation, pauseMs: clock.nowMs() - startMs };
+  }
+
+  /** The gate is shut and both sides are the same. */
+  async #handOver(control: Endpoint, epoch: number): Promise<string> {
+    const { disks, attachment, metadata, log, timeoutMs, clock, network } = this.#parts;
+    await attachment.leave();
+    let generation: string;
+    try {
+      const primary = metadata.current.uuid;
+      generation = await requestTakeOver({ control, primary, epoch, timeoutMs, clock, network });
+    } catch (error) {
+      this.#isUndecided = error instanceof LinkError && error.code === "undecided";
+      // It may have: whatever guests write from now on could be a second history.
+      if (this.#isUndecided) for (const { mirror } of disks) mirror.handOver();
+      else await attachment.resume();
+      throw error;
+    }
+    for (const { mirror } of disks) mirror.handOver();
+    this.#isDone = true;
+    log.info({ epoch, generation }, "handed over to the secondary");
+    const [first] = disks;
+    const tenure = first?.dirty.tenure ?? null;
+    for (const { local, dirty } of disks) {
+      await local.flush();
+      await dirty.close();
+    }
+    await metadata.comeBack(tenure);
+    return generation;
+  }
+}

@@ -1,0 +1,166 @@
+/**
+ * A primary's checkpoints: when they are taken, why one is refused, and what becomes of the dirty maps with each.
+ *
+ * Invariants:
+ * - No checkpoint is taken while the replica lacks anything (design, promises 10 and 16).
+ * - Periodic ones are taken between `begin()` and `end()`, that is while a replica is attached.
+ */
+import type { Logger } from "pino";
+import type { Gate } from "../block/gate.js";
+import type { Cancel, Clock } from "../clock.js";
+import { formatSize } from "../config/units.js";
+import { describeError, LinkError } from "../errors.js";
+import { Checkpointer } from "./checkpointer.js";
+import type { Link } from "./link.js";
+import { missedBytesOf, type PrimaryDisk } from "./primary-disk.js";
+import type { PrimaryLineage } from "./primary-lineage.js";
+
+export interface PrimaryCheckpointsParts {
+  /** 0: on demand only. */
+  readonly intervalMs: number;
+  readonly disks: readonly PrimaryDisk[];
+  /** Every guest's writes pass it. */
+  readonly gate: Gate;
+  readonly link: () => Link | null;
+  readonly lineage: PrimaryLineage;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/** A checkpoint that the secondary confirmed as durable. */
+export interface ReportedCheckpoint {
+  readonly epoch: number;
+  /** When it was asked for. */
+  readonly at: string;
+}
+
+export class PrimaryCheckpoints {
+  readonly #parts: PrimaryCheckpointsParts;
+  readonly #checkpointer: Checkpointer;
+  #intervalMs: number;
+  #last: ReportedCheckpoint | null = null;
+  /** Of the next periodic one; null: there are none. */
+  #cancelTimer: Cancel | null = null;
+
+  constructor(parts: PrimaryCheckpointsParts) {
+    this.#parts = parts;
+    this.#intervalMs = parts.intervalMs;
+    const { disks, gate, link, lineage, clock, log } = parts;
+    this.#checkpointer = new Checkpointer({
+      gate,
+      drain: async () => {
+        for (const { mirror } of disks) await mirror.drain();
+      },
+      refusal: () => this.refusal(),
+      nextEpoch: () => lineage.epoch + 1,
+      prepare: async () => {
+        await link()?.prepareCheckpoint(lineage.epoch + 1);
+      },
+      atInstant: () => this.#beginFlush(),
+      send: async (epoch) => {
+        await link()?.checkpoint(epoch);
+      },
+      onCheckpoint: (epoch, pauseMs) => {
+        lineage.reached(epoch);
+        log.debug({ epoch, pauseMs }, "checkpoint");
+      },
+      clock,
+    });
+  }
+
+  /** Between periodic ones; 0: on demand only. */
+  get intervalMs(): number {
+    return this.#intervalMs;
+  }
+
+  /** The last one since this start. */
+  get last(): ReportedCheckpoint | null {
+    return this.#last;
+  }
+
+  /** Why one would be refused now, or null. */
+  refusal(): string | null {
+    const link = this.#parts.link();
+    const missedBytes = missedBytesOf(this.#parts.disks);
+    if (link === null) return "no replica is attached";
+    if (!link.hasControl) return "a manager drives the checkpoints of this replica (no --replica-qmp)";
+    if (link.state !== "replicating") {
+      return `the replica is ${link.state}: ${formatSize(missedBytes)} are not replicated`;
+    }
+    return missedBytes > 0 ? `${formatSize(missedBytes)} are not replicated` : null;
+  }
+
+  /** Resolves with the epoch when it is durable on the secondary. @throws StateError if it is refused */
+  async take(): Promise<number> {
+    await this.#parts.lineage.share();
+    const at = new Date().toISOString();
+    const epoch = await this.#checkpointer.checkpoint();
+    this.#last = { epoch, at };
+    return epoch;
+  }
+
+  /** As Checkpointer.checkpointAndHold(). */
+  async takeAndHold<T>(then: (epoch: number) => Promise<T>): Promise<T> {
+    await this.#parts.lineage.share();
+    return this.#checkpointer.checkpointAndHold(then);
+  }
+
+  /** How often one is taken from the next begin() on. */
+  setInterval(intervalMs: number): void {
+    this.#intervalMs = intervalMs;
+  }
+
+  /** A replica is attached. */
+  begin(): void {
+    if (this.#intervalMs === 0) return;
+    this.#cancelTimer = this.#parts.clock.after(this.#intervalMs, () => {
+      void this.#takePeriodic().finally(() => {
+        if (this.#cancelTimer !== null) this.begin();
+      });
+    });
+  }
+
+  /** The replica is about to be left. */
+  end(): void {
+    this.#cancelTimer?.();
+    this.#cancelTimer = null;
+  }
+
+  /** The secondary says that an epoch is durable. */
+  durable(epoch: number): void {
+    this.#checkpointer.durable(epoch);
+  }
+
+  linkLost(): void {
+    this.#checkpointer.linkLost(
+      new LinkError("link-lost", "the link was lost before the checkpoint was durable"),
+    );
+  }
+
+  /** The replica has everything: a checkpoint makes it one to go back to. */
+  takeAfterResync(): void {
+    if (this.#parts.link()?.hasControl !== true) return;
+    this.take().catch((error: unknown) => {
+      this.#parts.log.warn({ error: describeError(error) }, "no checkpoint after the resync");
+    });
+  }
+
+  async #takePeriodic(): Promise<void> {
+    // While the replica is away or resyncing there is nothing to take, which the status says.
+    if (this.refusal() !== null) return;
+    try {
+      await this.take();
+    } catch (error) {
+      this.#parts.log.warn({ error: describeError(error) }, "checkpoint failed");
+    }
+  }
+
+  /** A checkpoint makes durable on the replica what was acknowledged before it, as a flush does. */
+  #beginFlush(): (isDurable: boolean) => void {
+    const maps = this.#parts.disks.map(({ dirty }) => dirty).filter(({ isFlushing }) => !isFlushing);
+    for (const map of maps) map.beginFlush();
+    return (isDurable) => {
+      for (const map of maps) map.endFlush(isDurable);
+    };
+  }
+}

@@ -1,0 +1,29 @@
+/** What a secondary is made with. */
+import type { Logger } from "pino";
+import type { UndoErrorPolicy } from "../config/schema.js";
+import type { StateDirectory } from "../meta/state-directory.js";
+import type { PrimarySettings } from "./promotion.js";
+import type { SecondaryStart } from "./roles.js";
+import type { NamedDisk } from "./secondary-disk.js";
+import type { Stage } from "./stage.js";
+
+export interface SecondaryOptions extends SecondaryStart {
+  readonly directory: StateDirectory;
+  readonly disks: readonly NamedDisk[];
+  readonly onUndoError: UndoErrorPolicy;
+  /** How it replicates once it is promoted and takes a replica. */
+  readonly asPrimary: PrimarySettings;
+  readonly log: Logger;
+  readonly events: SecondaryEvents;
+}
+
+interface SecondaryEvents {
+  /** Peers that are connected to the replication exports. */
+  writers(): readonly string[];
+  /** The replication exports are to be closed: resolve when no request of theirs is in flight any more. */
+  disconnectWriters(): Promise<void>;
+  /** A checkpoint is durable here. */
+  checkpointDurable(epoch: number): void;
+  stageChanged(stage: Stage): void;
+  commitEnded(error: Error | null): void;
+}

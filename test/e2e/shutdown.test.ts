@@ -1,0 +1,76 @@
+/** SIGTERM to a primary whose clients are at work: what each of them sees, and what is left behind. */
+import { expect } from "chai";
+import { existsSync } from "node:fs";
+
+import { Command } from "../../src/nbd/wire/constants.js";
+import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
+import { FailingDevice } from "../tools/failing-device.js";
+import { MemoryDevice } from "../tools/memory-device.js";
+import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { NodeProcess } from "../tools/node-process.js";
+import { failureOf } from "../tools/outcome.js";
+import { RawNbdClient } from "../tools/raw-nbd-client.js";
+import { useWorkspace } from "../tools/workspace.js";
+
+const MEBIBYTE = 1024 * 1024;
+const LONG_READS = 8;
+
+describe("a primary that gets SIGTERM while its clients are at work", () => {
+  const workspace = useWorkspace();
+
+  it("answers what is in flight, refuses what is new, cuts who does not leave, and ends with 0", async () => {
+    // Its disk is here, so that the test decides when a request is done.
+    const harness = await startNbdServer();
+    workspace.onEnd(() => harness.close());
+    const memory = new MemoryDevice(64 * MEBIBYTE, { extents: "none" });
+    const disk = new FailingDevice(memory);
+    harness.add("image", disk);
+    const path = workspace.path("guest.sock");
+    const node = await NodeProcess.start(workspace, "primary", [
+      ...["--disk", `disk0=nbd+unix:///image?socket=${harness.path}`],
+      ...["--listen", `unix:${path}`],
+    ]);
+    const connect = async (): Promise<RawNbdClient> => {
+      const client = await RawNbdClient.transmitting({ kind: "unix", path }, "disk0");
+      workspace.onEnd(() => {
+        client.destroy();
+        return Promise.resolve();
+      });
+      return client;
+    };
+    const [reader, writer, idle, deaf] = [await connect(), await connect(), await connect(), await connect()];
+
+    deaf.socket.pause();
+    for (let cookie = 1; cookie <= LONG_READS; cookie++)
+      deaf.request(Command.Read, { cookie, offset: 32 * MEBIBYTE, lengthBytes: MEBIBYTE });
+    const held = disk.hold({ operation: ["read", "write"], offset: 0, lengthBytes: MEBIBYTE });
+    reader.request(Command.Read, { cookie: 1, lengthBytes: 4096 });
+    writer.request(Command.Write, { cookie: 1, offset: 8192, lengthBytes: 4096 }, Buffer.alloc(4096, 7));
+    await held.arrived(2);
+
+    node.process.signal("SIGTERM");
+    await node.logged("stopping", ({ msg }) => msg === "stopping");
+    expect(await idle.readToEnd()).to.have.length(0);
+    for (const client of [reader, writer]) {
+      const read = await client.ask(Command.Read, { cookie: 2, offset: 16 * MEBIBYTE, lengthBytes: 512 });
+      expect(read).to.include({ cookie: 2, errorNumber: errorNumberOf("ESHUTDOWN") });
+      const write = await client.ask(Command.Write, { cookie: 3 }, Buffer.alloc(512));
+      expect(write).to.include({ cookie: 3, errorNumber: errorNumberOf("ESHUTDOWN") });
+    }
+    expect(await failureOf(connect())).to.have.property("code", "ENOENT");
+    expect(node.process.isRunning).to.equal(true);
+
+    held.release();
+    expect(await reader.reply(4096)).to.include({ cookie: 1, errorNumber: 0 });
+    expect(await writer.reply()).to.include({ cookie: 1, errorNumber: 0 });
+    for (const client of [reader, writer]) expect(await client.readToEnd()).to.have.length(0);
+    expect(memory.contents(8192, 4096).equals(Buffer.alloc(4096, 7))).to.equal(true);
+
+    expect((await node.process.ended()).code).to.equal(0);
+    expect(node.log.at(-1)?.msg).to.equal("stopped");
+    expect(existsSync(path)).to.equal(false);
+    expect(disk.log.at(-1)?.operation).to.equal("flush");
+    deaf.socket.resume();
+    expect((await deaf.readToEnd()).length).to.be.below(LONG_READS * MEBIBYTE);
+  });
+});
