@@ -6,7 +6,7 @@ import type { StateDirectory } from "./state-directory.js";
 
 const METADATA_FILE = "metadata.json";
 const FORMAT = "nbd-replication metadata";
-const VERSION = 3;
+const VERSION = 4;
 
 const disk = z.strictObject({
   name: z.string(),
@@ -51,6 +51,8 @@ const secondarySchema = z.strictObject({
   salvage: z.int().positive().nullable(),
   /** Why the disks may lack writes. */
   gap: z.string().nullable(),
+  /** Which writer was cut off, or null. */
+  cutOff: z.string().nullable(),
   /** Where each log ended when the node stopped; none while it runs, for then a log may have a torn tail. */
   logs: z.array(z.strictObject({ name: z.string(), endBytes: z.int().positive() })),
 });
@@ -78,6 +80,7 @@ export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryM
     returning: false,
     salvage: null,
     gap: null,
+    cutOff: null,
     logs: [],
   };
 }

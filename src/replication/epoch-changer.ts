@@ -104,7 +104,7 @@ export class EpochChanger {
     const { number } = this;
     const old = await this.#group.drop();
     await this.#group.flush();
-    await this.#metadata.save({ stage: "none", epoch: number, gap: null });
+    await this.#metadata.save({ stage: "none", epoch: number, gap: null, cutOff: null });
     // A disk whose flush has failed goes on failing; anything else may have been mended.
     this.#failure = null;
     await this.remove(old);

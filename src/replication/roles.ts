@@ -48,6 +48,7 @@ export function comingBack(metadata: NodeMetadata, tenure: string | null): Secon
     discard: false,
     salvage: null,
     gap: null,
+    cutOff: null,
     logs: [],
   };
 }

@@ -1,7 +1,8 @@
 /**
  * A secondary's checkpoints: on whose word one is taken, why it is refused, and the epochs that begin with them.
  *
- * Invariant: no checkpoint is taken while the disks may lack something that their writer believes to be there (design, promise 10).
+ * Invariant: no checkpoint is taken while the disks may lack something that their writer believes to be there (design, promise
+ * 10); nor, on the word of nobody, of what a writer left that was cut off.
  *
  * Its operations run one at a time: the caller sees to that.
  */
@@ -38,6 +39,11 @@ export class SecondaryCheckpoints {
 
   /** Why one would be refused now, or null. */
   refusal(): string | null {
+    return this.obstacle() ?? this.#parts.tracker.cutOff;
+  }
+
+  /** Why one would be refused although a primary says that nothing is missing, or null. */
+  obstacle(): string | null {
     const { stages, group, epochs, tracker } = this.#parts;
     if (stages.stage !== "running") return "Block replication is not running";
     return group.failure ?? epochs.failure ?? tracker.gap;

@@ -71,8 +71,8 @@ export class Secondary {
       sync: true,
       salvage: () => this.metadata.salvage,
     });
-    const tracker = new WriterTracker(known.gap, () => {
-      metadata.saveSoon({ gap: tracker.gap }, this.#metadataFailed);
+    const tracker = new WriterTracker(known, () => {
+      metadata.saveSoon({ gap: tracker.gap, cutOff: tracker.cutOff }, this.#metadataFailed);
     });
     this.#tracker = tracker;
     this.#own = new OwnData({ directory, disks, metadata, log });

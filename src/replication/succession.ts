@@ -197,7 +197,7 @@ export class Succession {
 
   #takeOverRefusal(primary: string, epoch: number): string | null {
     const { group, epochs, checkpoints, sessions } = this.#parts;
-    const refusal = checkpoints.refusal();
+    const refusal = checkpoints.obstacle();
     if (refusal !== null) return refusal;
     if (!sessions.isLast(primary)) return "another primary introduced itself last";
     if (epochs.number !== epoch) return `this node is in epoch ${epochs.number}, not ${epoch}`;

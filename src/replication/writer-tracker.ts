@@ -5,9 +5,12 @@
  * primary reconnects by itself after a reset and goes on, and the writes between are lost without a trace. So a hole is
  * assumed as soon as a writer went away with requests unanswered, had one refused, or came back without a resync.
  *
+ * A writer that was cut off with everything answered leaves no hole but an end: it may have gone on without this replica, and nobody
+ * here can tell where it is now. Only a writer that took leave (NBD_CMD_DISC) had nothing on its way.
+ *
  * Beside a primary that introduced itself nobody else writes: a second writer is refused, and what is known of the first is void.
  *
- * Invariants: `gap` only goes from set to null through `begin()`, when replication is started anew, or
+ * Invariants: `gap` and `cutOff` only go from set to null through `begin()`, when replication is started anew, or
  * `resynced()`, on the word of the session whose connections have all held since its handshake.
  */
 import type { ConnectionObserver, ConnectionSummary } from "../nbd/server/exports.js";
@@ -15,8 +18,17 @@ import type { ConnectionObserver, ConnectionSummary } from "../nbd/server/export
 /** How a primary of ours names one life of its process; null: a writer that never introduced itself. */
 export type SessionId = string;
 
-export class WriterTracker {
+/** What outlasts a restart. */
+export interface WriterTrace {
+  /** Why the replica may have a hole, or null. */
+  readonly gap: string | null;
+  /** Which writer was cut off, after which its replica may be behind it, or null. */
+  readonly cutOff: string | null;
+}
+
+export class WriterTracker implements WriterTrace {
   #gap: string | null;
+  #cutOff: string | null;
   #session: SessionId | null = null;
   /** Counts handshakes: a connection belongs to the one before it, whatever session it is of. */
   #handshakes = 0;
@@ -26,15 +38,19 @@ export class WriterTracker {
   readonly #writers = new Map<string, symbol>();
   readonly #onChange: () => void;
 
-  /** @param gap what is known from before a restart */
-  constructor(gap: string | null, onChange: () => void) {
+  /** @param known from before a restart */
+  constructor({ gap, cutOff }: WriterTrace, onChange: () => void) {
     this.#gap = gap;
+    this.#cutOff = cutOff;
     this.#onChange = onChange;
   }
 
-  /** Why the replica may have a hole, or null. */
   get gap(): string | null {
     return this.#gap;
+  }
+
+  get cutOff(): string | null {
+    return this.#cutOff;
   }
 
   /** The session that introduced itself and has not been lost since. */
@@ -46,7 +62,7 @@ export class WriterTracker {
   begin(): void {
     this.#isWatching = true;
     this.#hasDeparted = false;
-    this.#setGap(null);
+    this.#mended();
   }
 
   /** After a restart in the middle of an epoch. */
@@ -58,7 +74,7 @@ export class WriterTracker {
   end(): void {
     this.#isWatching = false;
     this.#session = null;
-    this.#setGap(null);
+    this.#mended();
   }
 
   /** A primary introduced itself; whoever wrote before has been cut off. */
@@ -74,7 +90,7 @@ export class WriterTracker {
   resynced(session: SessionId): boolean {
     if (session !== this.#session) return false;
     this.#hasDeparted = false;
-    this.#setGap(null);
+    this.#mended();
     return true;
   }
 
@@ -136,6 +152,9 @@ export class WriterTracker {
     this.#session = null;
     if (!this.#isWatching) return;
     this.#hasDeparted = true;
+    if (!summary.clean) {
+      this.#cutOff ??= `writer ${peer} went away without NBD_CMD_DISC, and may have gone on without this replica: fail over, or make the disks the same and start replication anew`;
+    }
     if (summary.unansweredWrites > 0) {
       this.#setGap(
         this.#gap ?? `writer ${peer} went away with ${summary.unansweredWrites} requests unanswered`,
@@ -143,6 +162,11 @@ export class WriterTracker {
     } else if (summary.failedWrites > 0) {
       this.#setGap(this.#gap ?? `${summary.failedWrites} writes of ${peer} were refused`);
     } else this.#onChange();
+  }
+
+  #mended(): void {
+    this.#cutOff = null;
+    this.#setGap(null);
   }
 
   #setGap(gap: string | null): void {

@@ -30,18 +30,15 @@ describe("QEMU as the primary of our secondary", () => {
       (error: unknown) => (error as Error).message,
     );
 
+  const startSecondary = (): Promise<NodeProcess> =>
+    NodeProcess.start(workspace, "secondary", [
+      ...["--disk", `disk0=${workspace.path("secondary.img")}`, "--size", String(SIZE_BYTES)],
+      ...["--listen", "none"],
+    ]);
+
   /** First copy, export, replica, start on both sides: the recipe's order. */
   beforeEach(async () => {
-    node = await NodeProcess.start(workspace, "secondary", [
-      ...[
-        "--disk",
-        `disk0=${workspace.path("secondary.img")}`,
-        "--size",
-        String(SIZE_BYTES),
-        "--listen",
-        "none",
-      ],
-    ]);
+    node = await startSecondary();
     qemu = await Qemu.primary(workspace, "primary", SIZE_BYTES);
     await qemu.serve({ guest: "colo0" });
     await writePattern(guest(), 0x11, "0", "1M");
@@ -91,13 +88,14 @@ describe("QEMU as the primary of our secondary", () => {
     await writePattern(guest(), 0x33, "64k", "64k");
     link.heal();
     await waitFor(
-      "QEMU's writes to arrive again",
+      "QEMU to connect again",
       async () => {
         await writePattern(guest(), 0x44, "128k", "64k");
-        return refusal();
+        return node.status();
       },
-      (text) => text !== "it was taken",
+      ({ secondary }) => secondary?.writer !== null,
     );
+    await writePattern(guest(), 0x44, "128k", "64k");
     expect(await refusal()).to.match(/^checkpoint refused: writer .* (came back without a resync|went away)/);
     expect((await node.status()).checkpointRefusal).to.be.a("string");
     await expectPattern(view(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
@@ -123,6 +121,49 @@ describe("QEMU as the primary of our secondary", () => {
     const yankable = (await qemu.execute("query-yank")) as { type: string; "node-name"?: string }[];
     return yankable.find(({ type }) => type === "block-node")?.["node-name"] ?? "";
   };
+
+  const cutOff = /^checkpoint refused: writer .* went away without NBD_CMD_DISC/;
+
+  it("a yanked link: QEMU's guest goes on alone, and no checkpoint is taken of what had arrived", async () => {
+    await writePattern(guest(), 0x22, "0", "64k");
+    await checkpoint();
+    await writePattern(guest(), 0x33, "0", "64k");
+    await qemu.execute("yank", { instances: [{ type: "block-node", "node-name": await nbdNode() }] });
+    await node.waitForStatus("without a writer", ({ secondary }) => secondary?.writer === null);
+    await writePattern(guest(), 0x44, "64k", "64k");
+    expect(await refusal()).to.match(cutOff);
+    await expectPattern(view(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+    // Who wants to go on from there says so.
+    await ours("xen-set-replication", { enable: false, primary: false });
+    await ours("xen-set-replication", { enable: true, primary: false });
+    await checkpoint();
+    await expectPattern(view(), [0x33, "0", "64k"], [0x11, "64k", "960k"]);
+  });
+
+  it("a killed QEMU: no checkpoint is taken of what had arrived, a restart changes nothing, and the failover goes to the last one", async () => {
+    await writePattern(guest(), 0x22, "0", "64k");
+    await checkpoint();
+    await writePattern(guest(), 0x33, "0", "64k");
+    qemu.process.signal("SIGKILL");
+    await node.waitForStatus("without a writer", ({ secondary }) => secondary?.writer === null);
+    expect(await refusal()).to.match(cutOff);
+    await node.succeed("stop");
+    await node.process.ended();
+    node = await startSecondary();
+    expect(await refusal()).to.match(cutOff);
+    await ours("x-colo-lost-heartbeat");
+    await node.waitForStatus("done", ({ stage }) => stage === "done");
+    await expectPattern(view(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+  });
+
+  it("a QEMU that quits takes leave: what it left is a checkpoint", async () => {
+    await writePattern(guest(), 0x22, "0", "64k");
+    await qemu.execute("quit");
+    await qemu.process.ended();
+    await node.waitForStatus("without a writer", ({ secondary }) => secondary?.writer === null);
+    await checkpoint();
+    await expectPattern(view(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+  });
 
   it("a write after the failover does not reach the promoted disk", async () => {
     await writePattern(guest(), 0x22, "0", "64k");

@@ -98,9 +98,9 @@ describe("metadata", () => {
   });
 
   it("refuses a version that it does not know, whatever else is in the file", async () => {
-    putJson({ ...newSecondaryMetadata(DISKS), version: 4, novelty: true });
+    putJson({ ...newSecondaryMetadata(DISKS), version: 5, novelty: true });
     expect(await refusal(() => readMetadata(directory))).to.equal(
-      "version: /state/metadata.json has version 4; this program reads 3",
+      "version: /state/metadata.json has version 5; this program reads 4",
     );
   });
 

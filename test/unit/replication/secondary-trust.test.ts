@@ -85,6 +85,23 @@ describe("secondary: trust in its writers", () => {
     await expectContent(pair.view(), content(0, [0, PAGE, 0x22]));
   });
 
+  it("takes none of what a writer left that was cut off, over a restart too, until replication is started anew", async () => {
+    await pair.node.start();
+    const client = await writer();
+    await put(client, 0, PAGE, 0x22);
+    client.destroy(new Error("killed"));
+    await departed();
+    await expectRefused(/went away without NBD_CMD_DISC/);
+    await pair.restartSecondary();
+    await expectRefused(/went away without NBD_CMD_DISC/);
+    const [, latest] = pair.node.secondary.failoverOptions();
+    expect(latest?.warning, "it has an end, not holes").to.equal(null);
+    await pair.node.secondary.stop(null);
+    await pair.node.start();
+    await expectContent(pair.view(), content(0, [0, PAGE, 0x22]));
+    await pair.node.checkpoint();
+  });
+
   it("refuses after a writer went away with requests unanswered, until a resync", async () => {
     await pair.node.start();
     await loseUnanswered(await writer());

@@ -16,7 +16,7 @@ describe("WriterTracker", () => {
 
   beforeEach(() => {
     changes = 0;
-    tracker = new WriterTracker(null, () => changes++);
+    tracker = new WriterTracker({ gap: null, cutOff: null }, () => changes++);
   });
 
   /** A connection that has written. */
@@ -43,7 +43,7 @@ describe("WriterTracker", () => {
     });
 
     it("keeps what is known from before a restart, until replication is started anew", () => {
-      tracker = new WriterTracker("from before", () => undefined);
+      tracker = new WriterTracker({ gap: "from before", cutOff: null }, () => undefined);
       tracker.resume();
       expect(tracker.gap).to.equal("from before");
       connect();
@@ -73,6 +73,16 @@ describe("WriterTracker", () => {
     it("sees no gap while it writes, nor when it goes with all answered", () => {
       connect().closed?.(summary());
       expect(tracker.gap).to.equal(null);
+    });
+
+    it("tells that it was cut off, which is no gap, until replication is started anew", () => {
+      connect().closed?.(summary({ clean: false }));
+      expect(tracker.gap).to.equal(null);
+      expect(tracker.cutOff).to.match(/^writer 192\.0\.2\.1:1000 went away without NBD_CMD_DISC/);
+      connect().closed?.(summary());
+      expect(tracker.cutOff, "another one's leave mends nothing").to.be.a("string");
+      tracker.begin();
+      expect(tracker.cutOff).to.equal(null);
     });
 
     it("sees a gap when it goes with requests unanswered", () => {
@@ -105,7 +115,7 @@ describe("WriterTracker", () => {
       const reader = tracker.observe(PEER, "disk0");
       reader.closed?.(summary({ writes: 0, clean: false }));
       connect();
-      expect(tracker.gap).to.equal(null);
+      expect([tracker.gap, tracker.cutOff]).to.deep.equal([null, null]);
     });
 
     it("sees a gap when a write fails here, and keeps the first reason", () => {
@@ -122,7 +132,7 @@ describe("WriterTracker", () => {
     });
 
     it("sees a gap after a restart in the middle of an epoch, as soon as one writes", () => {
-      tracker = new WriterTracker(null, () => undefined);
+      tracker = new WriterTracker({ gap: null, cutOff: null }, () => undefined);
       tracker.resume();
       expect(tracker.gap).to.equal(null);
       connect();
@@ -149,6 +159,13 @@ describe("WriterTracker", () => {
     it("takes no word of a session once a connection of its was lost, even with all answered", () => {
       connection.closed?.(summary());
       expect([tracker.session, tracker.resynced("one"), tracker.gap]).to.deep.equal([null, false, null]);
+    });
+
+    it("is mended by its resync after one of its connections was cut off", () => {
+      connection.closed?.(summary({ clean: false }));
+      tracker.introduce("one");
+      expect(tracker.cutOff, "until the resync is done").to.be.a("string");
+      expect([tracker.resynced("one"), tracker.gap, tracker.cutOff]).to.deep.equal([true, null, null]);
     });
 
     it("sees a gap when one of its connections goes with requests unanswered, and mends it after a handshake", () => {
