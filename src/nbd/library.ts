@@ -31,5 +31,6 @@ export type { ConnectionObserver, ConnectionSummary, MetadataContext, NbdExport 
 export type { ConnectionInfo } from "./server/connection.js";
 export { NbdServer } from "./server/server.js";
 export type { NbdServerOptions } from "./server/server.js";
+export type { BlockDescriptor } from "./wire/structured-reply.js";
 export { formatNbdUri, parseNbdUri } from "./uri.js";
 export type { NbdUri } from "./uri.js";

@@ -5,12 +5,19 @@ import { join } from "node:path";
 
 import { Flag } from "../../src/block/device.js";
 import { DeviceError, LinkError, NegotiationError, ProtocolError } from "../../src/errors.js";
+import type { NbdClientOptions } from "../../src/nbd/client/connect.js";
 import { connectNbd, listExports } from "../../src/nbd/client/connect.js";
 import type { Address } from "../../src/net/address.js";
 import type { NbdDevice } from "../../src/nbd/client/device.js";
+import { openNbd } from "../../src/nbd/client/open.js";
+import type { MetadataContext } from "../../src/nbd/server/exports.js";
+import { FailingDevice } from "../tools/failing-device.js";
+import { MemoryDevice } from "../tools/memory-device.js";
 import { NbdPeer, patiently, startNbdkit, startQemuNbd, startReferenceServer } from "../tools/nbd-peers.js";
+import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { deviceErrorOf, failureOf } from "../tools/outcome.js";
+import { succeed } from "../tools/process.js";
 import { createImage, imageContent } from "../tools/qemu-image.js";
-import { failureOf } from "../tools/outcome.js";
 import { Random, SEED } from "../tools/seed.js";
 
 const MEBIBYTE = 1024 * 1024;
@@ -31,10 +38,7 @@ describe("NBD client with real servers", () => {
     peer = null;
   });
 
-  async function connect(
-    to: NbdPeer,
-    options: { exportName?: string; maxInFlight?: number } = {},
-  ): Promise<NbdDevice> {
+  async function connect(to: NbdPeer, options: Partial<NbdClientOptions> = {}): Promise<NbdDevice> {
     peer = to;
     const device = await connectNbd({ address: to.address, exportName: "disk", ...options });
     devices.push(device);
@@ -227,6 +231,81 @@ describe("NBD client with real servers", () => {
       data(MEBIBYTE - 512),
       hole(512),
     ]);
+  });
+
+  it("tells what is in a bitmap of qemu-nbd, when it was asked for, beside the allocation", async () => {
+    const directory = await NbdPeer.makeDirectory();
+    const image = join(directory, "image");
+    await createImage(image, "qcow2", 4 * MEBIBYTE);
+    await succeed("qemu-io", ["-f", "qcow2", "-c", "write 0 1M", image]);
+    await succeed("qemu-img", ["bitmap", "--add", "-g", "64k", "-f", "qcow2", image, "b0"]);
+    await succeed("qemu-io", ["-f", "qcow2", "-c", "write 128k 64k", "-c", "write 2M 1M", image]);
+    const bitmap = "qemu:dirty-bitmap:b0";
+    const options = { metaContexts: [bitmap, "qemu:dirty-bitmap:another"] };
+    const device = await connect(await startQemuNbd(directory, image, "qcow2", "-B", "b0"), options);
+    expect(device.metaContexts).to.have.members(["base:allocation", bitmap]);
+    expect(await device.blockStatus(bitmap, 0, 4 * MEBIBYTE, 100)).to.deep.equal([
+      { lengthBytes: 131_072, status: 0 },
+      { lengthBytes: 65_536, status: 1 },
+      { lengthBytes: 2 * MEBIBYTE - 196_608, status: 0 },
+      { lengthBytes: MEBIBYTE, status: 1 },
+      { lengthBytes: MEBIBYTE, status: 0 },
+    ]);
+    const [first] = await device.extents(0, 4 * MEBIBYTE, 100);
+    expect(first).to.deep.equal({ lengthBytes: MEBIBYTE, hole: false, zero: false });
+    const unknown = await deviceErrorOf(device.blockStatus("qemu:dirty-bitmap:another", 0, 512, 1));
+    expect(unknown.errno).to.equal("ENOTSUP");
+  });
+
+  for (const extendedHeaders of [false, true]) {
+    it(`tells what our own server's contexts do, extended headers: ${String(extendedHeaders)}`, async () => {
+      const harness = await startNbdServer();
+      const context: MetadataContext = {
+        name: "qemu:dirty-bitmap:replica",
+        describe: (offset, lengthBytes) => Promise.resolve([{ lengthBytes, status: offset === 0 ? 1 : 0 }]),
+      };
+      harness.add("disk", new MemoryDevice(MEBIBYTE), { contexts: [context] });
+      const uri = `nbd+unix:///disk?socket=${harness.path}`;
+      const device = await openNbd(uri, { connections: 2, extendedHeaders, metaContexts: [context.name] });
+      expect(device.metaContexts).to.have.members(["base:allocation", context.name]);
+      for (const [offset, status] of [
+        [0, 1],
+        [4096, 0],
+      ] as const) {
+        const [descriptor, ...rest] = await device.blockStatus(context.name, offset, 8192, 10);
+        expect([descriptor, ...rest]).to.deep.equal([{ lengthBytes: 8192, status }]);
+        expect(await device.extents(offset, 8192, 10)).to.deep.equal([
+          { lengthBytes: 8192, hole: true, zero: true },
+        ]);
+      }
+      await device.close();
+      await harness.close();
+    });
+  }
+
+  it("has our own server read ahead, in as many requests as it takes", async () => {
+    const harness = await startNbdServer();
+    const device = new FailingDevice(new MemoryDevice(48 * MEBIBYTE));
+    harness.add("disk", device);
+    const client = await connectNbd({ address: harness.address, exportName: "disk" });
+    await client.cache(4096, 40 * MEBIBYTE);
+    const readBytes = device.log.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0);
+    expect(readBytes).to.equal(40 * MEBIBYTE);
+    await client.close();
+    await harness.close();
+  });
+
+  it("has qemu-nbd read ahead", async () => {
+    const directory = await NbdPeer.makeDirectory();
+    const image = join(directory, "image");
+    await createImage(image, "raw", 48 * MEBIBYTE);
+    const device = await connect(await startQemuNbd(directory, image, "raw"));
+    await device.cache(0, 40 * MEBIBYTE);
+  });
+
+  it("leaves it where the server does not read ahead", async () => {
+    const device = await connect(await startNbdkit("--filter=nocache", "memory", "size=1M"));
+    await device.cache(0, 512);
   });
 
   it("zeroes and trims more than 4 GiB without a gap or an overlap", async () => {

@@ -131,6 +131,7 @@ function repliesIn(style: ReplyStyle, asked: readonly AnsweredRequest[], parts: 
       each.lengthBytes,
       each.type === Command.Read ? buffer : null,
       10,
+      CONTEXT_ID,
     );
     request.cookieHigh = each.cookieHigh;
     request.cookieLow = each.cookieLow;
@@ -148,7 +149,7 @@ function repliesIn(style: ReplyStyle, asked: readonly AnsweredRequest[], parts: 
     {
       structuredReplies: style !== "simple",
       extendedHeaders: style === "extended",
-      allocationContextId: style === "simple" ? null : CONTEXT_ID,
+      contexts: new Map(style === "simple" ? [] : [["base:allocation", CONTEXT_ID]]),
     },
   );
   const end = outcomeOf(() => {
@@ -161,7 +162,7 @@ function repliesIn(style: ReplyStyle, asked: readonly AnsweredRequest[], parts: 
       "a byte was written outside of the caller's buffer",
     );
   }
-  const results = requests.map(({ error, extents }) => [error?.errno, extents]);
+  const results = requests.map(({ error, descriptors }) => [error?.errno, descriptors]);
   return { end, answered, results, contents: guarded.map(digest) };
 }
 

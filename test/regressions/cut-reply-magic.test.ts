@@ -8,7 +8,7 @@ describe("a reply that starts with a wrong magic", () => {
   const magic = Buffer.from("668e37ef", "hex");
   for (const cut of [0, 1, 2, 3]) {
     it(`is refused by its fourth byte, cut after ${cut} bytes`, () => {
-      const format = { structuredReplies: true, extendedHeaders: false, allocationContextId: null };
+      const format = { structuredReplies: true, extendedHeaders: false, contexts: new Map<string, number>() };
       const receiver = new ReplyReceiver({ find: () => undefined, answered: () => undefined }, format);
       receiver.push(magic.subarray(0, cut));
       expect(() => {

@@ -32,6 +32,8 @@ export interface NbdClientOptions {
    * each reply without data 16 bytes longer.
    */
   readonly extendedHeaders?: boolean;
+  /** Metadata contexts to ask for besides base:allocation; which of them the server has is told by `metaContexts`. */
+  readonly metaContexts?: readonly string[];
   /** TLS or nothing: a server that doesn't grant it is refused. */
   readonly tls?: boolean;
   readonly tlsParameters?: TlsParameters;
@@ -48,7 +50,7 @@ export interface NbdClientOptions {
 export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> {
   requireExportName(options.exportName);
   const { transport, channel, result } = await shakeHands(options, (open) =>
-    negotiateExport(open, options.exportName, options.extendedHeaders ?? true),
+    negotiateExport(open, options.exportName, options.extendedHeaders ?? true, options.metaContexts ?? []),
   );
   try {
     const info = deviceInfo(result);

@@ -8,7 +8,8 @@
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
 import { DeviceError, failedAt } from "../../errors.js";
-import { Command, CommandFlag } from "../wire/constants.js";
+import { BASE_ALLOCATION, BlockState, Command, CommandFlag } from "../wire/constants.js";
+import type { BlockDescriptor } from "../wire/structured-reply.js";
 import type { NbdConnection } from "./connection.js";
 import type { ExportAbilities } from "./export-info.js";
 import { Request } from "./request.js";
@@ -52,6 +53,11 @@ export class NbdDevice implements BlockDevice {
   /** NBD_OPT_EXTENDED_HEADERS was granted: zero, trim and extents of any length go in one request. */
   get hasExtendedHeaders(): boolean {
     return this.#abilities.extendedHeaders;
+  }
+
+  /** The metadata contexts that were asked for and are there. */
+  get metaContexts(): readonly string[] {
+    return [...this.#abilities.contexts.keys()];
   }
 
   /** Requests that are sent and unanswered; at most `maxInFlight`. */
@@ -115,19 +121,56 @@ export class NbdDevice implements BlockDevice {
   }
 
   async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
-    if (this.info.extents === "none") return notSupported("block status");
-    const flags = maxExtents === 1 ? CommandFlag.ReqOne : 0;
+    const descriptors = await this.blockStatus(BASE_ALLOCATION, offset, lengthBytes, maxExtents);
+    return descriptors.map(({ lengthBytes: extentBytes, status }) => ({
+      lengthBytes: extentBytes,
+      hole: (status & BlockState.Hole) !== 0,
+      zero: (status & BlockState.Zero) !== 0,
+    }));
+  }
+
+  /**
+   * What a metadata context tells of the range from `offset` on: as extents(), with the context's own statuses.
+   * @throws DeviceError ENOTSUP by rejection: the context is not among `metaContexts`
+   */
+  async blockStatus(
+    context: string,
+    offset: number,
+    lengthBytes: number,
+    maxDescriptors: number,
+  ): Promise<BlockDescriptor[]> {
+    const id = this.#abilities.contexts.get(context);
+    if (id === undefined) return notSupported(`block status of ${context}`);
+    const flags = maxDescriptors === 1 ? CommandFlag.ReqOne : 0;
     const askedBytes = Math.min(lengthBytes, this.#effectMaximumBytes);
-    const request = new Request(Command.BlockStatus, flags, offset, askedBytes, null, maxExtents);
+    const request = new Request(Command.BlockStatus, flags, offset, askedBytes, null, maxDescriptors, id);
     await this.#connection.submit(request);
-    return request.extents ?? [];
+    return request.descriptors ?? [];
+  }
+
+  /** Tells the server that the range will be read soon. Nothing happens where it does not want to know. */
+  cache(offset: number, lengthBytes: number): Promise<void> {
+    if (!this.#abilities.cache) return NOTHING_TO_DO;
+    return this.#withoutPayload(
+      Command.Cache,
+      offset,
+      lengthBytes,
+      Flag.None,
+      this.info.blockSize.maximumBytes,
+    );
   }
 
   /** One after the other, because the pieces of a whole disk would take every slot. */
-  async #withoutPayload(command: number, offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+  async #withoutPayload(
+    command: number,
+    offset: number,
+    lengthBytes: number,
+    flags: Flags,
+    maximumBytes = this.#effectMaximumBytes,
+  ): Promise<void> {
     const end = offset + lengthBytes;
-    for (let at = offset; at < end; at += this.#effectMaximumBytes) {
-      const pieceBytes = Math.min(this.#effectMaximumBytes, end - at);
+    for (let at = offset; at < end; at += maximumBytes) {
+      const pieceBytes = Math.min(maximumBytes, end - at);
       const request = new Request(command, this.#commandFlags(flags), at, pieceBytes, null);
       await this.#connection.submit(request).catch(failedAt(at));
     }

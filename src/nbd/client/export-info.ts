@@ -5,7 +5,7 @@
  */
 import type { BlockSize, DeviceInfo } from "../../block/device.js";
 import { NegotiationError, ProtocolError } from "../../errors.js";
-import { PAYLOAD_MAXIMUM_BYTES, TransmissionFlag } from "../wire/constants.js";
+import { BASE_ALLOCATION, PAYLOAD_MAXIMUM_BYTES, TransmissionFlag } from "../wire/constants.js";
 import type { AdvertisedBlockSize, NegotiatedExport } from "./negotiate.js";
 
 /** The document's defaults; also, a maximum that every server should take. */
@@ -26,6 +26,9 @@ export interface ExportAbilities {
   readonly multiConn: boolean;
   /** Requests have extended headers: lengths of 64 bits, and a flag on what has a payload. */
   readonly extendedHeaders: boolean;
+  readonly cache: boolean;
+  /** The selected metadata contexts, with the server's numbers for them. */
+  readonly contexts: ReadonlyMap<string, number>;
 }
 
 /**
@@ -45,11 +48,11 @@ export function deviceInfo(negotiated: NegotiatedExport): DeviceInfo {
     trim: has(TransmissionFlag.SendTrim) ? "native" : "none",
     zero: has(TransmissionFlag.SendWriteZeroes) ? "native" : "none",
     fua: has(TransmissionFlag.SendFua) ? "native" : "emulated",
-    extents: negotiated.allocationContextId === null ? "none" : "native",
+    extents: negotiated.contexts.has(BASE_ALLOCATION) ? "native" : "none",
   });
 }
 
-export function exportAbilities({ geometry, extendedHeaders }: NegotiatedExport): ExportAbilities {
+export function exportAbilities({ geometry, extendedHeaders, contexts }: NegotiatedExport): ExportAbilities {
   const { transmissionFlags } = geometry;
   const has = (flag: number): boolean => (transmissionFlags & flag) !== 0;
   return {
@@ -58,6 +61,8 @@ export function exportAbilities({ geometry, extendedHeaders }: NegotiatedExport)
     fastZero: has(TransmissionFlag.SendWriteZeroes) && has(TransmissionFlag.SendFastZero),
     multiConn: has(TransmissionFlag.CanMultiConn),
     extendedHeaders,
+    cache: has(TransmissionFlag.SendCache),
+    contexts,
   };
 }
 

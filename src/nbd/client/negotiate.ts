@@ -42,8 +42,8 @@ export interface NegotiatedExport extends ChosenExport {
   /** Also where extended headers are. */
   readonly structuredReplies: boolean;
   readonly extendedHeaders: boolean;
-  /** The server's number for base:allocation; null: there is no such context. */
-  readonly allocationContextId: number | null;
+  /** The metadata contexts that were asked for and are there, with the server's numbers for them. */
+  readonly contexts: ReadonlyMap<string, number>;
 }
 
 /** What the greeting tells. */
@@ -54,29 +54,33 @@ interface ServerStyle {
 }
 
 const NO_DATA = Buffer.alloc(0);
+const NO_CONTEXTS: ReadonlyMap<string, number> = new Map();
 
 /** Tells a server that the client leaves before the transmission phase. */
 export const ABORT = encodeOption(Option.Abort, NO_DATA);
 
 /**
  * Enters the transmission phase.
+ * @param metaContexts what to ask for besides base:allocation
  * @throws NegotiationError, ProtocolError, and what the channel's reads reject with
  */
 export async function negotiateExport(
   channel: HandshakeChannel,
   exportName: string,
   wantsExtendedHeaders: boolean,
+  metaContexts: readonly string[],
 ): Promise<NegotiatedExport> {
   const style = await greet(channel);
   const extendedHeaders =
     style.fixedNewstyle && wantsExtendedHeaders && (await request(channel, Option.ExtendedHeaders));
   const structuredReplies =
     extendedHeaders || (style.fixedNewstyle && (await request(channel, Option.StructuredReply)));
-  const allocationContextId = structuredReplies ? await selectAllocationContext(channel, exportName) : null;
+  const queries = [...new Set([BASE_ALLOCATION, ...metaContexts])];
+  const contexts = structuredReplies ? await selectContexts(channel, exportName, queries) : NO_CONTEXTS;
   const chosen =
     (style.fixedNewstyle ? await chooseByGo(channel, exportName) : null) ??
     (await chooseByExportName(channel, exportName, style, extendedHeaders));
-  return { ...chosen, structuredReplies, extendedHeaders, allocationContextId };
+  return { ...chosen, structuredReplies, extendedHeaders, contexts };
 }
 
 /** The names of the exports that the server tells of; same errors. */
@@ -118,23 +122,24 @@ async function request(channel: HandshakeChannel, option: number): Promise<boole
   return isGranted(await haggle(channel, option, NO_DATA, null, ignoreReply));
 }
 
-async function selectAllocationContext(
+async function selectContexts(
   channel: HandshakeChannel,
   exportName: string,
-): Promise<number | null> {
-  const ids: number[] = [];
-  const data = encodeMetaContextRequest({ exportName, queries: [BASE_ALLOCATION] });
+  queries: readonly string[],
+): Promise<ReadonlyMap<string, number>> {
+  const selected = new Map<string, number>();
+  const data = encodeMetaContextRequest({ exportName, queries });
   const refusal = await haggle(channel, Option.SetMetaContext, data, OptionReplyType.MetaContext, (reply) => {
     const { id, name } = decodeMetaContext(reply);
-    if (name !== BASE_ALLOCATION || ids.length > 0) {
+    if (!queries.includes(name) || selected.has(name) || [...selected.values()].includes(id)) {
       throw new ProtocolError(
         "unasked-meta-context",
-        `the server selects the metadata context "${printable(name)}" unasked`,
+        `the server selects the metadata context "${printable(name)}" unasked, or for the second time`,
       );
     }
-    ids.push(id);
+    selected.set(name, id);
   });
-  return isGranted(refusal) ? (ids[0] ?? null) : null;
+  return isGranted(refusal) ? selected : NO_CONTEXTS;
 }
 
 /** null: the server doesn't know NBD_OPT_GO. */

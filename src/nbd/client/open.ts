@@ -63,7 +63,7 @@ async function connectMore(target: NbdClientOptions, first: NbdDevice, count: nu
 
 function tellsTheSame(a: NbdDevice, b: NbdDevice): boolean {
   return isDeepStrictEqual(
-    [a.info, a.canMultiConn, a.canFastZero, a.hasExtendedHeaders],
-    [b.info, b.canMultiConn, b.canFastZero, b.hasExtendedHeaders],
+    [a.info, a.canMultiConn, a.canFastZero, a.hasExtendedHeaders, a.metaContexts],
+    [b.info, b.canMultiConn, b.canFastZero, b.hasExtendedHeaders, b.metaContexts],
   );
 }

@@ -14,12 +14,14 @@ import assert from "node:assert";
 
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../block/device.js";
 import { LinkError } from "../../errors.js";
+import type { BlockDescriptor } from "../wire/structured-reply.js";
 import type { NbdDevice } from "./device.js";
 
 export class ParallelNbdDevice implements BlockDevice {
   readonly info: DeviceInfo;
   readonly canMultiConn: boolean;
   readonly canFastZero: boolean;
+  readonly metaContexts: readonly string[];
   /** Resolves (never rejects) with the reason when all connections have ended, null after close(). */
   readonly ended: Promise<Error | null>;
   readonly #devices: readonly NbdDevice[];
@@ -35,6 +37,7 @@ export class ParallelNbdDevice implements BlockDevice {
     this.info = first.info;
     this.canMultiConn = first.canMultiConn;
     this.canFastZero = first.canFastZero;
+    this.metaContexts = first.metaContexts;
     this.#devices = devices;
     for (const device of devices)
       void device.ended.then((reason) => {
@@ -104,6 +107,21 @@ export class ParallelNbdDevice implements BlockDevice {
 
   extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
     return this.#next().extents(offset, lengthBytes, maxExtents);
+  }
+
+  /** As NbdDevice. */
+  blockStatus(
+    context: string,
+    offset: number,
+    lengthBytes: number,
+    maxDescriptors: number,
+  ): Promise<BlockDescriptor[]> {
+    return this.#next().blockStatus(context, offset, lengthBytes, maxDescriptors);
+  }
+
+  /** As NbdDevice. */
+  cache(offset: number, lengthBytes: number): Promise<void> {
+    return this.#next().cache(offset, lengthBytes);
   }
 
   #next(): NbdDevice {

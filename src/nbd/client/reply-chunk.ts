@@ -3,10 +3,8 @@
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-types
  */
-import type { Extent } from "../../block/device.js";
 import { ProtocolError } from "../../errors.js";
 import {
-  BlockState,
   CHUNK_ERROR_BIT,
   ChunkFlag,
   ChunkType,
@@ -27,7 +25,7 @@ import {
   decodeExtendedBlockStatus,
   decodeOffsetHole,
 } from "../wire/structured-reply.js";
-import type { ChunkHeader } from "../wire/structured-reply.js";
+import type { BlockDescriptor, ChunkHeader } from "../wire/structured-reply.js";
 import type { Request } from "./request.js";
 
 /** "Servers SHOULD NOT send more than 2^20 extents in a single reply chunk." */
@@ -86,16 +84,20 @@ export function applyHole(request: Request, payload: Buffer): void {
   request.buffer?.fill(0, start, start + holeBytes);
 }
 
-/** Keeps the extents of a BLOCK_STATUS or BLOCK_STATUS_EXT, clipped to what was asked. */
+/**
+ * Keeps the descriptors of a BLOCK_STATUS or BLOCK_STATUS_EXT of the context that the request is for, clipped to what was
+ * asked. @param contextIds all that are selected: a reply tells of each
+ */
 export function applyBlockStatus(
   request: Request,
   chunkType: number,
   payload: Buffer,
-  allocationContextId: number | null,
+  contextIds: ReadonlySet<number>,
 ): void {
   const { contextId, descriptors } =
     chunkType === ChunkType.BlockStatusExt ? decodeExtendedBlockStatus(payload) : decodeBlockStatus(payload);
-  if (contextId !== allocationContextId || request.extents !== null) {
+  const isWanted = contextId === request.contextId;
+  if (!contextIds.has(contextId) || (isWanted && request.descriptors !== null)) {
     throw new ProtocolError(
       "unexpected-meta-context",
       `a chunk of metadata context ${contextId} was not asked for`,
@@ -104,22 +106,18 @@ export function applyBlockStatus(
   if ((request.flags & CommandFlag.ReqOne) !== 0 && descriptors.length > 1) {
     throw new ProtocolError("too-many-extents", `${descriptors.length} extents where one was asked for`);
   }
-  const extents: Extent[] = [];
+  const kept: BlockDescriptor[] = [];
   let leftBytes = request.lengthBytes;
   for (const { lengthBytes, status } of descriptors) {
     if (leftBytes <= 0) {
       throw new ProtocolError("too-many-extents", `extents beyond the end of ${request.describe()}`);
     }
-    if (extents.length < request.maxExtents) {
-      extents.push({
-        lengthBytes: Math.min(lengthBytes, leftBytes),
-        hole: (status & BlockState.Hole) !== 0,
-        zero: (status & BlockState.Zero) !== 0,
-      });
+    if (kept.length < request.maxDescriptors) {
+      kept.push({ lengthBytes: Math.min(lengthBytes, leftBytes), status });
     }
     leftBytes -= lengthBytes;
   }
-  request.extents = extents;
+  if (isWanted) request.descriptors = kept;
 }
 
 /** Makes the request fail; of several errors the first one tells. */

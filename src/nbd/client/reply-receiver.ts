@@ -49,12 +49,14 @@ export interface ReplyFormat {
   /** Also where extended headers are. */
   readonly structuredReplies: boolean;
   readonly extendedHeaders: boolean;
-  readonly allocationContextId: number | null;
+  /** The selected metadata contexts, with the server's numbers for them. */
+  readonly contexts: ReadonlyMap<string, number>;
 }
 
 export class ReplyReceiver {
   readonly #requests: RequestTable;
   readonly #format: ReplyFormat;
+  readonly #contextIds: ReadonlySet<number>;
   readonly #scratch = Buffer.alloc(SCRATCH_BYTES);
   #expected: "header" | "payload" | "content" = "header";
   /** The request that the message at hand answers. */
@@ -73,6 +75,7 @@ export class ReplyReceiver {
   constructor(requests: RequestTable, format: ReplyFormat) {
     this.#requests = requests;
     this.#format = format;
+    this.#contextIds = new Set(format.contexts.values());
   }
 
   /**
@@ -212,7 +215,7 @@ export class ReplyReceiver {
     }
     if (this.#chunkType === ChunkType.OffsetHole) applyHole(request, payload);
     else if (this.#chunkType === ChunkType.BlockStatus || this.#chunkType === ChunkType.BlockStatusExt)
-      applyBlockStatus(request, this.#chunkType, payload, this.#format.allocationContextId);
+      applyBlockStatus(request, this.#chunkType, payload, this.#contextIds);
     else if ((this.#chunkType & CHUNK_ERROR_BIT) !== 0) applyError(request, this.#chunkType, payload);
     this.#finishMessage(request);
   }
@@ -271,6 +274,6 @@ function answerHasContent(request: Request): boolean {
 
 function isComplete(request: Request): boolean {
   if (request.type === Command.Read) return request.coverage?.complete === true;
-  if (request.type === Command.BlockStatus) return request.extents !== null;
+  if (request.type === Command.BlockStatus) return request.descriptors !== null;
   return true;
 }

@@ -1,9 +1,9 @@
 /** A request of the transmission phase, from the caller's wish to the server's answer. */
-import type { Extent } from "../../block/device.js";
 import { DeviceError } from "../../errors.js";
 import { Command } from "../wire/constants.js";
 import { errnoOfNumber } from "../wire/error-number.js";
 import type { RequestHeader } from "../wire/request.js";
+import type { BlockDescriptor } from "../wire/structured-reply.js";
 import { ReadCoverage } from "./read-coverage.js";
 import { printable } from "./server-text.js";
 
@@ -14,6 +14,7 @@ const COMMAND_NAMES = new Map<number, string>([
   [Command.Trim, "trim"],
   [Command.WriteZeroes, "zero"],
   [Command.BlockStatus, "block status"],
+  [Command.Cache, "cache"],
 ]);
 
 export class Request implements RequestHeader {
@@ -23,8 +24,10 @@ export class Request implements RequestHeader {
   readonly lengthBytes: number;
   /** Where the content of a READ goes, or where that of a WRITE comes from; the caller's, lent. */
   readonly buffer: Buffer | null;
-  /** How many extents of a BLOCK_STATUS reply to keep. */
-  readonly maxExtents: number;
+  /** How many descriptors of a BLOCK_STATUS reply to keep. */
+  readonly maxDescriptors: number;
+  /** Of which metadata context, by its number. */
+  readonly contextId: number;
   /** Settles with the server's answer, or with the end of the connection. */
   readonly settled: Promise<void>;
 
@@ -38,7 +41,7 @@ export class Request implements RequestHeader {
 
   // The answer, as far as it has come.
   error: DeviceError | null = null;
-  extents: Extent[] | null = null;
+  descriptors: BlockDescriptor[] | null = null;
   coverage: ReadCoverage | null = null;
 
   #resolve: () => void = never;
@@ -50,14 +53,16 @@ export class Request implements RequestHeader {
     offset: number,
     lengthBytes: number,
     buffer: Buffer | null,
-    maxExtents = 0,
+    maxDescriptors = 0,
+    contextId = 0,
   ) {
     this.type = type;
     this.flags = flags;
     this.offset = offset;
     this.lengthBytes = lengthBytes;
     this.buffer = buffer;
-    this.maxExtents = maxExtents;
+    this.maxDescriptors = maxDescriptors;
+    this.contextId = contextId;
     this.settled = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;

@@ -5,20 +5,23 @@ import { Request } from "../../../src/nbd/client/request.js";
 import { Command } from "../../../src/nbd/wire/constants.js";
 import type { ReplyTarget } from "../../../src/nbd/wire/request.js";
 
+/** The number of base:allocation. */
+const CONTEXT_ID = 7;
+
 export const SIMPLE: ReplyFormat = {
   structuredReplies: false,
   extendedHeaders: false,
-  allocationContextId: null,
+  contexts: new Map(),
 };
 export const STRUCTURED: ReplyFormat = {
   structuredReplies: true,
   extendedHeaders: false,
-  allocationContextId: 7,
+  contexts: new Map([["base:allocation", CONTEXT_ID]]),
 };
 export const EXTENDED: ReplyFormat = {
   structuredReplies: true,
   extendedHeaders: true,
-  allocationContextId: 7,
+  contexts: new Map([["base:allocation", CONTEXT_ID]]),
 };
 export const DONE = 1;
 
@@ -48,7 +51,15 @@ export class Conversation {
     more: { flags?: number; maxExtents?: number } = {},
   ): Request {
     const buffer = type === Command.Read ? Buffer.alloc(lengthBytes, 0xee) : null;
-    const request = new Request(type, more.flags ?? 0, offset, lengthBytes, buffer, more.maxExtents ?? 100);
+    const request = new Request(
+      type,
+      more.flags ?? 0,
+      offset,
+      lengthBytes,
+      buffer,
+      more.maxExtents ?? 100,
+      CONTEXT_ID,
+    );
     this.requests.push(request);
     request.cookieLow = this.requests.length;
     return request;

@@ -99,6 +99,20 @@ describe("NBD client handshake", () => {
         ]),
         "unasked-meta-context",
       ],
+      [
+        "a context selected twice",
+        Buffer.concat([
+          encodeOptionReply(StructuredReply, Ack, NO_DATA),
+          ...[1, 2].map((id) =>
+            encodeOptionReply(
+              Option.SetMetaContext,
+              OptionReplyType.MetaContext,
+              encodeMetaContext({ id, name: "base:allocation" }),
+            ),
+          ),
+        ]),
+        "unasked-meta-context",
+      ],
       ["far more than was asked for", Buffer.alloc(1 << 20, "NBD"), "bad-option-reply-magic"],
     ];
     for (const [title, answer, code] of answers) {

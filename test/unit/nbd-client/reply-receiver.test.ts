@@ -28,7 +28,7 @@ function outcome(request: Request): unknown {
   return {
     error: request.error === null ? null : [request.error.errno, request.error.message],
     content: request.buffer?.toString("hex"),
-    extents: request.extents,
+    descriptors: request.descriptors,
   };
 }
 
@@ -177,17 +177,36 @@ describe("ReplyReceiver", () => {
       ],
       order: [1, 2, 3, 4],
       check: ([all, two, one, failed]) => {
-        expect(all?.extents).to.deep.equal([
-          { lengthBytes: 100, hole: false, zero: false },
-          { lengthBytes: 200, hole: true, zero: true },
-          { lengthBytes: 700, hole: false, zero: true },
+        expect(all?.descriptors).to.deep.equal([
+          { lengthBytes: 100, status: 0 },
+          { lengthBytes: 200, status: 3 },
+          { lengthBytes: 700, status: 0xf2 },
         ]);
-        expect(two?.extents).to.deep.equal([
-          { lengthBytes: 1, hole: true, zero: false },
-          { lengthBytes: 2, hole: false, zero: true },
+        expect(two?.descriptors).to.deep.equal([
+          { lengthBytes: 1, status: 1 },
+          { lengthBytes: 2, status: 2 },
         ]);
-        expect(one?.extents).to.deep.equal([{ lengthBytes: 1000, hole: false, zero: false }]);
+        expect(one?.descriptors).to.deep.equal([{ lengthBytes: 1000, status: 0 }]);
         expect(failed?.error?.errno).to.equal("EINVAL");
+      },
+    },
+    {
+      title: "the descriptors of the context that was asked about, among those of others",
+      format: { ...STRUCTURED, contexts: new Map([...STRUCTURED.contexts, ["qemu:dirty-bitmap:b", 9]]) },
+      ask: (c) => {
+        c.ask(Command.BlockStatus, 0, 1000);
+        c.ask(Command.BlockStatus, 0, 1000);
+      },
+      replies: [
+        encodeBlockStatusChunk(cookie(1), 0, 9, [{ lengthBytes: 1000, status: 1 }]),
+        encodeBlockStatusChunk(cookie(1), DONE, 7, [{ lengthBytes: 500, status: 3 }]),
+        encodeBlockStatusChunk(cookie(2), 0, 7, [{ lengthBytes: 400, status: 0 }]),
+        encodeBlockStatusChunk(cookie(2), DONE, 9, [{ lengthBytes: 1000, status: 1 }]),
+      ],
+      order: [1, 2],
+      check: ([first, second]) => {
+        expect(first?.descriptors).to.deep.equal([{ lengthBytes: 500, status: 3 }]);
+        expect(second?.descriptors).to.deep.equal([{ lengthBytes: 400, status: 0 }]);
       },
     },
     {
@@ -214,9 +233,9 @@ describe("ReplyReceiver", () => {
       order: [2, 3, 5, 1, 4],
       check: ([read, , status, flush, trim]) => {
         expect(read?.buffer).to.deep.equal(Buffer.concat([bytes(10, 1), Buffer.alloc(10)]));
-        expect(status?.extents).to.deep.equal([
-          { lengthBytes: 2 ** 33, hole: true, zero: true },
-          { lengthBytes: 2 ** 40 - 2 ** 33, hole: false, zero: false },
+        expect(status?.descriptors).to.deep.equal([
+          { lengthBytes: 2 ** 33, status: 3 },
+          { lengthBytes: 2 ** 40 - 2 ** 33, status: 0 },
         ]);
         expect(flush?.error?.errno).to.equal("ESHUTDOWN");
         expect(trim?.error?.message).to.contain(`at offset ${2 ** 34}`);
