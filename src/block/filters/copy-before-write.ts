@@ -15,6 +15,7 @@
  */
 import { asError, DeviceError, errnoOf } from "../../errors.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
+import { CommonStart } from "./common-start.js";
 import { type ArenaCopy, CopyArena, payloadBuffers } from "../buffer-pool.js";
 import type { MemoryBudget } from "../memory-budget.js";
 import { type BeforeImage, COPY_BLOCK_BYTES, type HiddenOverlay } from "../overlay/hidden.js";
@@ -56,8 +57,7 @@ export class CopyBeforeWrite implements BlockDevice {
   readonly #locks = new RangeLock();
   readonly #background = new Set<Promise<void>>();
   readonly #copies = new CopyArena();
-  /** Resolves when the acknowledgements of this turn of the event loop are on their way; null: there are none. */
-  #acknowledged: Promise<void> | null = null;
+  readonly #start = new CommonStart();
   #hidden: HiddenOverlay | null = null;
   #isClosed = false;
   #failure: DeviceError | null = null;
@@ -200,7 +200,7 @@ export class CopyBeforeWrite implements BlockDevice {
     const operation = { kind: "write", offset, lengthBytes: bytes.length, data: bytes } as const;
     try {
       // Whoever waits for the acknowledgement waits for nothing that is begun here.
-      await this.#afterAcknowledgements();
+      await this.#start.join(bytes.length, this.#awaited > 0);
       await this.#apply(operation, Flag.None, turn, true);
     } catch (error) {
       const reason = `an acknowledged write at ${offset} was lost: ${asError(error).message}`;
@@ -211,16 +211,6 @@ export class CopyBeforeWrite implements BlockDevice {
     this.#pendingBytes -= bytes.length;
     if (admitted !== null) await admitted;
     this.#options.memory.give(bytes.length);
-  }
-
-  #afterAcknowledgements(): Promise<void> {
-    this.#acknowledged ??= new Promise((resolve) =>
-      setImmediate(() => {
-        this.#acknowledged = null;
-        resolve();
-      }),
-    );
-    return this.#acknowledged;
   }
 
   #report(operation: Operation, error: unknown): void {
@@ -246,6 +236,7 @@ export class CopyBeforeWrite implements BlockDevice {
 
   async #hurry<T>(wait: Promise<T>): Promise<T> {
     this.#awaited++;
+    this.#start.hurry();
     this.#hidden?.hurry();
     try {
       return await wait;
