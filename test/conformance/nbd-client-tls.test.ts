@@ -85,6 +85,14 @@ describe("NBD client over TLS, with real servers", () => {
       expect(await refusal({ certificates: certs.pki })).to.include("its certificate has expired");
     });
 
+    it("refuses a certificate that its CA has revoked", async () => {
+      const [own, revoked] = [await certs.authority.issue(), await certs.authority.issue()];
+      await certs.authority.revoke(revoked, "server", own);
+      peer = await nbdkit(revoked);
+      expect(await refusal({ certificates: own })).to.include("its certificate was revoked");
+      await connect({ certificates: revoked });
+    });
+
     it("refuses a certificate for another host, unless it is told the name", async () => {
       peer = await nbdkit(await certs.authority.issue({ server: { alternatives: "DNS:replica.example" } }));
       expect(await refusal({ certificates: certs.pki })).to.include("for another host: IP: 127.0.0.1");

@@ -285,6 +285,17 @@ describe("NBD server, TLS", () => {
       });
     }
 
+    it("refuses one that its CA has revoked, and logs why", async () => {
+      const [own, revoked] = [await certs.authority.issue(), await certs.authority.issue({ client: {} })];
+      await certs.authority.revoke(revoked, "client", own);
+      const credentials = { kind: "certificates", directory: own } as const;
+      await start("require", { verifyPeer: true, credentials });
+      await enterTransmission(await secure(await identity(own)));
+      const options = await identity(revoked);
+      await failureOf(secure(options).then((client) => client.option(Option.List)));
+      expect(await refusal()).to.equal("connection closed: no TLS session: its certificate was revoked");
+    });
+
     it("lets in only the names that are allowed", async () => {
       await start("require", { verifyPeer: true, allowedNames: ["guest-host", "primary.example"] });
       const named = (name: string, alternatives: string): Promise<string> =>

@@ -72,6 +72,15 @@ export class Authority {
     return directory;
   }
 
+  /** Takes back the certificate of that role in a directory that it issued: its list of revoked ones is in `listedIn` then. */
+  async revoke(directory: string, role: "server" | "client", listedIn: string): Promise<void> {
+    const own = ["ca", "-config", "config", "-cert", "cert.pem", "-keyfile", "key.pem"];
+    const cwd = this.#ca(".");
+    await succeed("openssl", [...own, "-revoke", join(directory, `${role}-cert.pem`)], { cwd });
+    const output = ["-crldays", "2", "-out", join(listedIn, "ca-crl.pem")];
+    await succeed("openssl", [...own, "-gencrl", ...output], { cwd });
+  }
+
   async close(): Promise<void> {
     await rm(this.#directory, { recursive: true });
   }
