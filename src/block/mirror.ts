@@ -184,9 +184,8 @@ export class Mirror implements BlockDevice {
     const ready = dirty.prepare(offset, lengthBytes);
     // Both turns are taken before anything is awaited: they are what keeps the order of arrival.
     const localTurn = this.#localLocks.take(offset, offset + lengthBytes, "exclusive");
-    // The disk first: its thread works while the link's socket is written to.
-    const applied = this.#applyLocally(change, localTurn, ready);
     const forwarded = this.#forward(change, ready);
+    const applied = this.#applyLocally(change, localTurn, ready);
     const settled = this.#settle(change, applied, forwarded);
     // What no replica gets is acknowledged only after that is on record, in ack mode `async` too.
     const isAsync =
