@@ -193,7 +193,7 @@ export class SimulatedHost {
     const life = this.#life;
     if (life === null) return false;
     const closed = (async (): Promise<boolean> => {
-      await life.server?.disconnectWriters();
+      await life.server?.close();
       await (life.primary ?? life.secondary)?.close();
       return true;
     })();

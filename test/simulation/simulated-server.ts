@@ -31,6 +31,7 @@ export class SimulatedServer {
   readonly #connections = new Set<DiskConnection>();
   readonly #controls = new Set<End>();
   #accepted = 0;
+  #isClosing = false;
 
   constructor(secondary: Secondary, events: ServerEvents) {
     const log = pino({ level: "silent" });
@@ -46,6 +47,7 @@ export class SimulatedServer {
 
   /** @returns why it is refused, or null */
   acceptDisk(end: End, name: string): string | null {
+    if (this.#isClosing) return "the server is shutting down";
     const index = this.#exports.findIndex((candidate) => candidate.name === name);
     const exported = this.#exports[index];
     const refusal = exported === undefined ? "no such export" : (exported.refusal?.() ?? null);
@@ -67,6 +69,12 @@ export class SimulatedServer {
     end.onClosed = (): void => {
       this.#controls.delete(end);
     };
+  }
+
+  /** As NbdServer.close(): nobody connects any more. */
+  close(): Promise<void> {
+    this.#isClosing = true;
+    return this.disconnectWriters();
   }
 
   /** As NbdServer.disconnect(), of all exports. */
