@@ -440,17 +440,27 @@ export class SimulatedPair {
       },
       dialler: {
         control: (timeoutMs) =>
-          this.#dial(host, timeoutMs, (server, far) => {
-            server.acceptControl(far);
-          }),
+          this.#dial(
+            host,
+            timeoutMs,
+            () => true,
+            (server, far) => {
+              server.acceptControl(far);
+            },
+          ),
         disk: async (name, timeoutMs) => {
           const refused: string[] = [];
-          const end = await this.#dial(host, timeoutMs, (server, far) => {
-            const refusal = server.acceptDisk(far, name);
-            if (refusal === null) return;
-            refused.push(refusal);
-            far.close();
-          }).catch((error: unknown) => {
+          const end = await this.#dial(
+            host,
+            timeoutMs,
+            (server) => server.isListening,
+            (server, far) => {
+              const refusal = server.acceptDisk(far, name);
+              if (refusal === null) return;
+              refused.push(refusal);
+              far.close();
+            },
+          ).catch((error: unknown) => {
             const [refusal] = refused;
             throw refusal === undefined ? error : refusedExport(refusal);
           });
@@ -475,6 +485,7 @@ export class SimulatedPair {
   #dial(
     host: ModelledHost,
     timeoutMs: number,
+    isListening: (server: SimulatedServer) => boolean,
     accept: (server: SimulatedServer, end: End) => void,
   ): Promise<End> {
     const other = this.other(host).host;
@@ -483,7 +494,7 @@ export class SimulatedPair {
         () => {
           const { life } = other;
           const server = life?.server ?? null;
-          if (server === null) return null;
+          if (server === null || !isListening(server)) return null;
           return (far) => {
             life?.ends.add(far);
             accept(server, far);

@@ -41,13 +41,17 @@ export class SimulatedServer {
     this.#commands = new Map(secondaryPairCommands(secondary).map((command) => [command.name, command]));
   }
 
+  /** Whether disks can be connected to: a node that is being stopped listens no more. */
+  get isListening(): boolean {
+    return !this.#isClosing;
+  }
+
   get peers(): string[] {
     return [...this.#connections].map(({ peer }) => peer);
   }
 
   /** @returns why it is refused, or null */
   acceptDisk(end: End, name: string): string | null {
-    if (this.#isClosing) return "the server is shutting down";
     const index = this.#exports.findIndex((candidate) => candidate.name === name);
     const exported = this.#exports[index];
     const refusal = exported === undefined ? "no such export" : (exported.refusal?.() ?? null);
