@@ -77,6 +77,8 @@ export class ReplicaConnections {
         await events.welcomed(await control.handshake(events.hello()));
       }
       for (const disk of options.disks) replicas.push(await connectDisk(disk, options));
+      // A node that died after its answer and is up again knows nothing of the handshake, and takes the connections all the same.
+      await control?.heartbeat();
       return new ReplicaConnections(options, control, replicas);
     } catch (error) {
       await control?.close();

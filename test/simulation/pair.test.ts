@@ -25,6 +25,15 @@ describe("simulation: a pair", function () {
     // Else the schedules were too short to mean anything.
     expect(total.verified).to.be.at.least(RUNS);
   });
+
+  it("and whose disks and logs of before-images fail, by each policy: shows no checkpoint that it has lost, tells guests of their own disk's errors alone, and comes to rest the same", async () => {
+    const total = noCounts();
+    for (let run = 0; run < RUNS; run++)
+      add(total, await runSchedule(SEED + run, STEPS, { hasFaults: true }));
+    process.stderr.write(`${RUNS} schedules with faults: ${JSON.stringify(total)}\n`);
+    expect(total.verified).to.be.at.least(RUNS);
+    expect(total.failures).to.be.at.least(RUNS);
+  });
 });
 
 function add(total: Counts, counts: Counts): void {

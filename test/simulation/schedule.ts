@@ -2,7 +2,8 @@
 import { asError, describeError, ReplError } from "../../src/errors.js";
 import type { Stage } from "../../src/replication/stage.js";
 import { Random } from "../tools/seed.js";
-import type { ComeBack, Death } from "./simulated-host.js";
+import { REPLICA_ERROR_POLICIES } from "../../src/status.js";
+import type { ComeBack, Death, Policies } from "./simulated-host.js";
 import { alive, type Counts, mediaContent, type ModelledHost, SimulatedPair } from "./simulated-pair.js";
 
 /** Short, so that much happens within one. */
@@ -11,17 +12,35 @@ const ADDRESS = { kind: "unix", path: "simulated" } as const;
 /** Refusals for the sake of a history, which the operator settles. */
 const HISTORIES: ReadonlySet<string> = new Set(["split-brain", "newer-data", "unrelated-data"]);
 
+export interface ScheduleOptions {
+  /** Whether disks and logs of before-images fail, and policies are drawn; a seed is another schedule then. */
+  readonly hasFaults: boolean;
+}
+
 /** Runs one schedule. @throws Error at the first thing that is wrong, with what had happened until then */
-export async function runSchedule(seed: number, steps: number): Promise<Counts> {
+export async function runSchedule(
+  seed: number,
+  steps: number,
+  { hasFaults }: ScheduleOptions = { hasFaults: false },
+): Promise<Counts> {
   const random = new Random(seed);
   const ackMode = random.oneOf(["memsync", "memsync", "sync", "async"] as const);
-  const pair = new SimulatedPair(random, REPLICA_TIMEOUT_MS, ackMode);
+  const policies: Policies = {
+    ackMode,
+    onReplicaError: hasFaults ? random.oneOf(REPLICA_ERROR_POLICIES) : "continue",
+    onUndoError: hasFaults
+      ? random.oneOf(["break-checkpoint", "break-replication"] as const)
+      : "break-checkpoint",
+  };
+  const pair = new SimulatedPair(random, REPLICA_TIMEOUT_MS, policies, hasFaults);
   try {
     await pair.time.until(Promise.race([live(pair, steps), pair.violated]));
   } catch (error) {
     const trace = pair.trace.slice(-60).join("\n");
-    throw new Error(`seed ${seed}, ${ackMode}: ${describeError(error)}\n${trace}`, { cause: error });
+    const options = Object.values({ ...policies, ...(hasFaults && { faults: "faults" }) }).join(", ");
+    throw new Error(`seed ${seed}, ${options}: ${describeError(error)}\n${trace}`, { cause: error });
   }
+  for (const { host } of pair.hosts) pair.counts.failures += host.failures;
   return pair.counts;
 }
 
@@ -40,6 +59,7 @@ async function live(pair: SimulatedPair, steps: number): Promise<void> {
 
 async function doSomething(pair: SimulatedPair): Promise<void> {
   const { random } = pair;
+  if (pair.hasFaults && random.below(5) === 0) return failStorage(pair);
   const roll = random.below(100);
   if (roll < 38) return guests(pair, pair.active);
   if (roll < 46) return viewers(pair);
@@ -114,14 +134,25 @@ async function restart(pair: SimulatedPair): Promise<void> {
   await pair.quiet();
   await finishCommit(pair, host);
   pair.note(`${host.name} is stopped`);
-  if (await host.host.stop()) settleStopped(pair, host);
+  if (await stop(host)) settleStopped(pair, host);
   await start(pair, host);
   await attach(pair);
+}
+
+/** @returns whether it came so far */
+async function stop(host: ModelledHost): Promise<boolean> {
+  host.isStopping = true;
+  try {
+    return await host.host.stop();
+  } finally {
+    host.isStopping = false;
+  }
 }
 
 /** A node that was stopped has made everything durable. */
 function settleStopped(pair: SimulatedPair, host: ModelledHost): void {
   if (host.isCommitting) return;
+  if (host !== pair.active && host.hasFailed) host.disk.fallBack();
   pair.checkMedia(host);
   pair.settleMedia(host, true);
 }
@@ -130,6 +161,27 @@ async function stallDisk(pair: SimulatedPair): Promise<void> {
   const { host } = pair.random.oneOf(pair.hosts);
   for (const latency of host.latencies) latency.stall(pair.random.below(900));
   await guests(pair, pair.active);
+}
+
+/** A disk of either host, or the log of before-images, fails for some requests, or until it is mended. */
+async function failStorage(pair: SimulatedPair): Promise<void> {
+  const { random } = pair;
+  const host = random.oneOf(pair.hosts);
+  const isUndo = random.below(2) === 0;
+  const faults = isUndo ? host.host.undoFaults : random.oneOf(host.host.diskFaults);
+  const errno = random.oneOf(["EIO", "ENOSPC"] as const);
+  const count = random.oneOf([1, 1, 2, 5, 50]);
+  pair.note(`${isUndo ? "log of before-images" : "a disk"} of ${host.name} fails ${count} times: ${errno}`);
+  faults.set(count, errno);
+  await guests(pair, pair.active);
+  if (random.below(2) === 0) pair.checkpoint();
+  await pair.time.sleep(random.below(300));
+  const viewed = pair.other(pair.active);
+  if (random.below(2) === 0) {
+    while (viewed.viewWrites.size > 0) await pair.time.sleep(1);
+    await pair.verifyView(viewed);
+  }
+  if (random.below(2) === 0) host.host.mend();
 }
 
 /** Starts a node in its role, as often as it takes; the other one may be anything. */
@@ -143,6 +195,8 @@ async function start(
   for (let attempt = 0; attempt < 20; attempt++) {
     await host.host.dead();
     if (host.host.life !== null) return;
+    // A node that finds its storage broken refuses to start, until somebody mends it.
+    host.host.mend();
     const isUp =
       host.role === "primary" ? await host.host.startPrimary() : await host.host.startSecondary(comeBack);
     pair.note(
@@ -233,6 +287,7 @@ async function promoted(
 ): Promise<void> {
   const { random } = pair;
   pair.counts.failovers++;
+  next.host.mend();
   while (!(await pair.takePromotion(next, to))) await start(pair, next);
   pair.active = next;
   pair.reported = null;
@@ -259,7 +314,7 @@ async function replace(pair: SimulatedPair, old: ModelledHost): Promise<void> {
   else {
     // Guests of a node that is stopped are disconnected first.
     await pair.quiet();
-    if (await old.host.stop()) settleStopped(pair, old);
+    if (await stop(old)) settleStopped(pair, old);
   }
   await old.host.dead();
   old.role = "secondary";
@@ -267,7 +322,7 @@ async function replace(pair: SimulatedPair, old: ModelledHost): Promise<void> {
   await finishCommit(pair, old);
   if (old.host.secondary?.stage === "done") {
     // It was promoted itself once, and would stay what it is.
-    if (await old.host.stop()) settleStopped(pair, old);
+    if (await stop(old)) settleStopped(pair, old);
     await old.host.dead();
     await start(pair, old, "demote");
   }
@@ -297,6 +352,10 @@ async function finishCommit(pair: SimulatedPair, host: ModelledHost): Promise<vo
       )) === null
     )
       continue;
+    if (secondary.stage === "failover-failed" && host.hasDiskFailed) {
+      await retryFailover(pair, host);
+      continue;
+    }
     if (secondary.stage !== "done") {
       if (secondary.stage === "running") return;
       pair.fail(`the failover of ${host.name} ended in stage ${secondary.stage}`);
@@ -304,6 +363,15 @@ async function finishCommit(pair: SimulatedPair, host: ModelledHost): Promise<vo
     host.isCommitting = false;
     pair.checkMedia(host);
   }
+}
+
+/** Its disk failed in the merge: mended, the failover is begun again. */
+async function retryFailover(pair: SimulatedPair, host: ModelledHost): Promise<void> {
+  const { secondary } = host.host;
+  if (secondary === null) return;
+  pair.note(`${host.name} tries its failover again`);
+  host.host.mend();
+  await alive(host, secondary.stop(secondary.metadata.failoverTarget));
 }
 
 async function switchOver(pair: SimulatedPair): Promise<void> {
@@ -325,7 +393,7 @@ async function switchOver(pair: SimulatedPair): Promise<void> {
   pair.note(`switch-over: ${result ?? "the old primary died"}`);
   if (result === "done" || result === "undecided" || result === null) {
     // The node ends when it has handed over, or may have.
-    await old.host.stop();
+    await stop(old);
   }
   await old.host.dead();
   if (next.host.life === null) await start(pair, next);
@@ -352,6 +420,7 @@ async function switchOver(pair: SimulatedPair): Promise<void> {
 async function settle(pair: SimulatedPair, isLast = false): Promise<void> {
   pair.note("settle");
   healLink(pair);
+  for (const { host } of pair.hosts) host.mend();
   for (let round = 0; round < 12; round++) {
     const { active } = pair;
     const other = pair.other(active);
@@ -361,14 +430,26 @@ async function settle(pair: SimulatedPair, isLast = false): Promise<void> {
     if (primary === null) continue;
     await attach(pair);
     await discardIfRefused(pair, active, other);
-    if (!(await synchronised(pair, active))) continue;
+    if (!(await synchronised(pair, active))) {
+      if (other.hasFailed) await renewLog(pair, other);
+      continue;
+    }
     await pair.quiet();
-    await alive(active, pair.flushAll());
+    if (pair.policies.onReplicaError === "stop") {
+      // The replica may die meanwhile, and the flush then waits for it to be back.
+      pair.beside(() => pair.flushAll());
+      await pair.quiet();
+    } else await alive(active, pair.flushAll());
     const epoch = await alive(
       active,
       primary.checkpoint().catch(() => null),
     );
-    if (epoch === null) continue;
+    if (epoch === null) {
+      // What it acknowledged and lost, the primary hears of at the next flush, which comes once a second.
+      if (pair.hasFaults) await pair.time.sleep(1500);
+      if (other.hasFailed && round > 2) await renewLog(pair, other);
+      continue;
+    }
     const { secondary } = other.host;
     if (secondary === null) continue;
     await alive(other, secondary.checkpointDurable());
@@ -386,13 +467,24 @@ async function settle(pair: SimulatedPair, isLast = false): Promise<void> {
   );
 }
 
+/** A log that failed takes nothing more in this life: where writes are refused for that, the operator starts the node anew. */
+async function renewLog(pair: SimulatedPair, host: ModelledHost): Promise<void> {
+  pair.note(`${host.name} is started anew`);
+  if (await stop(host)) settleStopped(pair, host);
+  await start(pair, host);
+}
+
 async function synchronised(pair: SimulatedPair, active: ModelledHost): Promise<boolean> {
   const { primary } = active.host;
   for (let waited = 0; waited < 400; waited++) {
     if (active.host.primary !== primary || pair.other(active).host.life === null) return false;
     if (primary?.checkpointRefusal() === null) return true;
     const isGivenUp = pair.other(active).host.secondary?.metadata.discard === true;
-    if (primary?.link?.state === "refused" && !isGivenUp) return false;
+    if (primary?.link?.state === "refused" && !isGivenUp) {
+      // Not for ever, if it was for storage that is mended now.
+      if (pair.hasFaults) await pair.time.sleep(1000);
+      return false;
+    }
     await pair.time.sleep(50);
   }
   return false;
@@ -413,7 +505,7 @@ async function discardIfRefused(
   if (!isConflict || secondary?.metadata.discard === true) return;
   pair.counts.splitBrains++;
   pair.note(`histories differ: ${secondary?.conflict ?? primary.link?.lastError?.message ?? ""}`);
-  if (await other.host.stop()) settleStopped(pair, other);
+  if (await stop(other)) settleStopped(pair, other);
   await discard(pair, other);
   await attach(pair);
 }

@@ -10,7 +10,8 @@ import type { AckMode } from "../../src/block/mirror.js";
 import { asError, DeviceError } from "../../src/errors.js";
 import { Primary } from "../../src/replication/primary.js";
 import { Secondary } from "../../src/replication/secondary.js";
-import type { LinkState } from "../../src/status.js";
+import type { UndoErrorPolicy } from "../../src/config/schema.js";
+import type { LinkState, ReplicaErrorPolicy } from "../../src/status.js";
 import { MemoryStateDirectory } from "../tools/memory-state-directory.js";
 import { Power, poweredDevice, poweredDirectory } from "../tools/power.js";
 import type { Random } from "../tools/seed.js";
@@ -18,7 +19,7 @@ import { WriteBackDisk } from "../tools/write-back-disk.js";
 import { type Dialler, simulatedNetwork } from "./simulated-network.js";
 import type { End } from "./simulated-link.js";
 import { type ServerEvents, SimulatedServer } from "./simulated-server.js";
-import { Latency, SimulatedDisk } from "./simulated-storage.js";
+import { Faults, Latency, SimulatedDisk } from "./simulated-storage.js";
 import { LifeClock, type VirtualTime } from "./virtual-time.js";
 
 /** How a node ends without a word: its process alone, or the host with it. */
@@ -30,8 +31,15 @@ export type ComeBack = "discard" | "demote";
 export interface HostOptions {
   readonly name: string;
   readonly sizes: readonly number[];
-  readonly ackMode: AckMode;
   readonly replicaTimeoutMs: number;
+  readonly policies: Policies;
+}
+
+/** What both nodes are started with. */
+export interface Policies {
+  readonly ackMode: AckMode;
+  readonly onReplicaError: ReplicaErrorPolicy;
+  readonly onUndoError: UndoErrorPolicy;
 }
 
 export interface HostEvents {
@@ -61,11 +69,16 @@ interface Parts {
   readonly ends: Set<End>;
 }
 
+const UNDO_CHANGES: ReadonlySet<string> = new Set(["create", "write", "sync"]);
+
 export class SimulatedHost {
   readonly name: string;
   readonly media: readonly WriteBackDisk[];
   readonly state = new MemoryStateDirectory();
   readonly latencies: readonly Latency[];
+  /** Of each disk, and of the logs of before-images. */
+  readonly diskFaults: readonly Faults[];
+  readonly undoFaults = new Faults();
   /** Whether the host itself is without power. */
   isDown = false;
   events: HostEvents | null = null;
@@ -86,12 +99,29 @@ export class SimulatedHost {
     this.#random = random;
     this.media = options.sizes.map((sizeBytes) => new WriteBackDisk(sizeBytes));
     this.latencies = this.media.map(() => new Latency(time, random));
+    this.diskFaults = this.media.map(() => new Faults());
     const latency = new Latency(time, random);
     this.#stateLatency = latency;
-    this.state.intercept = async ({ kind }): Promise<void> => {
+    this.state.intercept = async ({ kind, name }): Promise<void> => {
       if (kind === "close") return;
       if ((await latency.pass()) !== "whole") throw new DeviceError("EIO", "the power went");
+      if (UNDO_CHANGES.has(kind) && name.startsWith("hidden-")) this.undoFaults.take();
     };
+  }
+
+  /** How often its disks have failed. */
+  get diskFailures(): number {
+    return this.diskFaults.reduce((sum, { taken }) => sum + taken, 0);
+  }
+
+  /** How often its storage has failed. */
+  get failures(): number {
+    return this.diskFailures + this.undoFaults.taken;
+  }
+
+  /** No request fails any more. */
+  mend(): void {
+    for (const faults of [...this.diskFaults, this.undoFaults]) faults.mend();
   }
 
   get life(): Life | null {
@@ -140,7 +170,7 @@ export class SimulatedHost {
       let server: SimulatedServer | null = null;
       const secondary = await Secondary.open({
         ...this.#storage(parts),
-        onUndoError: "break-checkpoint",
+        onUndoError: this.#options.policies.onUndoError,
         discardLocalChanges: comeBack === "discard",
         demote: comeBack === "demote",
         asPrimary: this.#replication(parts.clock),
@@ -163,7 +193,7 @@ export class SimulatedHost {
     const life = this.#life;
     if (life === null) return false;
     const closed = (async (): Promise<boolean> => {
-      await life.server?.disconnectWriters();
+      await life.server?.close();
       await (life.primary ?? life.secondary)?.close();
       return true;
     })();
@@ -222,7 +252,8 @@ export class SimulatedHost {
       power,
       clock: new LifeClock(this.#time),
       disks: this.media.map(
-        (medium, index) => new SimulatedDisk(medium, this.#latencyOf(index), this.#random),
+        (medium, index) =>
+          new SimulatedDisk(medium, this.#latencyOf(index), this.#faultsOf(index), this.#random),
       ),
       ends: new Set(),
     };
@@ -272,6 +303,12 @@ export class SimulatedHost {
     return latency;
   }
 
+  #faultsOf(index: number): Faults {
+    const faults = this.diskFaults[index];
+    if (faults === undefined) throw new RangeError(`no disk ${index}`);
+    return faults;
+  }
+
   #storage({ power, disks }: Parts): Pick<Parameters<typeof Primary.open>[0], "directory" | "disks"> {
     return {
       directory: poweredDirectory(this.state, power),
@@ -287,9 +324,9 @@ export class SimulatedHost {
     const { events } = this;
     if (events === null) throw new Error("a host without events");
     return {
-      ackMode: this.#options.ackMode,
+      ackMode: this.#options.policies.ackMode,
       onCongestion: "block",
-      onReplicaError: "continue",
+      onReplicaError: this.#options.policies.onReplicaError,
       replicaTimeoutMs: this.#options.replicaTimeoutMs,
       resyncBytesPerSecond: 0,
       checkpointIntervalMs: 0,

@@ -6,15 +6,15 @@
  */
 import type { BlockDevice } from "../../src/block/device.js";
 import { Flag } from "../../src/block/device.js";
-import type { AckMode } from "../../src/block/mirror.js";
 import { DIRTY_BLOCK_BYTES } from "../../src/block/dirty-map.js";
 import { EXTENT_BYTES } from "../../src/block/hot-extents.js";
 import { describeError, DeviceError } from "../../src/errors.js";
+import type { Secondary } from "../../src/replication/secondary.js";
 import type { Random } from "../tools/seed.js";
 import { SECTOR_BYTES } from "../tools/write-back-disk.js";
 import { type Change, contentOf, History, keyOf, type Run, type Value, valuesOf } from "./history.js";
 import type { DiskRequest, QmpRequest } from "./messages.js";
-import { type Death, SimulatedHost } from "./simulated-host.js";
+import { type Death, type Policies, SimulatedHost } from "./simulated-host.js";
 import { type End, SimulatedLink } from "./simulated-link.js";
 import { refusedExport } from "./simulated-network.js";
 import type { SimulatedServer } from "./simulated-server.js";
@@ -74,6 +74,11 @@ export class ModelledHost {
   /** It crashed since then: whole extents may be missing. */
   hasCrashed = false;
   guestErrorsAllowed = false;
+  /** Its node is being stopped. */
+  isStopping = false;
+  /** How often its storage had failed when both disks were last seen to be the same. */
+  #mendedFailures = 0;
+  #mendedDiskFailures = 0;
 
   constructor(host: SimulatedHost) {
     this.host = host;
@@ -81,6 +86,21 @@ export class ModelledHost {
 
   get name(): string {
     return this.host.name;
+  }
+
+  /** Whether its storage failed since both disks were last seen to be the same: as a replica it may lack what it acknowledged. */
+  get hasFailed(): boolean {
+    return this.host.failures > this.#mendedFailures;
+  }
+
+  /** Whether a disk of its did, so that its own guests may be told. */
+  get hasDiskFailed(): boolean {
+    return this.host.diskFailures > this.#mendedDiskFailures;
+  }
+
+  forgetFailures(): void {
+    this.#mendedFailures = this.host.failures;
+    this.#mendedDiskFailures = this.host.diskFailures;
   }
 
   view(epoch: number): History {
@@ -101,6 +121,8 @@ export interface Counts {
   switchOvers: number;
   splitBrains: number;
   fullCopies: number;
+  failures: number;
+  lostCheckpoints: number;
   verified: number;
   worstStallMs: number;
 }
@@ -114,6 +136,8 @@ export function noCounts(): Counts {
     switchOvers: 0,
     splitBrains: 0,
     fullCopies: 0,
+    failures: 0,
+    lostCheckpoints: 0,
     verified: 0,
     worstStallMs: 0,
   };
@@ -124,7 +148,9 @@ export class SimulatedPair {
   readonly random: Random;
   readonly link: SimulatedLink;
   readonly hosts: readonly [ModelledHost, ModelledHost];
-  readonly ackMode: AckMode;
+  readonly policies: Policies;
+  /** Whether storage fails. */
+  readonly hasFaults: boolean;
   readonly counts = noCounts();
   /** The host whose guests run. */
   active: ModelledHost;
@@ -141,13 +167,14 @@ export class SimulatedPair {
   #violate: (error: Error) => void = () => undefined;
   #lastValue = 0;
 
-  constructor(random: Random, replicaTimeoutMs: number, ackMode: AckMode) {
+  constructor(random: Random, replicaTimeoutMs: number, policies: Policies, hasFaults: boolean) {
     this.random = random;
-    this.ackMode = ackMode;
+    this.policies = policies;
+    this.hasFaults = hasFaults;
     this.link = new SimulatedLink(this.time, random);
     const make = (name: string): ModelledHost =>
       new ModelledHost(
-        new SimulatedHost({ name, sizes: SIZES, ackMode, replicaTimeoutMs }, this.time, random),
+        new SimulatedHost({ name, sizes: SIZES, policies, replicaTimeoutMs }, this.time, random),
       );
     this.hosts = [make("A"), make("B")];
     this.active = this.hosts[0];
@@ -242,13 +269,26 @@ export class SimulatedPair {
     const { secondary } = host.host;
     if (secondary?.stage !== "running") return;
     const { epoch } = secondary;
-    const shown = await alive(host, this.#readZones(host));
+    const shown = await alive(host, this.#readZones(host)).catch((error: unknown) => {
+      if (!(error instanceof DeviceError) || !host.hasFailed) throw error;
+      return null;
+    });
+    if (secondary.overlays?.isBroken === true) this.#verifyLost(secondary, shown);
     if (shown === null || host.host.secondary?.epoch !== epoch) return;
     const wrong = this.viewContents(host, epoch).map((content) =>
       this.#wrongView(host, epoch, content, shown),
     );
     if (wrong.includes(null)) return;
     this.fail(`view of ${host.name} in epoch ${epoch}: ${wrong[0] ?? "no primary began this epoch"}`);
+  }
+
+  /** A checkpoint that was given up is shown to nobody, and the node says so. */
+  #verifyLost(secondary: Secondary, shown: Content | null): void {
+    this.counts.lostCheckpoints++;
+    const [option] = secondary.failoverOptions();
+    if (secondary.brokenPromise() === null || option?.refusal === null)
+      this.fail("the checkpoint is lost, and the node doesn't say so");
+    if (shown !== null) this.fail("the checkpoint is lost, and the view can be read");
   }
 
   /** Whether a host's disks hold what it acknowledged alone and the other one never had. */
@@ -294,6 +334,8 @@ export class SimulatedPair {
       host.disk = History.from(base);
       // What a client of the view had not flushed may still be lost.
     } else {
+      // The node says that it may lack what it acknowledged: it told its primary, or refuses checkpoints.
+      if (host.hasFailed) host.disk.fallBack();
       for (const [key, value] of shown) {
         const { disk, sector } = placeOf(key);
         const wrong = host.disk.check(disk, sector, value);
@@ -329,6 +371,7 @@ export class SimulatedPair {
       host.isReplaced = false;
       host.isGivenUp = false;
       host.hasLostProgress = false;
+      host.forgetFailures();
       host.adopting.clear();
     }
     this.#isBounded = true;
@@ -397,17 +440,27 @@ export class SimulatedPair {
       },
       dialler: {
         control: (timeoutMs) =>
-          this.#dial(host, timeoutMs, (server, far) => {
-            server.acceptControl(far);
-          }),
+          this.#dial(
+            host,
+            timeoutMs,
+            () => true,
+            (server, far) => {
+              server.acceptControl(far);
+            },
+          ),
         disk: async (name, timeoutMs) => {
           const refused: string[] = [];
-          const end = await this.#dial(host, timeoutMs, (server, far) => {
-            const refusal = server.acceptDisk(far, name);
-            if (refusal === null) return;
-            refused.push(refusal);
-            far.close();
-          }).catch((error: unknown) => {
+          const end = await this.#dial(
+            host,
+            timeoutMs,
+            (server) => server.isListening,
+            (server, far) => {
+              const refusal = server.acceptDisk(far, name);
+              if (refusal === null) return;
+              refused.push(refusal);
+              far.close();
+            },
+          ).catch((error: unknown) => {
             const [refusal] = refused;
             throw refusal === undefined ? error : refusedExport(refusal);
           });
@@ -432,6 +485,7 @@ export class SimulatedPair {
   #dial(
     host: ModelledHost,
     timeoutMs: number,
+    isListening: (server: SimulatedServer) => boolean,
     accept: (server: SimulatedServer, end: End) => void,
   ): Promise<End> {
     const other = this.other(host).host;
@@ -440,7 +494,7 @@ export class SimulatedPair {
         () => {
           const { life } = other;
           const server = life?.server ?? null;
-          if (server === null) return null;
+          if (server === null || !isListening(server)) return null;
           return (far) => {
             life?.ends.add(far);
             accept(server, far);
@@ -497,8 +551,10 @@ export class SimulatedPair {
       // A node that comes back begins an epoch of its own, with what it has.
       if (secondary?.stage === "none") addTo(host.candidates, before + 1, mediaContent(host));
       return (answer) => {
+        // What it acknowledged and lost is to be sent again: later flushes don't answer for it.
+        if (host.hasFailed) host.disk.fallBack();
         const isKnown = (answer as { known: boolean }).known;
-        if (host.mustRefuse && this.ackMode !== "async")
+        if (host.mustRefuse && this.policies.ackMode !== "async")
           this.fail(
             `${host.name} acknowledged what the new primary lacks, and takes its writes all the same`,
           );
@@ -556,6 +612,7 @@ export class SimulatedPair {
     }
     const change = host.disk.issue(run, values);
     const life = host.host.life;
+    const isAttached = (host.host.primary?.link ?? null) !== null;
     const startMs = this.time.nowMs;
     this.counts.guestChanges++;
     try {
@@ -569,17 +626,28 @@ export class SimulatedPair {
     if (host.host.life !== life) return;
     this.counts.worstStallMs = Math.max(this.counts.worstStallMs, this.time.nowMs - startMs);
     host.disk.acknowledge(change, (flags & Flag.Fua) !== 0);
-    this.#checkAcknowledged(host, run, value);
+    this.#checkAcknowledged(host, run, value, isAttached);
   }
 
   /** Where an acknowledged change is: at the replica, or known to be missing there. */
-  #checkAcknowledged(host: ModelledHost, run: Run, value: Value): void {
+  #checkAcknowledged(host: ModelledHost, run: Run, value: Value, isAttached: boolean): void {
     if (value === 0) return;
     const isReplicated = this.other(host).received.has(value);
     if (isReplicated) return;
+    const { ackMode, onReplicaError } = this.policies;
+    if (onReplicaError === "stop") {
+      // A newer change may have taken its place before it could be sent again.
+      const bytes = host.host.media[run.disk]?.contents(run.first * SECTOR_BYTES, run.count * SECTOR_BYTES);
+      if (bytes === undefined || !valuesOf(bytes).includes(value)) return;
+      if (ackMode !== "async" && isAttached) {
+        this.fail(
+          `${host.name} acknowledged write ${value}, which its replica lacks, and was not to go on without it`,
+        );
+      }
+    }
     host.alone.add(value);
     if (host.isReplaced) host.mustRefuse = true;
-    if (this.ackMode === "async") return;
+    if (this.policies.ackMode === "async") return;
     const dirty = host.host.primary?.disks[run.disk]?.dirty;
     if (dirty === undefined) return;
     const offset = run.first * SECTOR_BYTES;
@@ -630,7 +698,11 @@ export class SimulatedPair {
   }
 
   #guestFailed(host: ModelledHost, error: unknown): void {
-    if (host.guestErrorsAllowed && error instanceof DeviceError) return;
+    if (error instanceof DeviceError) {
+      if (host.guestErrorsAllowed || (host.hasDiskFailed && error.errno !== "ESHUTDOWN")) return;
+      // What waits for the replica when its node is stopped is refused.
+      if (host.isStopping && this.policies.onReplicaError === "stop") return;
+    }
     throw error;
   }
 

@@ -31,6 +31,7 @@ export class SimulatedServer {
   readonly #connections = new Set<DiskConnection>();
   readonly #controls = new Set<End>();
   #accepted = 0;
+  #isClosing = false;
 
   constructor(secondary: Secondary, events: ServerEvents) {
     const log = pino({ level: "silent" });
@@ -38,6 +39,11 @@ export class SimulatedServer {
     this.#events = events;
     this.#exports = secondary.disks.map((disk) => replicationExport(log, secondary, disk, disk.name, true));
     this.#commands = new Map(secondaryPairCommands(secondary).map((command) => [command.name, command]));
+  }
+
+  /** Whether disks can be connected to: a node that is being stopped listens no more. */
+  get isListening(): boolean {
+    return !this.#isClosing;
   }
 
   get peers(): string[] {
@@ -67,6 +73,12 @@ export class SimulatedServer {
     end.onClosed = (): void => {
       this.#controls.delete(end);
     };
+  }
+
+  /** As NbdServer.close(): nobody connects any more. */
+  close(): Promise<void> {
+    this.#isClosing = true;
+    return this.disconnectWriters();
   }
 
   /** As NbdServer.disconnect(), of all exports. */

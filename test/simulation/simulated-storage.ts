@@ -3,7 +3,7 @@
  * of one leaves all, a part or nothing of it.
  */
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../src/block/device.js";
-import { DeviceError } from "../../src/errors.js";
+import { DeviceError, type Errno } from "../../src/errors.js";
 import type { Random } from "../tools/seed.js";
 import { SECTOR_BYTES, type WriteBackDisk } from "../tools/write-back-disk.js";
 import type { VirtualTime } from "./virtual-time.js";
@@ -55,33 +55,55 @@ export class Latency {
   }
 }
 
+/** Requests of a medium that fail, by order of their coming; they outlast the life of a node. */
+export class Faults {
+  #left = 0;
+  #errno: Errno = "EIO";
+  #taken = 0;
+
+  /** How many requests failed so far. */
+  get taken(): number {
+    return this.#taken;
+  }
+
+  /** So many of the next requests fail. */
+  set(count: number, errno: Errno): void {
+    this.#left = count;
+    this.#errno = errno;
+  }
+
+  mend(): void {
+    this.#left = 0;
+  }
+
+  /** @throws DeviceError if the request is to fail */
+  take(): void {
+    if (this.#left === 0) return;
+    this.#left--;
+    this.#taken++;
+    throw new DeviceError(this.#errno, `injected ${this.#errno}`);
+  }
+}
+
 export class SimulatedDisk implements BlockDevice {
   readonly info: DeviceInfo;
   readonly #medium: WriteBackDisk;
   readonly #latency: Latency;
+  readonly #faults: Faults;
   readonly #random: Random;
-  #failures = 0;
-  #hasFailed = false;
 
-  constructor(medium: WriteBackDisk, latency: Latency, random: Random) {
+  /** @param faults of reads and changes; flushes don't fail */
+  constructor(medium: WriteBackDisk, latency: Latency, faults: Faults, random: Random) {
     this.info = medium.info;
     this.#medium = medium;
     this.#latency = latency;
+    this.#faults = faults;
     this.#random = random;
   }
 
-  /** Whether an error was injected. */
-  get hasFailed(): boolean {
-    return this.#hasFailed;
-  }
-
-  /** So many of the next reads and changes fail with EIO. */
-  fail(count: number): void {
-    this.#failures = count;
-  }
-
   async read(offset: number, into: Buffer): Promise<void> {
-    await this.#pass();
+    await this.#latency.pass();
+    this.#faults.take();
     await this.#medium.read(offset, into);
   }
 
@@ -105,7 +127,8 @@ export class SimulatedDisk implements BlockDevice {
   }
 
   async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
-    await this.#pass();
+    await this.#latency.pass();
+    this.#faults.take();
     return this.#medium.extents(offset, lengthBytes, maxExtents);
   }
 
@@ -114,23 +137,29 @@ export class SimulatedDisk implements BlockDevice {
     return Promise.resolve();
   }
 
-  async #pass(): Promise<Fate> {
-    const fate = await this.#latency.pass();
-    if (this.#failures === 0) return fate;
-    this.#failures--;
-    this.#hasFailed = true;
-    throw new DeviceError("EIO", "injected EIO");
-  }
-
   async #change(
     offset: number,
     lengthBytes: number,
     apply: (start: number, end: number) => Promise<void>,
   ): Promise<void> {
-    const fate = await this.#pass();
+    const fate = await this.#latency.pass();
     const end = offset + lengthBytes;
+    try {
+      this.#faults.take();
+    } catch (error) {
+      // What a failed change leaves is any mixture of old and new.
+      await this.#tear(offset, end, apply);
+      throw error;
+    }
     if (fate === "whole") await apply(offset, end);
-    if (fate !== "torn") return;
+    if (fate === "torn") await this.#tear(offset, end, apply);
+  }
+
+  async #tear(
+    offset: number,
+    end: number,
+    apply: (start: number, end: number) => Promise<void>,
+  ): Promise<void> {
     for (let start = offset; start < end;) {
       const next = Math.min(end, start - (start % SECTOR_BYTES) + SECTOR_BYTES);
       if (this.#random.below(2) === 0) await apply(start, next);
