@@ -6,9 +6,9 @@ import { requestBytes } from "../test/tools/raw-nbd-client.js";
 
 export interface Attack {
   readonly name: string;
-  /** Sent at once, and again each time the server has taken all of it if `repeats`. */
+  /** Sent at once. */
   readonly opening: Buffer;
-  /** What is sent over and over behind the opening, as fast as the server takes it. */
+  /** Sent over and over behind the opening, as fast as the server takes it. */
   readonly flood: Buffer;
   /** Sent byte by byte, one each DRIP_MS, from the beginning again at its end. */
   readonly drip: Buffer;
