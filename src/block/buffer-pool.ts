@@ -10,7 +10,7 @@ import assert from "node:assert/strict";
 import { libc } from "../os/libc.js";
 
 /** Sizes are powers of two from this on; a shorter wish gets that much. */
-const SMALLEST_BYTES = 64 * 1024;
+const SMALLEST_BYTES = 32 * 1024;
 /** Longer ones are not kept: they are rare, and each would displace many. */
 const LARGEST_BYTES = 32 * 1024 * 1024;
 
@@ -108,7 +108,7 @@ function classOf(lengthBytes: number): number {
 }
 
 /** For payloads of any device and connection of the process. */
-export const payloadBuffers = new BufferPool(64 * 1024 * 1024);
+export const payloadBuffers = new BufferPool(32 * 1024 * 1024);
 
 /** A copy that an arena made; `slab` is to be given back to it. */
 export interface ArenaCopy {

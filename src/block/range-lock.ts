@@ -3,12 +3,13 @@
  *
  * Invariants:
  * - Two holds that overlap are both shared.
- * - A request waits for exactly those earlier ones, held or waiting, that overlap it and conflict with it; so
- *   nobody is overtaken on any byte, and nobody starves as long as every hold is released.
+ * - A request waits for exactly those earlier ones, held or waiting, that overlap it and conflict with it, directly or
+ *   through one that waits for them itself; so nobody is overtaken on any byte, and nobody starves as long as every hold is
+ *   released.
  * - The list is in order of arrival; `blockers` of a request is the number of requests in it that it waits
- *   for, and is 0 for those that are held.
+ *   for directly, and is 0 for those that are held.
  *
- * Cost: a walk over the holds and waiters of the moment, so callers bound them (they are requests in flight).
+ * Cost: at most a walk over the holds and waiters of the moment, so callers bound them (they are requests in flight).
  * Measured on Node 20: lock and release 50 ns when nobody else is there, 100 ns beside 32 other holds.
  */
 import assert from "node:assert/strict";
@@ -44,10 +45,11 @@ export class RangeLock {
   take(start: number, end: number, mode: RangeLockMode): RangeHold | Promise<RangeHold> {
     assert(start < end, "empty range");
     const newcomer = new Entry(this.#remove, start, end, mode === "exclusive");
-    for (let entry = this.#first; entry !== null; entry = entry.next) {
-      if (entry.conflictsWith(start, end, newcomer.exclusive)) {
-        entry.blocks(newcomer);
-      }
+    for (let entry = this.#last; entry !== null; entry = entry.previous) {
+      if (!entry.conflictsWith(start, end, newcomer.exclusive)) continue;
+      entry.blocks(newcomer);
+      // It waits itself for all that come before it here: a flood of writes to one place is a chain, not each for each.
+      if (entry.exclusive && entry.start <= start && end <= entry.end) break;
     }
     this.#append(newcomer);
     if (newcomer.blockers === 0) return newcomer;

@@ -168,7 +168,7 @@ const NODE_OPTIONS = [
     nodes: BOTH,
     value: "N",
     describe: "NBD clients at a time, of each server",
-    defaultText: "128",
+    defaultText: "1024",
   },
   {
     name: "max-connections-per-peer",

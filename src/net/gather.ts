@@ -12,6 +12,8 @@ import { payloadBuffers } from "../block/buffer-pool.js";
 const COPIED_MAXIMUM_BYTES = 16 * 1024;
 /** One of the pool's sizes. */
 const GATHERED_BYTES = 128 * 1024;
+/** Less comes from the garbage collector: a thousand clients that don't read their answers must not hold a buffer each. */
+const POOLED_MINIMUM_BYTES = 16 * 1024;
 
 /**
  * Writes the pieces to the stream, in order and at once; they are lent until `taken`.
@@ -42,6 +44,8 @@ function gather(pieces: readonly Buffer[], borrowed: Buffer[]): Buffer[] {
   const chunks: Buffer[] = [];
   let gathered: Buffer | null = null;
   let filledBytes = 0;
+  let missingBytes = 0;
+  for (const { length } of pieces) if (length <= COPIED_MAXIMUM_BYTES) missingBytes += length;
   const pass = (): void => {
     if (gathered !== null) chunks.push(gathered.subarray(0, filledBytes));
     gathered = null;
@@ -53,11 +57,15 @@ function gather(pieces: readonly Buffer[], borrowed: Buffer[]): Buffer[] {
       chunks.push(piece);
       continue;
     }
-    if (filledBytes + piece.length > GATHERED_BYTES) pass();
+    if (gathered !== null && filledBytes + piece.length > gathered.length) pass();
     if (gathered === null) {
-      gathered = payloadBuffers.take(GATHERED_BYTES);
-      borrowed.push(gathered);
+      const isPooled = missingBytes >= POOLED_MINIMUM_BYTES;
+      gathered = isPooled
+        ? payloadBuffers.take(Math.min(missingBytes, GATHERED_BYTES))
+        : Buffer.allocUnsafe(missingBytes);
+      if (isPooled) borrowed.push(gathered);
     }
+    missingBytes -= piece.length;
     piece.copy(gathered, filledBytes);
     filledBytes += piece.length;
   }

@@ -12,6 +12,11 @@ import {
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import { encodeClientFlags } from "../../src/nbd/wire/handshake.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
+import {
+  MEMORY_GUARANTEED_BYTES,
+  REQUEST_MEMORY_BYTES,
+  SERVER_PAYLOAD_BYTES,
+} from "../../src/nbd/server/limits.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
@@ -153,6 +158,54 @@ describe("NBD server, hostile clients", () => {
     for (let i = 0; i < 20; i++) await expectServed();
     expect(greedy.socket.writableLength, "the server has stopped reading").to.be.above(0);
     expect(process.memoryUsage().arrayBuffers).to.be.below(200 * MEBIBYTE);
+  });
+
+  for (const [what, flood] of [
+    ["reads", { operation: "read", bytes: requestBytes(Command.Read, { lengthBytes: 1 }) }],
+    ["flushes", { operation: "flush", bytes: requestBytes(Command.Flush) }],
+  ] as const) {
+    it(`takes up a single request before all of a flood of ${what} that came first`, async () => {
+      const flooders = await Promise.all(Array.from({ length: 10 }, connect));
+      device.log.splice(0);
+      for (const each of flooders) each.send(Buffer.concat(Array.from({ length: 250 }, () => flood.bytes)));
+      await until(() => device.log.length > 0);
+      await expectServed();
+      const ofFlood = (entries: typeof device.log): number =>
+        entries.filter(({ operation, lengthBytes }) => operation === flood.operation && lengthBytes < 512)
+          .length;
+      const at = device.log.findIndex(({ lengthBytes }) => lengthBytes === 512);
+      expect(at).to.be.above(-1);
+      expect(ofFlood(device.log.slice(0, at))).to.be.below(2500);
+      await until(() => ofFlood(device.log) === 2500);
+    });
+  }
+
+  it("bounds the requests that all clients together have under way, refused ones too, and answers all in the end", async () => {
+    const each = 250;
+    const floods = [
+      requestBytes(Command.Flush),
+      requestBytes(Command.Trim, { lengthBytes: MEBIBYTE }),
+      requestBytes(77),
+    ];
+    const held = device.hold({ operation: ["flush", "trim"] });
+    const greedy = await Promise.all(Array.from({ length: 30 }, connect));
+    for (const [index, client] of greedy.entries()) {
+      const request = floods[index % floods.length] ?? EMPTY;
+      client.send(Buffer.concat(Array.from({ length: each }, () => request)));
+    }
+    const underWay = (): number =>
+      harness.server.connections().reduce((sum, { requestsInFlight }) => sum + requestsInFlight, 0);
+    const bound = SERVER_PAYLOAD_BYTES / REQUEST_MEMORY_BYTES;
+    await until(() => underWay() >= bound);
+    for (let turn = 0; turn < 500; turn++) await new Promise(setImmediate);
+    const sure = MEMORY_GUARANTEED_BYTES / REQUEST_MEMORY_BYTES;
+    // And one of each client that waits.
+    expect(underWay()).to.be.at.most(bound + greedy.length * (sure + 1));
+    await expectServed();
+    held.release();
+    for (const client of greedy) {
+      for (let count = 0; count < each; count++) await client.reply();
+    }
   });
 
   it("allocates nothing for names and queries of 4 GiB in an option of a few bytes", async () => {

@@ -4,7 +4,9 @@
  * Invariants:
  * - Input stops for good (`#inputOver`) at NBD_CMD_DISC, NBD_OPT_ABORT, the client's FIN or a violation; what
  *   arrives later is dropped.
- * - The socket is paused exactly while the receiver keeps an unparsed rest (`#stalled`).
+ * - The socket is paused while `#stalled`: the receiver keeps an unparsed rest, or has had its share of this turn. Parsing
+ *   goes on when there is room for what comes next, in this client's turn (turns.ts). A handshake waits for its turn
+ *   always. The replies of a client that is stalled wait for its turn too.
  * - While `#upgrade` is not "none" nothing is parsed; a byte that came behind NBD_OPT_STARTTLS ends the connection.
  * - `ended` resolves once, when no device request is in flight and no further reply can be sent.
  */
@@ -21,7 +23,7 @@ import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
 import type { Agreement } from "./agreement.js";
 import type { ExportTable } from "./exports.js";
-import { LINGER_TIMEOUT_MS, QUEUED_OPTION_REPLY_BYTES } from "./limits.js";
+import { DIRECT_READ_BYTES, LINGER_TIMEOUT_MS, QUEUED_OPTION_REPLY_BYTES } from "./limits.js";
 import type { MemoryPool } from "./memory-pool.js";
 import type { Outcome } from "./negotiation.js";
 import { Negotiation } from "./negotiation.js";
@@ -29,6 +31,8 @@ import { ReceiveBuffer } from "./receive-buffer.js";
 import { ReplyWriter } from "./reply-writer.js";
 import type { OpenRequest } from "./transmission.js";
 import { Transmission } from "./transmission.js";
+import type { Turns } from "./turns.js";
+import { Share } from "./turns.js";
 
 /** The byte stream of a connection, as accepted; TLS puts another stream over it. */
 export interface Transport {
@@ -51,6 +55,8 @@ export interface ConnectionOptions {
   readonly tls: ServerTls | null;
   /** Shared with all connections of the server. */
   readonly memory: MemoryPool;
+  /** Likewise. */
+  readonly turns: Turns;
   readonly handshakeTimeoutMs: number;
   readonly stallTimeoutMs: number;
   readonly isStopping: () => boolean;
@@ -87,6 +93,9 @@ export class Connection implements OptionSink, Reader {
   #transmission: Transmission | null = null;
   #resolveEnded: (() => void) | null = null;
   #stalled = false;
+  readonly #share: Share;
+  /** It is this client's turn, or it waits for it. */
+  #turn: "none" | "awaited" | "now" = "none";
   #inputOver = false;
   #shuttingDown = false;
   #finished = false;
@@ -111,6 +120,7 @@ export class Connection implements OptionSink, Reader {
     const direct = options.tls === null ? readInto(stream, this) : null;
     this.#stream = direct ?? stream;
     this.#options = options;
+    this.#share = new Share(options.turns);
     this.ended = new Promise((resolve) => {
       this.#resolveEnded = resolve;
     });
@@ -165,10 +175,15 @@ export class Connection implements OptionSink, Reader {
     this.#stream.destroy();
   }
 
+  /** As OptionSink. */
   ready(): boolean {
-    return (
-      !this.#inputOver && this.#upgrade === "none" && this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES
-    );
+    return this.#isItsTurn && !this.#share.isSpent && this.#hasRoom;
+  }
+
+  /** Whether another option or request may be taken up, in its turn. */
+  get #hasRoom(): boolean {
+    if (this.#inputOver || this.#upgrade !== "none") return false;
+    return this.#transmission?.hasRoom ?? this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES;
   }
 
   clientFlags(flags: number): void {
@@ -176,6 +191,7 @@ export class Connection implements OptionSink, Reader {
   }
 
   optionHeader(option: OptionHeader): boolean {
+    this.#share.spend(option.lengthBytes);
     return this.#negotiation.wantsData(option);
   }
 
@@ -201,6 +217,8 @@ export class Connection implements OptionSink, Reader {
     this.#transmission = new Transmission({
       agreement,
       writer: this.#writer,
+      share: this.#share,
+      later: this.#options.turns.later,
       memory: this.#options.memory.open({
         movedBytes: () => this.#stream.bytesRead + this.#writer.handedOverBytes,
         waitsForClient: () => this.#writer.queuedBytes > 0 || this.#transmission?.isMidRequest === true,
@@ -226,6 +244,8 @@ export class Connection implements OptionSink, Reader {
     const { stallTimeoutMs } = this.#options;
     return new ReplyWriter<OpenRequest>(stream, {
       stallTimeoutMs,
+      isPatient: () => this.#stalled,
+      later: this.#options.turns.later,
       onHandedOver: (answered) => {
         if (this.#transmission === null) this.#progress();
         else this.#transmission.handedOver(answered);
@@ -268,17 +288,21 @@ export class Connection implements OptionSink, Reader {
   target(): Buffer {
     const body = this.#stalled || this.#inputOver ? null : this.#receiver.bodyTarget();
     this.#isDirect = body !== null;
-    return body ?? this.#buffer.room();
+    return body?.subarray(0, DIRECT_READ_BYTES) ?? this.#buffer.room();
   }
 
   /** As Reader. */
   received(lengthBytes: number): boolean {
     if (this.#inputOver) return true;
     if (this.#isDirect) {
-      return this.#parse(() => {
+      this.#parse(() => {
         this.#receiver.bodyReceived(lengthBytes);
         return true;
       });
+      this.#share.spend(lengthBytes);
+      if (!this.#share.isSpent) return true;
+      this.#awaitTurn();
+      return false;
     }
     const chunk = this.#buffer.received(lengthBytes);
     this.#source = this.#buffer.slab;
@@ -326,7 +350,26 @@ export class Connection implements OptionSink, Reader {
       this.#violation(error.code, error.message);
     }
     if (!this.#stalled) this.#releaseSource();
+    else if (this.#hasRoom) this.#awaitTurn();
     return !this.#stalled;
+  }
+
+  #awaitTurn(): void {
+    if (this.#turn === "awaited") return;
+    this.#turn = "awaited";
+    this.#options.turns.later(this.#takeTurn);
+  }
+
+  readonly #takeTurn = (): void => {
+    if (this.#streamClosed) return;
+    this.#turn = "now";
+    const mayRead = !this.#stalled || (this.#hasRoom && this.#parse(() => this.#receiver.resume()));
+    if (mayRead && this.#upgrade === "none") this.#stream.resume();
+    if (this.#isItsTurn) this.#turn = "none";
+  };
+
+  get #isItsTurn(): boolean {
+    return this.#turn === "now";
   }
 
   #releaseSource(): void {
@@ -372,13 +415,9 @@ export class Connection implements OptionSink, Reader {
       this.#finish();
     } else if (this.#upgrade === "granted" && this.#options.tls !== null) {
       if (this.#writer.queuedBytes === 0) void this.#secure(this.#options.tls);
-    } else if (this.#stalled && this.#sink().ready()) {
-      if (this.#parse(() => this.#receiver.resume()) && this.#upgrade === "none") this.#stream.resume();
+    } else if (this.#stalled && this.#hasRoom) {
+      this.#awaitTurn();
     }
-  }
-
-  #sink(): { ready(): boolean } {
-    return this.#transmission ?? this;
   }
 
   #isAnswered(): boolean {

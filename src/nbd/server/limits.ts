@@ -12,7 +12,13 @@ export const REQUESTS_IN_FLIGHT = 256;
 export const PAYLOAD_IN_FLIGHT_BYTES = 16 * 1024 * 1024;
 
 /** Of all clients of a server together, besides the guaranteed part of each: the largest request, and room for smaller ones. */
-export const SERVER_PAYLOAD_BYTES = 40 * 1024 * 1024;
+export const SERVER_PAYLOAD_BYTES = 36 * 1024 * 1024;
+
+/**
+ * The least that a request counts for. What is kept for it besides its payload is a tenth of that; but thousands that are
+ * done at once, as by a flush, would hold up everybody else.
+ */
+export const REQUEST_MEMORY_BYTES = 16 * 1024;
 
 /** What a client may hold of that at any time, also when others hold all of it. */
 export const MEMORY_GUARANTEED_BYTES = 32 * 1024;
@@ -32,6 +38,12 @@ export const QUEUED_REPLY_BYTES = 8 * 1024 * 1024;
 
 /** Handed to the kernel in one go; a client has to take that much within the stall timeout. */
 export const HANDOVER_BYTES = 1024 * 1024;
+
+/** Longer reads are left to the thread pool, longer payloads are received piece by piece. */
+export const MOVED_AT_ONCE_BYTES = 64 * 1024;
+
+/** Of a payload received in one go, likewise. */
+export const DIRECT_READ_BYTES = 256 * 1024;
 
 /** Data of one option; the longest sensible one is a list of metadata context queries. */
 export const OPTION_DATA_BYTES = 64 * 1024;

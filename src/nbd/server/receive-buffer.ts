@@ -4,19 +4,24 @@
  * Invariants:
  * - A slab is in use by the connection that fills it, while it parses what lies there, and by each request whose payload
  *   does; the last one gives it back. Bytes that somebody uses are never received over.
- * - A connection that only waits has one slab, the smallest unless it was busy: what a thousand of them cost is bounded.
+ * - A connection that only waits has one slab, the smallest unless it was busy; busy ones have GROWN_MAXIMUM_BYTES more
+ *   together. So what a thousand of them cost is bounded.
  * - What requests keep of slabs that their connections have left is LEFT_MAXIMUM_BYTES, and a slab for each connection, at
  *   most: a payload of one byte keeps a whole slab, and no account of the memory of requests knows of that.
  */
 import { payloadBuffers, type SharedBuffer, shareBuffer } from "../../block/buffer-pool.js";
 
-const SMALLEST_SLAB_BYTES = 64 * 1024;
+const SMALLEST_SLAB_BYTES = 32 * 1024;
 const LARGEST_SLAB_BYTES = 256 * 1024;
 /** A read into less than this is not worth its system call. */
 const LEAST_ROOM_BYTES = 16 * 1024;
 /** Of all connections of the process. */
-const LEFT_MAXIMUM_BYTES = 16 * 1024 * 1024;
+const LEFT_MAXIMUM_BYTES = 8 * 1024 * 1024;
 
+/** What slabs may have beyond the smallest; of all connections of the process. */
+const GROWN_MAXIMUM_BYTES = 8 * 1024 * 1024;
+
+let grownBytes = 0;
 /** Of slabs that are only used by requests. */
 let leftBytes = 0;
 
@@ -51,7 +56,9 @@ export class ReceiveBuffer {
       return slab.bytes.subarray(this.#filledBytes);
     }
     this.close();
+    if (grownBytes + this.#slabBytes > GROWN_MAXIMUM_BYTES) this.#slabBytes = SMALLEST_SLAB_BYTES;
     this.#slab = shareBuffer(payloadBuffers.take(this.#slabBytes));
+    grownBytes += grownPartOf(this.#slab);
     this.#filledBytes = 0;
     return this.#slab.bytes;
   }
@@ -72,6 +79,7 @@ export class ReceiveBuffer {
     const slab = this.#slab;
     this.#slab = null;
     if (slab === null) return;
+    grownBytes -= grownPartOf(slab);
     if (slab.users > 1) {
       const { length } = slab.bytes;
       leftBytes += length;
@@ -81,4 +89,9 @@ export class ReceiveBuffer {
     }
     slab.release();
   }
+}
+
+/** What it has beyond the smallest. */
+function grownPartOf(slab: SharedBuffer): number {
+  return slab.bytes.length - SMALLEST_SLAB_BYTES;
 }

@@ -10,6 +10,7 @@ import type { Writable } from "node:stream";
 
 import { writeGathered } from "../../net/gather.js";
 import { HANDOVER_BYTES } from "./limits.js";
+import type { Soon } from "./turns.js";
 
 interface QueuedReply<Answered> {
   readonly bytes: Buffer;
@@ -20,6 +21,9 @@ interface QueuedReply<Answered> {
 export interface ReplyWriterOptions<Answered> {
   /** How long the kernel may take none of a handover. */
   readonly stallTimeoutMs: number;
+  /** Whether handovers wait for `later`, and not only for the end of this turn of the event loop. */
+  readonly isPatient: () => boolean;
+  readonly later: Soon;
   /** The kernel has taken these answers, and maybe parts of others. */
   readonly onHandedOver: (answered: readonly Answered[]) => void;
   /** The client does not read. */
@@ -53,18 +57,20 @@ export class ReplyWriter<Answered> {
     return this.#handedOverBytes;
   }
 
-  /** Queues a reply, or part of one, for the end of this turn of the event loop. `bytes` are lent until handed over. */
+  /** Queues a reply, or part of one, for a handover soon. `bytes` are lent until handed over. */
   send(bytes: Buffer, answered: Answered | null): void {
     if (this.#closed) return;
     this.#queue.push({ bytes, answered });
     this.#queuedBytes += bytes.length;
-    if (this.#busy || this.#scheduled) return;
-    this.#scheduled = true;
-    setImmediate(this.#onTurnEnd);
+    if (!this.#busy) this.#schedule();
   }
 
-  /** Hands over what is queued at once: for when nothing is likely to join it in this turn. */
+  /** Hands over what is queued, at once unless it is patient: for when nothing is likely to join it in this turn. */
   flush(): void {
+    if (!this.#options.isPatient()) this.#flush();
+  }
+
+  #flush(): void {
     if (!this.#busy && !this.#closed && this.#queue.length > 0) this.#handOver();
   }
 
@@ -76,9 +82,16 @@ export class ReplyWriter<Answered> {
     if (this.#stallTimer !== null) clearTimeout(this.#stallTimer);
   }
 
-  readonly #onTurnEnd = (): void => {
+  #schedule(): void {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    if (this.#options.isPatient()) this.#options.later(this.#onTurn);
+    else setImmediate(this.#onTurn);
+  }
+
+  readonly #onTurn = (): void => {
     this.#scheduled = false;
-    this.flush();
+    this.#flush();
   };
 
   #handOver(): void {
@@ -128,7 +141,7 @@ export class ReplyWriter<Answered> {
     this.#progress++;
     this.#queuedBytes -= batchBytes;
     this.#handedOverBytes += batchBytes;
-    this.flush();
+    if (this.#queue.length > 0) this.#schedule();
     this.#options.onHandedOver(answered);
   }
 

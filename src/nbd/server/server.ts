@@ -29,6 +29,7 @@ import {
 import { MemoryPool } from "./memory-pool.js";
 import type { Listener } from "./listener.js";
 import { openListener } from "./listener.js";
+import { Turns } from "./turns.js";
 
 export interface NbdServerOptions {
   readonly exports: ExportTable;
@@ -55,8 +56,11 @@ export class NbdServer {
   readonly #maxConnectionsPerPeer: number;
   readonly #listeners = new Map<string, Listener>();
   readonly #connections = new Set<Connection>();
+  readonly #turns = new Turns();
   readonly #memory = new MemoryPool(SERVER_PAYLOAD_BYTES);
   #accepted = 0;
+  /** Accepted, and their turn has not come. */
+  #arriving = 0;
   #stopping = false;
   /** What was refused and logged since a client last went. */
   readonly #refusals = new Set<string>();
@@ -147,6 +151,16 @@ export class NbdServer {
       this.#reportRefusal(host, refusal);
       return;
     }
+    // A thousand may come at once; those who are served already don't wait for all of them.
+    this.#arriving++;
+    this.#turns.later(() => {
+      this.#arriving--;
+      if (this.#stopping) socket.destroy();
+      else this.#welcome(socket, host, listenedOn);
+    });
+  }
+
+  #welcome(socket: Socket, host: string | null, listenedOn: Address): void {
     this.#accepted++;
     const connection = new Connection(
       { stream: socket, host, peer: peerOf(socket, listenedOn, this.#accepted) },
@@ -154,6 +168,7 @@ export class NbdServer {
         exports: this.#options.exports,
         log: this.#options.log,
         memory: this.#memory,
+        turns: this.#turns,
         tls: this.#options.tls ?? null,
         handshakeTimeoutMs: this.#options.handshakeTimeoutMs ?? DEFAULT_HANDSHAKE_TIMEOUT_MS,
         stallTimeoutMs: this.#options.stallTimeoutMs ?? DEFAULT_STALL_TIMEOUT_MS,
@@ -169,7 +184,7 @@ export class NbdServer {
 
   #refusal(host: string | null): string | null {
     if (host !== null && this.#options.allow?.admits(host) === false) return "its address is not allowed";
-    if (this.#connections.size >= this.#maxConnections) {
+    if (this.#connections.size + this.#arriving >= this.#maxConnections) {
       return `there are ${this.#maxConnections} connections already`;
     }
     const fromHost = (): number =>

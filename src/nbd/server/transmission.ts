@@ -5,7 +5,7 @@
  * - `#open` requests have had their header parsed and their answer not yet taken by the kernel; each is
  *   answered exactly once, unless the connection breaks.
  * - `#deviceRequests` of them are with the device; it never gets a request that refusalOf() refuses.
- * - While ready() is false no further header is parsed, so that what a client can pile up is bounded.
+ * - While there is no room (`hasRoom`) no further header is parsed, so that what a client can pile up is bounded.
  */
 import type { Logger } from "pino";
 
@@ -24,10 +24,12 @@ import { BusyPoll } from "./busy-poll.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
 import {
   BLOCK_STATUS_DESCRIPTORS,
+  MOVED_AT_ONCE_BYTES,
   PAYLOAD_IN_FLIGHT_BYTES,
   PREFETCH_PIECE_BYTES,
   QUEUED_REPLY_BYTES,
   REQUESTS_IN_FLIGHT,
+  REQUEST_MEMORY_BYTES,
 } from "./limits.js";
 import { prefetch } from "./prefetch.js";
 import { dataChunk, emptyReadReply, errorReply, simpleDataReply, successReply } from "./replies.js";
@@ -36,6 +38,7 @@ import type { MemoryAccount } from "./memory-pool.js";
 import type { Refusal, RequestRules } from "./request-rules.js";
 import { SHUTTING_DOWN, errnoForWire, isWriteLike, refusalOf, statusQueryOf } from "./request-rules.js";
 import { isWorthLookup, sparseRead } from "./sparse-read.js";
+import type { Share, Soon } from "./turns.js";
 
 /** A request from its header to the moment the kernel has its answer. */
 export interface OpenRequest {
@@ -43,8 +46,8 @@ export interface OpenRequest {
   /** Null: it goes to the device. */
   readonly refusal: Refusal | null;
   readonly isWrite: boolean;
-  /** What it holds of the connection's payload budget. */
-  readonly payloadBytes: number;
+  /** What it holds of the connection's and the server's memory. */
+  readonly memoryBytes: number;
   /** Where its payload is: until the device is done with a write, until the kernel has taken a read. */
   readonly loan: Loan;
 }
@@ -54,6 +57,9 @@ export interface TransmissionOptions {
   readonly writer: ReplyWriter<OpenRequest>;
   /** For payloads; closed with the transmission. */
   readonly memory: MemoryAccount;
+  readonly share: Share;
+  /** Calls back when it is the client's turn. */
+  readonly later: Soon;
   readonly peer: string;
   readonly log: Logger;
   /** The client disconnected, the kernel took answers, or the device went idle. */
@@ -73,14 +79,17 @@ export class Transmission implements RequestSink {
   #current: OpenRequest | null = null;
   /** The last request whose header came has no memory yet; nothing is parsed meanwhile. */
   #awaitsMemory = false;
+  /** It has memory, and waits for its turn to use it. */
+  #isGranted = false;
   /** It is complete but for that. */
   #deferred: OpenRequest | null = null;
   #open = 0;
-  #payloadBytes = 0;
+  #memoryBytes = 0;
   #deviceRequests = 0;
   #disconnected = false;
   /** Nothing more comes: it disconnected, or its side of the connection ended. */
   #inputOver = false;
+  #isClosed = false;
   #shuttingDown = false;
   #writes = 0;
   #unansweredWrites = 0;
@@ -146,8 +155,8 @@ export class Transmission implements RequestSink {
     if (partial === null) return;
     this.#current = null;
     this.#open--;
-    this.#payloadBytes -= partial.payloadBytes;
-    if (!this.#awaitsMemory) this.#options.memory.give(partial.payloadBytes);
+    this.#memoryBytes -= partial.memoryBytes;
+    if (!this.#awaitsMemory || this.#isGranted) this.#options.memory.give(partial.memoryBytes);
     partial.loan.release();
   }
 
@@ -160,6 +169,7 @@ export class Transmission implements RequestSink {
       writes: this.#writes,
       failedWrites: this.#failedWrites,
     };
+    this.#isClosed = true;
     this.#options.memory.close();
     this.#observer.closed?.(summary);
   }
@@ -168,8 +178,8 @@ export class Transmission implements RequestSink {
   handedOver(answered: readonly OpenRequest[]): void {
     for (const open of answered) {
       this.#open--;
-      this.#payloadBytes -= open.payloadBytes;
-      if (open.payloadBytes > 0) this.#options.memory.give(open.payloadBytes);
+      this.#memoryBytes -= open.memoryBytes;
+      this.#options.memory.give(open.memoryBytes);
       if (open.isWrite) this.#unansweredWrites--;
       open.loan.release();
     }
@@ -177,11 +187,16 @@ export class Transmission implements RequestSink {
   }
 
   ready(): boolean {
+    return this.hasRoom && !this.#options.share.isSpent;
+  }
+
+  /** Whether another request may be taken up, in its turn. */
+  get hasRoom(): boolean {
     return (
       !this.#disconnected &&
       !this.#awaitsMemory &&
       this.#open < REQUESTS_IN_FLIGHT &&
-      this.#payloadBytes < PAYLOAD_IN_FLIGHT_BYTES &&
+      this.#memoryBytes < PAYLOAD_IN_FLIGHT_BYTES &&
       this.#options.writer.queuedBytes < QUEUED_REPLY_BYTES
     );
   }
@@ -189,13 +204,14 @@ export class Transmission implements RequestSink {
   requestHeader(header: RequestHeader): boolean {
     if (header.type === Command.Disconnect) return false;
     const isWrite = isWriteLike(header.type);
+    this.#options.share.spend(bytesMovedAtOnce(header));
     let refusal = this.#shuttingDown ? SHUTTING_DOWN : refusalOf(this.#rules, header);
     if (isWrite && refusal === null && header.lengthBytes > 0) refusal = this.#refusalToWrite();
-    const payloadBytes = refusal === null ? this.#memoryFor(header) : 0;
-    this.#current = { header, refusal, isWrite, payloadBytes, loan: new Loan() };
+    const memoryBytes = refusal === null ? this.#memoryFor(header) : REQUEST_MEMORY_BYTES;
+    this.#current = { header, refusal, isWrite, memoryBytes, loan: new Loan() };
     this.#open++;
-    this.#payloadBytes += payloadBytes;
-    if (payloadBytes > 0) this.#awaitsMemory = !this.#options.memory.take(payloadBytes, this.#onMemory);
+    this.#memoryBytes += memoryBytes;
+    this.#awaitsMemory = !this.#options.memory.take(memoryBytes, this.#onMemory);
     if (isWrite) {
       this.#writes++;
       this.#unansweredWrites++;
@@ -218,14 +234,20 @@ export class Transmission implements RequestSink {
     if (open === null) {
       this.#disconnected = true;
       this.#options.onProgress();
-    } else if (open.refusal !== null) {
-      if (open.isWrite) this.#failedWrites++;
-      this.#send(open, this.#errorReply(open, open.refusal));
     } else if (this.#awaitsMemory) {
       this.#deferred = open;
     } else {
-      this.#perform(open, payload === null ? null : this.#kept(open, payload));
+      this.#answer(open, payload);
     }
+  }
+
+  #answer(open: OpenRequest, payload: Buffer | null): void {
+    if (open.refusal === null) {
+      this.#perform(open, payload === null ? null : this.#kept(open, payload));
+      return;
+    }
+    if (open.isWrite) this.#failedWrites++;
+    this.#send(open, this.#errorReply(open, open.refusal));
   }
 
   /** The payload, where nothing is received over it until the request releases its loan. */
@@ -243,17 +265,27 @@ export class Transmission implements RequestSink {
 
   /** Of its payload and of its answer. */
   #memoryFor({ type, lengthBytes }: RequestHeader): number {
-    if (type === Command.Read || type === Command.Write) return lengthBytes;
-    if (type === Command.Cache) return Math.min(lengthBytes, PREFETCH_PIECE_BYTES);
-    if (type !== Command.BlockStatus) return 0;
+    if (type === Command.Read || type === Command.Write) return Math.max(lengthBytes, REQUEST_MEMORY_BYTES);
+    if (type === Command.Cache) {
+      return Math.max(Math.min(lengthBytes, PREFETCH_PIECE_BYTES), REQUEST_MEMORY_BYTES);
+    }
+    if (type !== Command.BlockStatus) return REQUEST_MEMORY_BYTES;
     return this.#options.agreement.contexts.length * BLOCK_STATUS_DESCRIPTORS * EXTENDED_DESCRIPTOR_BYTES;
   }
 
+  /** One large request that is done may make way for a thousand small ones: each in its turn. */
   readonly #onMemory = (): void => {
+    this.#isGranted = true;
+    this.#options.later(this.#useMemory);
+  };
+
+  readonly #useMemory = (): void => {
+    if (this.#isClosed) return;
     this.#awaitsMemory = false;
+    this.#isGranted = false;
     const deferred = this.#deferred;
     this.#deferred = null;
-    if (deferred !== null) this.#perform(deferred, null);
+    if (deferred !== null) this.#answer(deferred, null);
     this.#options.onProgress();
   };
 
@@ -303,10 +335,11 @@ export class Transmission implements RequestSink {
 
   /** One after the other: few bytes of a client make the device read many, and nothing of them has to be taken by it. */
   #prefetch(open: OpenRequest): void {
-    const { header, loan, payloadBytes } = open;
+    const { header, loan } = open;
+    const pieceBytes = Math.min(header.lengthBytes, PREFETCH_PIECE_BYTES);
     const isWanted = (): boolean => !this.#inputOver && !this.#shuttingDown;
     const done = this.#prefetched.then(() =>
-      prefetch(this.export.device, header, loan.take(payloadBytes), isWanted),
+      prefetch(this.export.device, header, loan.take(pieceBytes), isWanted),
     );
     this.#prefetched = done.catch(() => undefined);
     this.#finish(open, done, successReply(header));
@@ -371,8 +404,8 @@ export class Transmission implements RequestSink {
   }
 
   #succeeded(open: OpenRequest, reply: Buffer): void {
-    if (open.header.type === Command.Read) this.#bytesRead += open.payloadBytes;
-    if (open.header.type === Command.Write) this.#bytesWritten += open.payloadBytes;
+    if (open.header.type === Command.Read) this.#bytesRead += open.header.lengthBytes;
+    if (open.header.type === Command.Write) this.#bytesWritten += open.header.lengthBytes;
     this.#settled(open, reply);
   }
 
@@ -419,6 +452,12 @@ export class Transmission implements RequestSink {
 function offsetWithin({ offset, lengthBytes }: RequestHeader, error: unknown): number | null {
   const failedAt = error instanceof DeviceError ? error.offset : null;
   return failedAt !== null && failedAt >= offset && failedAt < offset + lengthBytes ? failedAt : null;
+}
+
+/** By the event loop itself: longer reads are others' work, longer writes have still to be received. */
+function bytesMovedAtOnce({ type, lengthBytes }: RequestHeader): number {
+  const movesBytes = type === Command.Read || type === Command.Write;
+  return movesBytes && lengthBytes <= MOVED_AT_ONCE_BYTES ? lengthBytes : 0;
 }
 
 function deviceFlags(header: RequestHeader): Flags {

@@ -21,7 +21,7 @@ describe("BufferPool", () => {
     const pool = new BufferPool(1024 * KIBIBYTE);
     pool.give(pool.take(64 * KIBIBYTE));
     expect(pool.take(64 * KIBIBYTE + 1).length).to.equal(128 * KIBIBYTE);
-    expect(pool.take(1).length).to.equal(64 * KIBIBYTE);
+    expect(pool.take(1).length).to.equal(32 * KIBIBYTE);
   });
 
   it("keeps no more than its limit", () => {

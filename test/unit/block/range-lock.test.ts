@@ -96,6 +96,19 @@ describe("RangeLock", () => {
     expect(order).to.deep.equal(["writer", "late reader"]);
   });
 
+  it("lets a hundred thousand wait for one range, in order of arrival", async () => {
+    const lock = new RangeLock();
+    const order: number[] = [];
+    const waiting = Array.from({ length: 100_000 }, async (_, index) => {
+      const hold = await lock.lock(0, 100 - (index % 2), "exclusive");
+      order.push(index);
+      hold.release();
+    });
+    await Promise.all(waiting);
+    expect(order.every((index, at) => index === at)).to.equal(true);
+    expect(lock.idle).to.equal(true);
+  });
+
   it("asserts that a range is not empty and that a hold is released once", () => {
     const lock = new RangeLock();
     expect(() => lock.tryLock(5, 5, "shared")).to.throw("empty range");

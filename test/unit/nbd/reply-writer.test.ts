@@ -43,14 +43,20 @@ describe("ReplyWriter", () => {
   let kernel: Kernel;
   let answered: string[];
   let stalled: number;
+  let isPatient: boolean;
+  let later: (() => void)[];
   let writer: ReplyWriter<string>;
 
   const make = (stallTimeoutMs: number): void => {
     kernel = new Kernel();
     answered = [];
     stalled = 0;
+    isPatient = false;
+    later = [];
     writer = new ReplyWriter<string>(kernel, {
       stallTimeoutMs,
+      isPatient: () => isPatient,
+      later: (callback) => later.push(callback),
       onHandedOver: (some) => answered.push(...some),
       onStalled: () => stalled++,
     });
@@ -83,6 +89,18 @@ describe("ReplyWriter", () => {
     writer.send(Buffer.from("a"), null);
     writer.flush();
     expect(lengths()).to.deep.equal([[1]]);
+  });
+
+  it("hands over nothing before its turn while it is patient", async () => {
+    isPatient = true;
+    writer.send(Buffer.from("a"), "first");
+    writer.flush();
+    writer.send(Buffer.from("b"), "second");
+    await nextTurn();
+    expect(lengths()).to.deep.equal([]);
+    expect(later).to.have.length(1);
+    for (const callback of later.splice(0)) callback();
+    expect(lengths()).to.deep.equal([[2]]);
   });
 
   it("gathers what comes while a handover is on its way", async () => {

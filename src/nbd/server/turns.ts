@@ -1,0 +1,89 @@
+/**
+ * Whose turn it is: what a client wants beyond its share of a turn of the event loop is done round robin, one client in each
+ * turn, so that whoever asks for little at a time never waits for those who flood. (fq_codel does so with packets.)
+ *
+ * Invariants:
+ * - Those who wait are called in the order in which they came, one in a turn of the event loop.
+ * - A share is as much as it may be in each turn anew; while somebody waits it is smaller.
+ */
+
+/** Units of a share, while nobody waits: what a client does at once with a queue of 32 requests and more. */
+const SHARE_UNITS = 64;
+/** While somebody waits: about a tenth of a millisecond. */
+const CONTENDED_SHARE_UNITS = 16;
+/** So many bytes cost as much as a request without any. */
+const UNIT_BYTES = 16 * 1024;
+
+/** Calls back in this turn of the event loop or the next. */
+export type Soon = (callback: () => void) => void;
+
+export class Turns {
+  readonly #soon: Soon;
+  readonly #waiting: (() => void)[] = [];
+  /** Of the turn, once somebody has asked. */
+  #number = 0;
+  #isEndDue = false;
+
+  constructor(soon: Soon = setImmediate) {
+    this.#soon = soon;
+  }
+
+  get isContended(): boolean {
+    return this.#waiting.length > 0;
+  }
+
+  /** Of this turn of the event loop. */
+  get number(): number {
+    if (!this.#isEndDue) {
+      this.#isEndDue = true;
+      this.#soon(this.#end);
+    }
+    return this.#number;
+  }
+
+  /** Calls back when it is its turn. */
+  readonly later: Soon = (callback) => {
+    this.#waiting.push(callback);
+    if (this.#isEndDue) return;
+    this.#isEndDue = true;
+    this.#soon(this.#end);
+  };
+
+  readonly #end = (): void => {
+    this.#number++;
+    const next = this.#waiting.shift();
+    this.#isEndDue = this.#waiting.length > 0;
+    if (this.#isEndDue) this.#soon(this.#end);
+    next?.();
+  };
+}
+
+/** What one client has spent of its share. */
+export class Share {
+  readonly #turns: Turns;
+  #number = 0;
+  #spentUnits = 0;
+
+  constructor(turns: Turns) {
+    this.#turns = turns;
+  }
+
+  /** Whether what comes next is to wait for its turn. */
+  get isSpent(): boolean {
+    this.#renew();
+    return this.#spentUnits >= (this.#turns.isContended ? CONTENDED_SHARE_UNITS : SHARE_UNITS);
+  }
+
+  /** For a request or an option, or a part of one, that moves so many bytes. */
+  spend(lengthBytes: number): void {
+    this.#renew();
+    this.#spentUnits += 1 + lengthBytes / UNIT_BYTES;
+  }
+
+  #renew(): void {
+    const { number } = this.#turns;
+    if (this.#number === number) return;
+    this.#number = number;
+    this.#spentUnits = 0;
+  }
+}

@@ -1,0 +1,79 @@
+import { expect } from "chai";
+
+import { Share, Turns } from "../../../src/nbd/server/turns.js";
+
+describe("Turns", () => {
+  let next: (() => void)[];
+  let turns: Turns;
+  let called: string[];
+
+  const later = (name: string): void => {
+    turns.later(() => called.push(name));
+  };
+  /** The end of a turn of the event loop. */
+  const endTurn = (): void => {
+    for (const callback of next.splice(0)) callback();
+  };
+  /** Requests without payload that a share takes before it is spent. */
+  const requestsOf = (share: Share): number => {
+    let count = 0;
+    for (; !share.isSpent && count < 1000; count++) share.spend(0);
+    return count;
+  };
+
+  beforeEach(() => {
+    next = [];
+    called = [];
+    turns = new Turns((callback) => next.push(callback));
+  });
+
+  it("calls those who wait in order, one in each turn of the event loop", () => {
+    for (const name of ["first", "second", "third"]) later(name);
+    expect(called).to.deep.equal([]);
+    endTurn();
+    expect(called).to.deep.equal(["first"]);
+    later("fourth");
+    endTurn();
+    endTurn();
+    expect(called).to.deep.equal(["first", "second", "third"]);
+    endTurn();
+    expect(called).to.deep.equal(["first", "second", "third", "fourth"]);
+    expect(next, "it leaves the event loop alone then").to.deep.equal([]);
+  });
+
+  it("puts who comes back behind all others", () => {
+    const again = (): void => {
+      called.push("again");
+      if (called.length < 5) turns.later(again);
+    };
+    turns.later(again);
+    later("other");
+    for (let turn = 0; turn < 4; turn++) endTurn();
+    expect(called).to.deep.equal(["again", "other", "again", "again"]);
+  });
+
+  it("gives everybody the same share of each turn", () => {
+    const [one, other] = [new Share(turns), new Share(turns)];
+    const count = requestsOf(one);
+    expect(count).to.be.within(32, 256);
+    expect(one.isSpent).to.equal(true);
+    expect(requestsOf(other)).to.equal(count);
+    endTurn();
+    expect(one.isSpent).to.equal(false);
+    expect(requestsOf(one)).to.equal(count);
+  });
+
+  it("counts the bytes that a request moves", () => {
+    const share = new Share(turns);
+    share.spend(32 * 1024 * 1024);
+    expect(share.isSpent).to.equal(true);
+  });
+
+  it("gives smaller shares while somebody waits", () => {
+    const alone = requestsOf(new Share(turns));
+    later("somebody");
+    expect(requestsOf(new Share(turns))).to.be.below(alone);
+    endTurn();
+    expect(requestsOf(new Share(turns))).to.equal(alone);
+  });
+});
