@@ -13,6 +13,7 @@
  * - After a failed write or sync the log takes nothing more: what is behind the failure can't be known.
  */
 import { randomBytes } from "node:crypto";
+import { type Cancel, type Clock, systemClock } from "../clock.js";
 import { asError } from "../errors.js";
 import {
   BROKEN_MARK,
@@ -43,12 +44,21 @@ const LONG_BATCH_BYTES = 4 * 1024 * 1024;
 /** One is copied into the page cache while the other is on its way to the disk. */
 const BATCHES_AT_A_TIME = 2;
 
+export interface LogOptions {
+  readonly epoch: number;
+  /** false: never wait for the disk (--cache unsafe). */
+  readonly sync: boolean;
+  /** Default: the system's. */
+  readonly clock?: Clock;
+}
+
 export class OverlayLog {
   readonly name: string;
   readonly #directory: StateDirectory;
   readonly #file: StateFile;
   readonly #identity: LogIdentity;
   readonly #sync: boolean;
+  readonly #clock: Clock;
   #end: number;
   #durableBytes: number;
   #sequence: number;
@@ -59,7 +69,7 @@ export class OverlayLog {
   #committed: Promise<void> = Promise.resolve();
   #isScheduled = false;
   /** Runs while only patient records wait; null: a commit is under way, or nothing waits. */
-  #patience: NodeJS.Timeout | null = null;
+  #cancelPatience: Cancel | null = null;
   #failure: Error | null = null;
   #broken: boolean;
 
@@ -67,7 +77,14 @@ export class OverlayLog {
     directory: StateDirectory,
     name: string,
     file: StateFile,
-    state: { identity: LogIdentity; end: number; sequence: number; broken: boolean; sync: boolean },
+    state: {
+      identity: LogIdentity;
+      end: number;
+      sequence: number;
+      broken: boolean;
+      sync: boolean;
+      clock: Clock;
+    },
   ) {
     this.name = name;
     this.#directory = directory;
@@ -78,19 +95,20 @@ export class OverlayLog {
     this.#sequence = state.sequence;
     this.#broken = state.broken;
     this.#sync = state.sync;
+    this.#clock = state.clock;
   }
 
   /**
-   * Makes an empty, durable log. `sync: false` never waits for the disk (--cache unsafe).
+   * Makes an empty, durable log.
    * @param options.spare a file of any content to make it from, if it is there: space that was written before is written much
    *   faster (docs/performance.md). What it holds counts for nothing under the new identity
    */
   static async create(
     directory: StateDirectory,
     name: string,
-    options: { epoch: number; sync: boolean; spare?: string | undefined },
+    options: LogOptions & { spare?: string | undefined },
   ): Promise<OverlayLog> {
-    const { epoch, sync, spare } = options;
+    const { epoch, sync, clock = systemClock, spare } = options;
     const id = randomBytes(16);
     const header = encodeFileHeader(id, epoch);
     if (spare !== undefined && (await directory.list()).includes(spare)) {
@@ -106,6 +124,7 @@ export class OverlayLog {
       sequence: 0,
       broken: false,
       sync,
+      clock,
     });
   }
 
@@ -117,7 +136,7 @@ export class OverlayLog {
   static async recover(
     directory: StateDirectory,
     name: string,
-    options: { epoch: number; sync: boolean; endBytes?: number | undefined },
+    options: LogOptions & { endBytes?: number | undefined },
     visit: (record: RecoveredRecord) => void,
   ): Promise<OverlayLog> {
     const file = await directory.open(name);
@@ -149,6 +168,7 @@ export class OverlayLog {
         sequence,
         broken,
         sync: options.sync,
+        clock: options.clock ?? systemClock,
       });
     } catch (error) {
       await file.close();
@@ -193,15 +213,16 @@ export class OverlayLog {
     const positions = records.map((record) => batch.add(record));
     this.#end = batch.endPosition;
     if (!patient || batch.lengthBytes >= PATIENCE_BYTES) this.hurry();
-    else if (this.#underWay === 0) this.#patience ??= setTimeout(this.#outOfPatience, PATIENCE_MS);
+    else if (this.#underWay === 0)
+      this.#cancelPatience ??= this.#clock.after(PATIENCE_MS, this.#outOfPatience);
     await batch.done.promise;
     return positions;
   }
 
   /** Somebody waits for what was appended. */
   hurry(): void {
-    if (this.#patience !== null) clearTimeout(this.#patience);
-    this.#patience = null;
+    this.#cancelPatience?.();
+    this.#cancelPatience = null;
     if (this.#isScheduled || this.#waiting.length === 0) return;
     this.#isScheduled = true;
     // Who appends in this turn of the event loop is in the same batch.

@@ -5,6 +5,7 @@
  * Invariants: a change happens with both gates shut and every acknowledged write on its disk, so that each request
  * falls before or after it; either every disk has the overlays of `epoch`, or none has any.
  */
+import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
 import type { CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
 import { Gate } from "../block/gate.js";
@@ -28,12 +29,13 @@ export class DiskGroup {
   readonly #gates = { replication: new Gate(), view: new Gate() };
   #epoch: Epoch | null = null;
 
-  constructor(disks: readonly NamedDisk[], events: DiskGroupEvents) {
+  constructor(disks: readonly NamedDisk[], clock: Clock, events: DiskGroupEvents) {
     const memory = new MemoryBudget(WRITE_BEHIND_BYTES);
     this.disks = disks.map(
       (disk) =>
         new SecondaryDisk(disk, this.#gates, {
           memory,
+          clock,
           onImageError: (error) => events.imageLost(error),
           onError: (failure) => {
             events.ioError(disk.name, failure);

@@ -6,11 +6,12 @@
  * are there after a crash between a checkpoint's announcement and its durability: their before-images still count
  * for whatever the epoch in force has none of.
  */
+import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
 import { ActiveOverlay } from "../block/overlay/active.js";
 import { HiddenOverlay } from "../block/overlay/hidden.js";
 import type { LogEnd } from "../meta/metadata.js";
-import { OverlayLog } from "../meta/overlay-log.js";
+import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
 import type { LogRecord } from "../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "../meta/state-directory.js";
@@ -50,6 +51,8 @@ export interface EpochStoreOptions {
   readonly disks: readonly BlockDevice[];
   /** false: never wait for the disk. */
   readonly sync: boolean;
+  /** Default: the system's. */
+  readonly clock?: Clock;
   /** The epoch whose before-images are kept when it is over, or null. */
   readonly salvage: () => number | null;
 }
@@ -95,11 +98,10 @@ export class EpochStore {
    * @throws MetadataError if a log is missing, damaged or shorter than it was
    */
   async recover(number: number, logEnds: readonly LogEnd[] = []): Promise<Epoch> {
-    const { directory, sync } = this.#options;
+    const { directory } = this.#options;
     const records: RecoveredRecord[] = [];
-    const optionsOf = (name: string): { epoch: number; sync: boolean; endBytes: number | undefined } => ({
-      epoch: number,
-      sync,
+    const optionsOf = (name: string): LogOptions & { endBytes: number | undefined } => ({
+      ...logOptions(this.#options, number),
       endBytes: logEnds.find((end) => end.name === name)?.endBytes,
     });
     const hidden = hiddenName(number);
@@ -163,8 +165,11 @@ export class EpochStore {
   }
 
   #createLog(number: number): Promise<OverlayLog> {
-    const { directory, sync } = this.#options;
-    return OverlayLog.create(directory, hiddenName(number), { epoch: number, sync, spare: SPARE_NAME });
+    const { directory } = this.#options;
+    return OverlayLog.create(directory, hiddenName(number), {
+      ...logOptions(this.#options, number),
+      spare: SPARE_NAME,
+    });
   }
 
   /** Whether there are overlay files, of whatever epoch; returns one's name. */
@@ -246,9 +251,10 @@ export class EpochStore {
 
   /** Before-images that a later epoch took first are this epoch's too: the blocks had not changed between. */
   async #mergeLater(epoch: Epoch, later: number): Promise<void> {
-    const { directory, sync } = this.#options;
+    const { directory } = this.#options;
     const records: RecoveredRecord[] = [];
-    const log = await OverlayLog.recover(directory, hiddenName(later), { epoch: later, sync }, (record) => {
+    const options = logOptions(this.#options, later);
+    const log = await OverlayLog.recover(directory, hiddenName(later), options, (record) => {
       records.push(record);
     });
     try {
@@ -284,14 +290,13 @@ class ActiveFiles {
   }
 
   async open(diskIndex: number): Promise<{ readonly file: StateFile; readonly log: OverlayLog }> {
-    const { directory, sync } = this.#options;
+    const { directory } = this.#options;
     await this.#inForce;
-    this.#log ??= OverlayLog.create(directory, activeName(this.#epoch), { epoch: this.#epoch, sync }).catch(
-      (error: unknown) => {
-        this.#log = null;
-        throw error;
-      },
-    );
+    const options = logOptions(this.#options, this.#epoch);
+    this.#log ??= OverlayLog.create(directory, activeName(this.#epoch), options).catch((error: unknown) => {
+      this.#log = null;
+      throw error;
+    });
     const log = await this.#log;
     const name = dataName(this.#epoch, diskIndex);
     const exists = this.#recovered && (await directory.list()).includes(name);
@@ -306,6 +311,10 @@ class ActiveFiles {
   async close(): Promise<void> {
     if (this.#log !== null) await (await this.#log).close();
   }
+}
+
+function logOptions({ sync, clock }: EpochStoreOptions, epoch: number): LogOptions {
+  return clock === undefined ? { epoch, sync } : { epoch, sync, clock };
 }
 
 function hiddenName(epoch: number): string {

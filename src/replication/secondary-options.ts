@@ -1,5 +1,6 @@
 /** What a secondary is made with. */
 import type { Logger } from "pino";
+import type { Clock } from "../clock.js";
 import type { UndoErrorPolicy } from "../config/schema.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { PrimarySettings } from "./promotion.js";
@@ -14,6 +15,8 @@ export interface SecondaryOptions extends SecondaryStart {
   /** How it replicates once it is promoted and takes a replica. */
   readonly asPrimary: PrimarySettings;
   readonly log: Logger;
+  /** Default: the system's. */
+  readonly clock?: Clock;
   readonly events: SecondaryEvents;
 }
 

@@ -17,6 +17,7 @@ import { identifyDisks } from "../meta/disk-identity.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { SwallowedError } from "../status.js";
 import type { Commit } from "./commit.js";
+import { systemClock } from "../clock.js";
 import { DiskGroup } from "./disk-group.js";
 import { type Epoch, EpochStore } from "./epoch.js";
 import { EpochChanger } from "./epoch-changer.js";
@@ -54,11 +55,11 @@ export class Secondary {
 
   private constructor(options: SecondaryOptions, known: SecondaryMetadata) {
     this.#options = options;
-    const { directory, disks, log, events } = options;
+    const { directory, disks, log, clock = systemClock, events } = options;
     const disconnectWriters = (): Promise<void> => events.disconnectWriters();
     const metadata = new MetadataKeeper(directory, known);
     this.#metadata = metadata;
-    const group = new DiskGroup(disks, {
+    const group = new DiskGroup(disks, clock, {
       imageLost: (error) => this.#trouble.imageLost(error),
       ioError: (disk, failure) => {
         this.#trouble.failed(disk, failure);
@@ -69,6 +70,7 @@ export class Secondary {
       directory,
       disks: group.devices,
       sync: true,
+      clock,
       salvage: () => this.metadata.salvage,
     });
     const tracker = new WriterTracker(known, () => {

@@ -1,4 +1,5 @@
 /** The contract on the layers of the two nodes, and on layers seen through an NBD server and client. */
+import { systemClock } from "../../src/clock.js";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -91,6 +92,7 @@ async function copyBeforeWrite(disk: MemoryDevice, hasOverlay: boolean): Promise
   const { directory, remove } = await stateDirectory();
   const before = disk.contents();
   const copying = new CopyBeforeWrite(reordering(checked(disk)), {
+    clock: systemClock,
     memory: new MemoryBudget(64 * 1024),
     onImageError: (error) => Promise.reject(error),
     onError: ({ error }) => {
@@ -282,6 +284,7 @@ describeBlockDevice(
     const { directory, remove } = await stateDirectory();
     const hiddenLog = await log(directory, "hidden");
     const copying = new CopyBeforeWrite(disk.device, {
+      clock: systemClock,
       memory: new MemoryBudget(64 * 1024),
       onImageError: (error) => Promise.reject(error),
       onError: ({ error }) => {

@@ -174,6 +174,7 @@ export class SimulatedHost {
         discardLocalChanges: comeBack === "discard",
         demote: comeBack === "demote",
         asPrimary: this.#replication(parts.clock),
+        clock: parts.clock,
         log: pino({ level: "silent" }),
         events: {
           writers: () => server?.peers ?? [],

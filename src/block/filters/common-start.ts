@@ -4,6 +4,7 @@
  *
  * Invariant: what has joined begins within PATIENCE_MS, and at once when there is much of it or somebody waits.
  */
+import type { Cancel, Clock } from "../../clock.js";
 import { Deferred } from "../../deferred.js";
 
 /** At 5,000 writes a second a dozen begin together; a client that waits for the disk hurries it. */
@@ -13,11 +14,16 @@ const MANY_REQUESTS = 16;
 const MANY_BYTES = 256 * 1024;
 
 export class CommonStart {
+  readonly #clock: Clock;
   #start: Deferred<void> | null = null;
   #requests = 0;
   #lengthBytes = 0;
-  #patience: NodeJS.Timeout | null = null;
+  #cancelPatience: Cancel | null = null;
   #isDue = false;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
 
   /** Resolves when the work begins: after all acknowledgements of the turn of the event loop that it falls in. */
   join(lengthBytes: number, isAwaited: boolean): Promise<void> {
@@ -25,7 +31,7 @@ export class CommonStart {
     this.#requests++;
     this.#lengthBytes += lengthBytes;
     if (isAwaited || this.#requests >= MANY_REQUESTS || this.#lengthBytes >= MANY_BYTES) this.hurry();
-    else this.#patience ??= setTimeout(this.#begin, PATIENCE_MS);
+    else this.#cancelPatience ??= this.#clock.after(PATIENCE_MS, this.#begin);
     return start.promise;
   }
 
@@ -37,9 +43,9 @@ export class CommonStart {
   }
 
   readonly #begin = (): void => {
-    if (this.#patience !== null) clearTimeout(this.#patience);
+    this.#cancelPatience?.();
     const start = this.#start;
-    this.#patience = null;
+    this.#cancelPatience = null;
     this.#start = null;
     this.#isDue = false;
     this.#requests = 0;

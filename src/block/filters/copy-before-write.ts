@@ -13,6 +13,7 @@
  * - After a failure behind an acknowledgement nothing is acknowledged any more until reset(): neither a later write
  *   nor a flush may pretend that the lost one is there.
  */
+import type { Clock } from "../../clock.js";
 import { asError, DeviceError, errnoOf } from "../../errors.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
 import { CommonStart } from "./common-start.js";
@@ -25,6 +26,7 @@ import { imagesOf, isHole, isZeroes, MAX_IMAGE_BYTES, readImages } from "./befor
 export interface CopyBeforeWriteOptions {
   /** Memory for acknowledged writes that are not on the disk yet. */
   readonly memory: MemoryBudget;
+  readonly clock: Clock;
   /**
    * The before-image could not be kept (design, promise 5). Resolve to overwrite the blocks without it, which gives up the
    * checkpoint; reject to refuse the write.
@@ -57,7 +59,7 @@ export class CopyBeforeWrite implements BlockDevice {
   readonly #locks = new RangeLock();
   readonly #background = new Set<Promise<void>>();
   readonly #copies = new CopyArena();
-  readonly #start = new CommonStart();
+  readonly #start: CommonStart;
   #hidden: HiddenOverlay | null = null;
   #isClosed = false;
   #failure: DeviceError | null = null;
@@ -69,6 +71,7 @@ export class CopyBeforeWrite implements BlockDevice {
     this.info = disk.info;
     this.#disk = disk;
     this.#options = options;
+    this.#start = new CommonStart(options.clock);
   }
 
   /** Bytes acknowledged and not yet on the disk. */

@@ -1,4 +1,5 @@
 /** A disk in memory under copy-before-write, each part of it open to holds, failures and looks inside. */
+import { systemClock } from "../../../src/clock.js";
 import {
   CopyBeforeWrite,
   type CopyBeforeWriteOptions,
@@ -40,6 +41,7 @@ export class CopyingDisk {
     this.log = log;
     this.hidden = new HiddenOverlay(this.disk, log, 0);
     this.copying = new CopyBeforeWrite(this.disk, {
+      clock: systemClock,
       memory: this.budget,
       onImageError: options.onImageError ?? ((error): Promise<void> => Promise.reject(error)),
       onError: ({ operation, offset }) => this.errors.push(`${operation} at ${offset}`),
