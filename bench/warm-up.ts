@@ -5,7 +5,7 @@ import type { Shape, System, SystemName } from "./systems/system.js";
 
 /** At the end of each disk: nothing that is measured works there. */
 export const WARM_UP_BYTES = 64 * 1024 * 1024;
-const WARM_UP_SECONDS = 1;
+const WARM_UP_SECONDS = 2;
 
 /** A new process is slow at first, ours most of all: load counts only after this. */
 export async function warmUp(system: System, { sizeBytes }: Pick<Shape, "sizeBytes">): Promise<void> {

@@ -24,7 +24,7 @@ import {
 } from "./overlay-log-format.js";
 
 /** Content up to here is copied: 5 µs, less than what a piece of its own costs. */
-const COPIED_MAXIMUM_BYTES = 64 * 1024;
+export const COPIED_MAXIMUM_BYTES = 64 * 1024;
 /** One of the pool's sizes, whole pages. */
 const BUFFER_BYTES = 256 * 1024;
 const ZEROES = Buffer.alloc(PAGE_BYTES);

@@ -201,8 +201,8 @@ export class OverlayLog {
   }
 
   /**
-   * Appends records and makes them durable together with whatever others append meanwhile. Their content is lent until
-   * then.
+   * Appends records and makes them durable together with whatever others append meanwhile. Content of up to
+   * COPIED_MAXIMUM_BYTES is copied before this returns, longer content is lent until then.
    * @param patient nobody waits for it: it may take PATIENCE_MS more, which spares most of the syncs, unless hurry() is called
    * @returns where each record's content is, to be read with read()
    * @throws DeviceError if they could not be kept; nothing may be overwritten then

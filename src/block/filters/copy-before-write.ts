@@ -15,6 +15,7 @@
  */
 import type { Clock } from "../../clock.js";
 import { asError, DeviceError, errnoOf } from "../../errors.js";
+import { COPIED_MAXIMUM_BYTES } from "../../meta/overlay-log-batch.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
 import { CommonStart } from "./common-start.js";
 import { type ArenaCopy, CopyArena, payloadBuffers } from "../buffer-pool.js";
@@ -306,6 +307,11 @@ export class CopyBeforeWrite implements BlockDevice {
     const keep = (images: readonly BeforeImage[]): Promise<void> =>
       hidden.keep(images, isBehind && this.#awaited === 0);
     const buffer = payloadBuffers.take(end - start);
+    let isHeld = true;
+    const giveBack = (): void => {
+      if (isHeld) payloadBuffers.give(buffer);
+      isHeld = false;
+    };
     try {
       // Reading a long hole would fill the page cache with zeroes first.
       if (await isHole(this.#disk, start, end)) {
@@ -317,11 +323,14 @@ export class CopyBeforeWrite implements BlockDevice {
       await this.#disk.read(start, old);
       const from = operation.offset - start;
       if (operation.data.equals(old.subarray(from, from + operation.lengthBytes))) return false;
-      await keep(imagesOf(old, start, missing));
+      const kept = keep(imagesOf(old, start, missing));
+      // A buffer is many times as long as a block: held until that is durable, thousands of them would break the budget.
+      if (old.length <= COPIED_MAXIMUM_BYTES) giveBack();
+      await kept;
     } catch (error) {
       await this.#options.onImageError(asError(error));
     } finally {
-      payloadBuffers.give(buffer);
+      giveBack();
     }
     return true;
   }

@@ -65,6 +65,7 @@ export class HiddenOverlay implements BlockDevice {
 
   /**
    * Keeps before-images of blocks that have none; when this resolves they are durable and the blocks may be overwritten.
+   * Their content is copied or lent as OverlayLog.append() says.
    * @param patient as for the log: nobody waits, unless hurry() is called
    * @throws DeviceError if they can't be kept
    */
