@@ -65,6 +65,8 @@ export class EpochStore {
   #prepared: { readonly number: number; readonly log: OverlayLog } | null = null;
   /** Whether a log is being made, from the spare one if there is any. */
   #isMaking = false;
+  /** Logs that failed: what failed once, a bad sector of theirs, would fail each epoch that is made from them. */
+  readonly #failed = new Set<string>();
   /** Whatever makes, takes or removes a spare log. */
   readonly #spares = new Serial();
 
@@ -154,13 +156,15 @@ export class EpochStore {
       if (match === null || Number(match[1]) === number) continue;
       const kept = salvage();
       if (kept !== null && file === hiddenName(kept)) await directory.rename(file, salvageName(kept));
-      else if (number === null || hasSpare || !file.startsWith("hidden-")) await directory.remove(file);
+      else if (number === null || hasSpare || !file.startsWith("hidden-") || this.#failed.has(file))
+        await directory.remove(file);
       else {
         await directory.rename(file, SPARE_NAME);
         await directory.truncate(SPARE_NAME, SPARE_MAXIMUM_BYTES);
         hasSpare = true;
       }
     }
+    this.#failed.clear();
     if (number === null) await directory.remove(SPARE_NAME);
   }
 
@@ -271,6 +275,7 @@ export class EpochStore {
         for (const { active } of overlays) await active.close();
         await files.close();
         await log.close();
+        if (log.endBytes === null) this.#failed.add(log.name);
       },
     };
   }

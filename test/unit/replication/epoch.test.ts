@@ -188,6 +188,18 @@ describe("epoch store", () => {
     });
   }
 
+  it("makes no spare log of one that failed", async () => {
+    const epoch = await create(1);
+    directory.intercept = ({ kind }) =>
+      kind === "sync" ? Promise.reject(new DeviceError("EIO", "a bad sector")) : undefined;
+    expect(await outcome(overwrite(epoch, disks[0], 0, 1))).to.equal("EIO");
+    directory.intercept = () => undefined;
+    await create(2);
+    await epoch.close();
+    await store.removeAllBut(2);
+    expect(await directory.list()).to.deep.equal(["hidden-2.log"]);
+  });
+
   /** Epoch 2, with a spare log, on a file system that is full for as long as that is there. */
   async function fullWithSpare(): Promise<Epoch> {
     await create(1);
