@@ -3,7 +3,7 @@
  * docs/formats.md describes the same for people; change both together, and the version with them.
  */
 import { crc32 } from "node:zlib";
-import { MetadataError } from "../errors.js";
+import { otherVersion } from "./other-version.js";
 
 const MAGIC = Buffer.from("NBDREPLD");
 const VERSION = 1;
@@ -65,12 +65,7 @@ export function decodeHeader(bytes: Buffer, path: string): DirtyMapHeader | null
   if (!bytes.subarray(0, MAGIC.length).equals(MAGIC)) return null;
   if (bytes.readUInt32BE(HEADER_CRC_AT) !== crc32(bytes.subarray(0, HEADER_CRC_AT))) return null;
   const version = bytes.readUInt32BE(8);
-  if (version !== VERSION) {
-    throw new MetadataError(
-      "version",
-      `${path} has format version ${version}; this program reads ${VERSION}`,
-    );
-  }
+  if (version !== VERSION) throw otherVersion(path, version, VERSION);
   const hex = bytes.toString("hex", 40, 56);
   const tenure = /^0+$/.test(hex) ? null : hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
   return {

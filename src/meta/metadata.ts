@@ -2,6 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import { MetadataError } from "../errors.js";
+import { otherVersion } from "./other-version.js";
 import type { StateDirectory } from "./state-directory.js";
 
 const METADATA_FILE = "metadata.json";
@@ -152,12 +153,7 @@ export async function readMetadata(directory: StateDirectory): Promise<NodeMetad
   if (!head.success || head.data.format !== FORMAT) {
     throw new MetadataError("foreign", `${path} is not a metadata file of nbd-replication: ${remedy}`);
   }
-  if (head.data.version !== VERSION) {
-    throw new MetadataError(
-      "version",
-      `${path} has version ${head.data.version}; this program reads ${VERSION}`,
-    );
-  }
+  if (head.data.version !== VERSION) throw otherVersion(path, head.data.version, VERSION);
   const parsed = nodeSchema.safeParse(json);
   if (!parsed.success) {
     const [issue] = parsed.error.issues;

@@ -4,6 +4,7 @@
  */
 import { crc32 } from "node:zlib";
 import { MetadataError } from "../errors.js";
+import { otherVersion } from "./other-version.js";
 
 const FILE_MAGIC = Buffer.from("NBDREPLG");
 const FORMAT_VERSION = 2;
@@ -79,12 +80,7 @@ export function decodeFileHeader(
     throw new MetadataError("foreign", `${path} is not an overlay log of nbd-replication`);
   }
   const version = header.readUInt32BE(8);
-  if (version !== FORMAT_VERSION) {
-    throw new MetadataError(
-      "version",
-      `${path} has format version ${version}; this program reads ${FORMAT_VERSION}`,
-    );
-  }
+  if (version !== FORMAT_VERSION) throw otherVersion(path, version, FORMAT_VERSION);
   if (header.readUInt32BE(40) !== crc32(header.subarray(0, 40)))
     throw damaged(path, "its header fails its checksum");
   const headerEpoch = readInteger(header, 32);

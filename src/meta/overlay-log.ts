@@ -101,7 +101,7 @@ export class OverlayLog {
   /**
    * Makes an empty, durable log.
    * @param options.spare a file of any content to make it from, if it is there: space that was written before is written much
-   *   faster (docs/performance.md). What it holds counts for nothing under the new identity
+   *   faster (docs/performance.md). What it holds counts for nothing under the new identity. One that can't be written is removed
    */
   static async create(
     directory: StateDirectory,
@@ -111,9 +111,8 @@ export class OverlayLog {
     const { epoch, sync, clock = systemClock, spare } = options;
     const id = randomBytes(16);
     const header = encodeFileHeader(id, epoch);
-    if (spare !== undefined && (await directory.list()).includes(spare)) {
-      // Under its own name until it is whole: no crash leaves a log with somebody else's header.
-      await (await writeHeader(await directory.open(spare), header, sync)).close();
+    // Under its own name until it is whole: no crash leaves a log with somebody else's header.
+    if (spare !== undefined && (await makeSpare(directory, spare, header, sync))) {
       await directory.rename(spare, name);
     } else {
       await (await writeHeader(await directory.create(name), header, sync)).close();
@@ -317,6 +316,24 @@ export class OverlayLog {
     batch.release();
     this.#underWay--;
     this.#begin();
+  }
+}
+
+/** Gives a spare file the header of a log. @returns false if there is none, or none any more: a bad one would fail every checkpoint */
+async function makeSpare(
+  directory: StateDirectory,
+  spare: string,
+  header: Buffer,
+  sync: boolean,
+): Promise<boolean> {
+  if (!(await directory.list()).includes(spare)) return false;
+  try {
+    await (await writeHeader(await directory.open(spare), header, sync)).close();
+    return true;
+  } catch {
+    // Whether it was this file alone, or the whole directory, shows when one is made anew.
+    await directory.remove(spare);
+    return false;
   }
 }
 

@@ -19,7 +19,7 @@ export interface StateFile {
   /** Writes the buffers one after the other from `position` on, as one request. */
   write(position: number, buffers: readonly Buffer[]): Promise<void>;
   /**
-   * As write() and then sync(), in one. A failure is final, too. For a file that is only written to in this way: what write()
+   * As write() and then sync(), in one. A failure is final, too, but for ENOSPC: the same may be written again, whole. For a file that is only written to in this way: what write()
    * wrote is not made durable. Whole pages, in the file and in memory, are written past the page cache where that can be.
    */
   writeDurably(position: number, buffers: readonly Buffer[]): Promise<void>;
@@ -126,7 +126,8 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
         await durable.write(position, buffers);
         grow(position, buffers);
       } catch (error) {
-        syncFailure = asError(error);
+        // Where there was no room nothing was given up: written again, all of it is dirty, or past the page cache, again.
+        if (!(error instanceof DeviceError && error.errno === "ENOSPC")) syncFailure = asError(error);
         throw error;
       }
     },

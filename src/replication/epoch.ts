@@ -10,6 +10,7 @@ import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
 import { ActiveOverlay } from "../block/overlay/active.js";
 import { HiddenOverlay } from "../block/overlay/hidden.js";
+import { makingRoom } from "../meta/making-room.js";
 import type { LogEnd } from "../meta/metadata.js";
 import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
 import type { LogRecord } from "../meta/overlay-log-format.js";
@@ -17,6 +18,7 @@ import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "../meta/state-directory.js";
 import { MetadataError } from "../errors.js";
 import { salvageName } from "./salvage.js";
+import { Serial } from "./serial.js";
 
 /** What was the log of an epoch that is over, to become that of one to come. */
 const SPARE_NAME = "spare.log";
@@ -61,9 +63,15 @@ export class EpochStore {
   readonly #options: EpochStoreOptions;
   /** Of an epoch that may begin: making it waits for the file system's journal, which under load takes long. */
   #prepared: { readonly number: number; readonly log: OverlayLog } | null = null;
+  /** Whether a log is being made, from the spare one if there is any. */
+  #isMaking = false;
+  /** Logs that failed: what failed once, a bad sector of theirs, would fail each epoch that is made from them. */
+  readonly #failed = new Set<string>();
+  /** Whatever makes, takes or removes a spare log. */
+  readonly #spares = new Serial();
 
   constructor(options: EpochStoreOptions) {
-    this.#options = options;
+    this.#options = { ...options, directory: makingRoom(options.directory, () => this.#dropSpare()) };
   }
 
   /** Makes the log of a new epoch before it is needed. A crash leaves it empty, as one of a later epoch. */
@@ -134,7 +142,11 @@ export class EpochStore {
   }
 
   /** Removes the files of every other epoch, but for before-images to be kept, which get another name, and the spare. */
-  async removeAllBut(number: number | null): Promise<void> {
+  removeAllBut(number: number | null): Promise<void> {
+    return this.#spares.run(() => this.#removeAllBut(number));
+  }
+
+  async #removeAllBut(number: number | null): Promise<void> {
     await this.discardPrepared();
     const { directory, salvage } = this.#options;
     const files = await directory.list();
@@ -144,13 +156,15 @@ export class EpochStore {
       if (match === null || Number(match[1]) === number) continue;
       const kept = salvage();
       if (kept !== null && file === hiddenName(kept)) await directory.rename(file, salvageName(kept));
-      else if (number === null || hasSpare || !file.startsWith("hidden-")) await directory.remove(file);
+      else if (number === null || hasSpare || !file.startsWith("hidden-") || this.#failed.has(file))
+        await directory.remove(file);
       else {
         await directory.rename(file, SPARE_NAME);
         await directory.truncate(SPARE_NAME, SPARE_MAXIMUM_BYTES);
         hasSpare = true;
       }
     }
+    this.#failed.clear();
     if (number === null) await directory.remove(SPARE_NAME);
   }
 
@@ -166,9 +180,25 @@ export class EpochStore {
 
   #createLog(number: number): Promise<OverlayLog> {
     const { directory } = this.#options;
-    return OverlayLog.create(directory, hiddenName(number), {
-      ...logOptions(this.#options, number),
-      spare: SPARE_NAME,
+    const options = { ...logOptions(this.#options, number), spare: SPARE_NAME };
+    return this.#spares.run(async () => {
+      this.#isMaking = true;
+      try {
+        return await OverlayLog.create(directory, hiddenName(number), options);
+      } finally {
+        this.#isMaking = false;
+      }
+    });
+  }
+
+  /** On a full file system. @returns false if there is none, or it is becoming a log */
+  async #dropSpare(): Promise<boolean> {
+    const { directory } = this.#options;
+    if (this.#isMaking) return false;
+    return this.#spares.run(async () => {
+      if (!(await directory.list()).includes(SPARE_NAME)) return false;
+      await directory.remove(SPARE_NAME);
+      return true;
     });
   }
 
@@ -245,6 +275,7 @@ export class EpochStore {
         for (const { active } of overlays) await active.close();
         await files.close();
         await log.close();
+        if (log.endBytes === null) this.#failed.add(log.name);
       },
     };
   }

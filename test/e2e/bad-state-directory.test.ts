@@ -142,7 +142,7 @@ describe("state directory that can't be used", () => {
     [
       "of a newer version",
       (text) => text.replace('"version": 4', '"version": 5'),
-      "metadata.json has version 5; this program reads 4",
+      "metadata.json has format version 5; this program reads 4: start the one that wrote it, or remove the directory, which costs a full copy",
     ],
     ["lacking a member", (text) => text.replace(/"epoch": \d+,/, ""), /metadata.json is damaged: epoch: /],
     [

@@ -58,12 +58,17 @@ function extentOf(sizeBytes: number): fc.Arbitrary<{ offset: number; lengthBytes
   const toTheEnd = fc
     .integer({ min: 1, max: Math.min(LONGEST_BYTES, sizeBytes) })
     .map((lengthBytes) => ({ offset: sizeBytes - lengthBytes, lengthBytes }));
+  // Before-images that the log borrows rather than copies.
+  const manyPages = fc
+    .record({ page: fc.nat({ max: pages }), count: fc.integer({ min: 17, max: 70 }) })
+    .map(({ page, count }) => ({ offset: page * PAGE_BYTES, lengthBytes: count * PAGE_BYTES }));
   const long = fc.nat({ max: sizeBytes - 1 }).map((offset) => ({ offset, lengthBytes: sizeBytes }));
   return fc
     .oneof(
       { arbitrary: unaligned, weight: 4 },
       { arbitrary: aligned, weight: 4 },
       { arbitrary: toTheEnd, weight: 1 },
+      { arbitrary: manyPages, weight: 2 },
       { arbitrary: long, weight: 1 },
     )
     .map(({ offset, lengthBytes }) => {

@@ -50,7 +50,7 @@ export async function crash(model: SecondaryModel, step: CrashStep): Promise<voi
   const isDurable = node.durableEpochs.includes(epoch + 1);
   await node.crash();
   if (losesPower) {
-    model.state.crash();
+    model.state.crash(() => model.random.below(2) === 0, model.random.oneOf([512, 4096]));
     for (const medium of model.media) medium.losePower(model.random);
   }
   await node.reopen();

@@ -8,7 +8,7 @@
 import { DeviceError, MetadataError } from "../../src/errors.js";
 import type { StateDirectory, StateFile } from "../../src/meta/state-directory.js";
 
-/** What a disk writes whole or not at all. */
+/** What a disk writes whole or not at all; some do so with 4096. */
 const SECTOR_BYTES = 512;
 
 /** One call on a file, before it is done. */
@@ -50,15 +50,16 @@ export class MemoryStateDirectory implements StateDirectory {
   /**
    * Power loss: what was not synced is gone.
    * @param survives asked for each sector that was written and not synced; default: none does
+   * @param sectorBytes of the disk
    */
-  crash(survives: () => boolean = () => false): void {
+  crash(survives: () => boolean = () => false, sectorBytes = SECTOR_BYTES): void {
     for (const content of this.#files.values()) {
       const left = Buffer.alloc(content.bytes.length);
       content.durable.copy(left);
       let lengthBytes = content.durable.length;
-      for (let at = 0; at < left.length; at += SECTOR_BYTES) {
-        const sector = content.bytes.subarray(at, at + SECTOR_BYTES);
-        if (sector.equals(content.durable.subarray(at, at + SECTOR_BYTES)) || !survives()) continue;
+      for (let at = 0; at < left.length; at += sectorBytes) {
+        const sector = content.bytes.subarray(at, at + sectorBytes);
+        if (sector.equals(content.durable.subarray(at, at + sectorBytes)) || !survives()) continue;
         sector.copy(left, at);
         lengthBytes = Math.max(lengthBytes, at + sector.length);
       }
@@ -137,23 +138,29 @@ export class MemoryStateDirectory implements StateDirectory {
       write: async (position, buffers) => {
         // What is written is what the buffers hold now: a caller that changes them too early is found out.
         await this.#ask({ kind: "write", name });
-        const all = Buffer.concat(buffers);
-        const grown = Buffer.alloc(Math.max(content.bytes.length, position + all.length));
-        content.bytes.copy(grown);
-        all.copy(grown, position);
-        content.bytes = grown;
+        content.bytes = overwritten(content.bytes, position, Buffer.concat(buffers));
       },
       sync: async () => {
         const reached = content.bytes;
         await this.#ask({ kind: "sync", name });
         content.durable = Buffer.from(reached);
       },
+      // Nothing else becomes durable with it: what lies before may be another such write, that is under way.
       writeDurably: async (position, buffers) => {
         await self.write(position, buffers);
-        await self.sync();
+        const written = Buffer.concat(buffers);
+        await this.#ask({ kind: "sync", name });
+        content.durable = overwritten(content.durable, position, written);
       },
       close: () => this.#ask({ kind: "close", name }),
     };
     return self;
   }
+}
+
+function overwritten(bytes: Buffer, position: number, by: Buffer): Buffer {
+  const grown = Buffer.alloc(Math.max(bytes.length, position + by.length));
+  bytes.copy(grown);
+  by.copy(grown, position);
+  return grown;
 }

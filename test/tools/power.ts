@@ -109,7 +109,7 @@ function poweredFile(file: StateFile, power: Power): StateFile {
     write: (position, buffers) => power.change(() => file.write(position, buffers)),
     writeDurably: async (position, buffers) => {
       await power.change(() => file.write(position, buffers));
-      await power.change(() => file.sync());
+      await power.change(() => file.writeDurably(position, buffers));
     },
     sync: () => power.change(() => file.sync()),
     close: () =>

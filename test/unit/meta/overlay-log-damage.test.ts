@@ -3,9 +3,14 @@ import { expect } from "chai";
 
 import { MetadataError } from "../../../src/errors.js";
 import { OverlayLog } from "../../../src/meta/overlay-log.js";
-import { HEADER_BYTES, type LogRecord } from "../../../src/meta/overlay-log-format.js";
+import {
+  HEADER_BYTES,
+  type LogRecord,
+  PAGE_BYTES,
+  RECORD_HEADER_BYTES,
+} from "../../../src/meta/overlay-log-format.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
-import { outcome } from "../../tools/outcome.js";
+import { failureOf, outcome } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
 
 const NAME = "log";
@@ -131,17 +136,21 @@ describe("overlay log that was damaged", () => {
   });
 
   it("does not take a record of a torn batch again after another was appended in its place", async () => {
-    const { directory, ends } = await threeBatches();
+    const directory = new MemoryStateDirectory();
+    const log = await OverlayLog.create(directory, NAME, OPTIONS);
+    // A page each: what is left of the second one begins where the batch of a later one ends.
+    const page = Buffer.alloc(PAGE_BYTES - RECORD_HEADER_BYTES, 1);
+    await log.append([dataAt(0, page), dataAt(1, page)]);
+    await log.close();
     const torn = directory.contents(NAME);
-    // Of the last batch's two records the first one was lost, the second one reached the disk.
-    torn[ends[2] ?? 0] = 0xff;
+    torn[HEADER_BYTES] = 0xff;
     directory.put(NAME, torn);
     const offsets: number[] = [];
-    const log = await OverlayLog.recover(directory, NAME, OPTIONS, ({ offset }) => offsets.push(offset));
-    expect(offsets).to.deep.equal([0, 1, 2, 3]);
-    await log.append([dataAt(40, Buffer.alloc(50, 1))]);
-    await log.close();
-    expect(await recovered(directory)).to.deep.equal([0, 1, 2, 3, 40]);
+    const again = await OverlayLog.recover(directory, NAME, OPTIONS, ({ offset }) => offsets.push(offset));
+    expect(offsets).to.deep.equal([]);
+    await again.append([dataAt(40, page)]);
+    await again.close();
+    expect(await recovered(directory)).to.deep.equal([40]);
   });
 
   it("does not take records of an older log whose file it reuses", async () => {
@@ -185,6 +194,16 @@ describe("overlay log that was damaged", () => {
         const expected = at < 8 ? "foreign" : at < 12 ? "version" : "damaged";
         expect(await verdict(directory), `byte ${at}`).to.equal(expected);
       }
+    });
+
+    it("of a format of before says so, and what to do", async () => {
+      const { directory } = await threeBatches();
+      const old = directory.contents(NAME);
+      old.writeUInt32BE(1, 8);
+      directory.put(NAME, old);
+      expect((await failureOf(recovered(directory))).message).to.equal(
+        "/state/log has format version 1; this program reads 2: start the one that wrote it, or remove the directory, which costs a full copy",
+      );
     });
 
     it("names the file and what is wrong with it", async () => {

@@ -171,6 +171,74 @@ describe("epoch store", () => {
     }
   });
 
+  for (const kind of ["open", "write", "sync"] as const) {
+    it(`makes a log anew, and removes the spare one, when that can't be used: ${kind} fails`, async () => {
+      await create(1);
+      await create(2);
+      await store.removeAllBut(2);
+      directory.intercept = (operation) =>
+        operation.kind === kind && operation.name === "spare.log"
+          ? Promise.reject(new DeviceError("EIO", "a bad sector"))
+          : undefined;
+      const third = await create(3);
+      expect((await directory.list()).sort()).to.deep.equal(["hidden-2.log", "hidden-3.log"]);
+      await overwrite(third, disks[0], 0, 1);
+      directory.crash();
+      expect(await firstBytes(overlaysOf(await store.recover(3), 0).hidden)).to.deep.equal(Array(8).fill(7));
+    });
+  }
+
+  it("makes no spare log of one that failed", async () => {
+    const epoch = await create(1);
+    directory.intercept = ({ kind }) =>
+      kind === "sync" ? Promise.reject(new DeviceError("EIO", "a bad sector")) : undefined;
+    expect(await outcome(overwrite(epoch, disks[0], 0, 1))).to.equal("EIO");
+    directory.intercept = () => undefined;
+    await create(2);
+    await epoch.close();
+    await store.removeAllBut(2);
+    expect(await directory.list()).to.deep.equal(["hidden-2.log"]);
+  });
+
+  /** Epoch 2, with a spare log, on a file system that is full for as long as that is there. */
+  async function fullWithSpare(): Promise<Epoch> {
+    await create(1);
+    const epoch = await create(2);
+    await store.removeAllBut(2);
+    directory.intercept = async ({ kind, name }) => {
+      if (kind !== "write" || name === "spare.log") return;
+      if ((await directory.list()).includes("spare.log")) throw new DeviceError("ENOSPC", "full");
+    };
+    return epoch;
+  }
+
+  it("gives up the spare log, and no image, when the file system is full", async () => {
+    const epoch = await fullWithSpare();
+    // Two at once: for the second one there is nothing left to give up.
+    await Promise.all([overwrite(epoch, disks[0], 0, 1), overwrite(epoch, disks[0], 1, 1)]);
+    await overwrite(epoch, disks[0], 2, 1);
+    expect(await directory.list()).to.deep.equal(["hidden-2.log"]);
+    directory.crash();
+    expect(await firstBytes(overlaysOf(await store.recover(2), 0).hidden)).to.deep.equal(Array(8).fill(7));
+  });
+
+  it("gives up the spare log, and no write to the view, when the file system is full", async () => {
+    const { active } = overlaysOf(await fullWithSpare(), 0);
+    await Promise.all([0, 1].map((block) => active.write(block * BLOCK_BYTES, filled(9), Flag.Fua)));
+    directory.crash();
+    const recovered = overlaysOf(await store.recover(2), 0).active;
+    expect(await firstBytes(recovered)).to.deep.equal([9, 9, 7, 7, 7, 7, 7, 7]);
+  });
+
+  it("loses the image when the file system is full without a spare log", async () => {
+    const epoch = await create(1);
+    directory.intercept = ({ kind }) =>
+      kind === "write" ? Promise.reject(new DeviceError("ENOSPC", "full")) : undefined;
+    expect(await outcome(overwrite(epoch, disks[0], 0, 1))).to.equal("ENOSPC");
+    directory.intercept = () => undefined;
+    expect(await outcome(overwrite(epoch, disks[0], 1, 1)), "the log takes nothing more").to.equal("ENOSPC");
+  });
+
   it("keeps no more than 512 MiB of a log that is over", async () => {
     await create(1);
     const cut: number[] = [];

@@ -1,0 +1,55 @@
+/**
+ * A state directory in which a write that found the file system full is tried once more, after something that is there to be
+ * fast has made room for what is there to be kept.
+ */
+import { DeviceError } from "../errors.js";
+import type { StateDirectory, StateFile } from "./state-directory.js";
+
+/** @param makeRoom resolves with false if there was nothing to let go of */
+export function makingRoom(directory: StateDirectory, makeRoom: () => Promise<boolean>): StateDirectory {
+  let timesMade = 0;
+  let making: Promise<boolean> | null = null;
+  const make = async (): Promise<boolean> => {
+    try {
+      const isMade = await makeRoom();
+      if (isMade) timesMade++;
+      return isMade;
+    } finally {
+      making = null;
+    }
+  };
+  const retrying = async (write: () => Promise<void>): Promise<void> => {
+    const timesBefore = timesMade;
+    try {
+      await write();
+    } catch (error) {
+      if (!(error instanceof DeviceError && error.errno === "ENOSPC")) throw error;
+      // Another write that failed beside this one may have seen to it already.
+      const isMade = timesMade > timesBefore || (await (making ??= make()));
+      if (!isMade) throw error;
+      await write();
+    }
+  };
+  const wrapped = (file: StateFile): StateFile => ({
+    path: file.path,
+    get sizeBytes() {
+      return file.sizeBytes;
+    },
+    read: (position, into) => file.read(position, into),
+    write: (position, buffers) => retrying(() => file.write(position, buffers)),
+    writeDurably: (position, buffers) => retrying(() => file.writeDurably(position, buffers)),
+    sync: () => file.sync(),
+    close: () => file.close(),
+  });
+  return {
+    path: directory.path,
+    create: async (name) => wrapped(await directory.create(name)),
+    open: async (name) => wrapped(await directory.open(name)),
+    replaceText: (name, text) => directory.replaceText(name, text),
+    readText: (name) => directory.readText(name),
+    remove: (name) => directory.remove(name),
+    rename: (name, newName) => directory.rename(name, newName),
+    truncate: (name, lengthBytes) => directory.truncate(name, lengthBytes),
+    list: () => directory.list(),
+  };
+}
