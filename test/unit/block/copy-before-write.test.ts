@@ -1,5 +1,6 @@
 import { expect } from "chai";
 
+import { payloadBuffers } from "../../../src/block/buffer-pool.js";
 import { Flag } from "../../../src/block/device.js";
 import { isSettled, outcome, turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
@@ -63,6 +64,38 @@ describe("copy-before-write", () => {
     expect([subject.changes, await subject.images()]).to.deep.equal([[], []]);
     expect(subject.memory.counts.flush).to.equal(1);
     expect(subject.hidden.mappedBytes).to.equal(0);
+  });
+
+  it("holds no buffer for each block while the log is written", async () => {
+    const blocks = 200;
+    const subject = await CopyingDisk.make({ sizeBytes: blocks * BLOCK_BYTES });
+    subject.memory.fill(0, filled(blocks * BLOCK_BYTES, 7));
+    let held = 0;
+    const take = payloadBuffers.take.bind(payloadBuffers);
+    const give = payloadBuffers.give.bind(payloadBuffers);
+    payloadBuffers.take = (lengthBytes) => {
+      held++;
+      return take(lengthBytes);
+    };
+    payloadBuffers.give = (buffer) => {
+      held--;
+      give(buffer);
+    };
+    try {
+      const log = subject.holdLog();
+      for (let index = 0; index < blocks; index++)
+        await subject.copying.write(index * BLOCK_BYTES, filled(BLOCK_BYTES, 1), Flag.None);
+      const drained = subject.copying.drain();
+      await turns(10);
+      expect(held, "those of the log and of the copies").to.be.within(2, 20);
+      log.resolve();
+      await drained;
+      expect(subject.hidden.mappedBytes).to.equal(blocks * BLOCK_BYTES);
+      expect(held, "that of the copies").to.be.at.most(1);
+    } finally {
+      Reflect.deleteProperty(payloadBuffers, "take");
+      Reflect.deleteProperty(payloadBuffers, "give");
+    }
   });
 
   it("keeps markers where the disk read as zeroes, written or not, and content beside them", async () => {
