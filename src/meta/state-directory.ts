@@ -156,7 +156,11 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
  */
 class DurableWriter {
   readonly #path: string;
-  #buffered: Promise<number> | null = null;
+  /**
+   * One for each write that is under way: the kernel tells an open file of a failed write-back once, and of two writes through
+   * it the other one might be told.
+   */
+  readonly #buffered: number[] = [];
   /** Null: not tried yet, or the file system can't. */
   #direct: Promise<number> | null = null;
   #canBeDirect = true;
@@ -176,16 +180,20 @@ class DurableWriter {
         this.#canBeDirect = false;
       }
     }
-    this.#buffered ??= openDurable(this.#path, 0);
-    await writeFully(await this.#buffered, this.#path, position, buffers);
+    const fd = this.#buffered.pop() ?? (await openDurable(this.#path, 0));
+    try {
+      await writeFully(fd, this.#path, position, buffers);
+    } finally {
+      this.#buffered.push(fd);
+    }
   }
 
+  /** Nothing is under way any more. */
   async close(): Promise<void> {
-    for (const opened of [this.#buffered, this.#direct]) {
-      // One that could not be had was the failure of the write that wanted it.
-      const fd = await opened?.catch(() => null);
-      if (typeof fd === "number") await close(fd);
-    }
+    for (const fd of this.#buffered.splice(0)) await close(fd);
+    // One that could not be had was the failure of the write that wanted it.
+    const direct = await this.#direct?.catch(() => null);
+    if (typeof direct === "number") await close(direct);
   }
 }
 

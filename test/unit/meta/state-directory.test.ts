@@ -104,6 +104,20 @@ describe("state directory", () => {
     payloadBuffers.give(buffer);
   });
 
+  it("is told of the failures of each write through the page cache, however many are under way: each has its own descriptor", async () => {
+    const file = await directory.create("log");
+    const write = (position: number): Promise<void> => file.writeDurably(position, [Buffer.from("short")]);
+    const name = join(path, "log");
+    const before = (await descriptors(name)).length;
+    await write(1);
+    await write(10);
+    expect((await descriptors(name)).length - before, "one after the other").to.equal(1);
+    await Promise.all([write(20), write(5000), write(9000)]);
+    expect((await descriptors(name)).length - before, "three at once").to.equal(3);
+    await file.close();
+    expect(await descriptors(name)).to.deep.equal([]);
+  });
+
   it("shortens a file that is longer, and only such a one", async () => {
     const file = await directory.create("log");
     await file.write(0, [Buffer.from("content")]);
@@ -173,11 +187,19 @@ async function canBeDirect(path: string): Promise<boolean> {
 
 /** Whether this process has the file open with O_DIRECT. */
 async function isOpenDirect(path: string): Promise<boolean> {
-  for (const fd of await readdir("/proc/self/fd")) {
-    const target = await readlink(`/proc/self/fd/${fd}`).catch(() => "gone");
-    if (target !== path) continue;
+  for (const fd of await descriptors(path)) {
     const flags = /^flags:\s*(\d+)$/m.exec(await readFile(`/proc/self/fdinfo/${fd}`, "utf8"))?.[1] ?? "0";
     if ((parseInt(flags, 8) & constants.O_DIRECT) !== 0) return true;
   }
   return false;
+}
+
+/** What of this process has the file open. */
+async function descriptors(path: string): Promise<string[]> {
+  const found: string[] = [];
+  for (const fd of await readdir("/proc/self/fd")) {
+    const target = await readlink(`/proc/self/fd/${fd}`).catch(() => "gone");
+    if (target === path) found.push(fd);
+  }
+  return found;
 }
