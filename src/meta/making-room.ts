@@ -51,5 +51,6 @@ export function makingRoom(directory: StateDirectory, makeRoom: () => Promise<bo
     rename: (name, newName) => directory.rename(name, newName),
     truncate: (name, lengthBytes) => directory.truncate(name, lengthBytes),
     list: () => directory.list(),
+    freeBytes: () => directory.freeBytes(),
   };
 }

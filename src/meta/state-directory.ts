@@ -3,7 +3,7 @@
  * a storage under it that tears, loses and fails writes. `openStateDirectory()` is the real one.
  */
 import * as fs from "node:fs";
-import { mkdir, readFile, readdir, rename, rm, stat, truncate } from "node:fs/promises";
+import { mkdir, readFile, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { asError, DeviceError, MetadataError } from "../errors.js";
@@ -45,6 +45,8 @@ export interface StateDirectory {
   /** Shortens a closed file that is longer to this length. */
   truncate(name: string, lengthBytes: number): Promise<void>;
   list(): Promise<string[]>;
+  /** Bytes that the file system has left for this user. */
+  freeBytes(): Promise<number>;
 }
 
 const open = promisify(fs.open);
@@ -91,6 +93,10 @@ export async function openStateDirectory(path: string): Promise<StateDirectory> 
       if (size > lengthBytes) await truncate(join(path, name), lengthBytes);
     },
     list: () => readdir(path),
+    freeBytes: async () => {
+      const { bavail, bsize } = await statfs(path);
+      return bavail * bsize;
+    },
   };
 }
 

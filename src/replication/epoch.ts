@@ -16,12 +16,14 @@ import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
 import type { LogRecord } from "../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "../meta/state-directory.js";
-import { MetadataError } from "../errors.js";
+import { DeviceError, MetadataError } from "../errors.js";
 import { salvageName } from "./salvage.js";
 import { Serial } from "./serial.js";
 
 /** What was the log of an epoch that is over, to become that of one to come. */
 const SPARE_NAME = "spare.log";
+/** More than metadata.json and its directory need. */
+const ROOM_BYTES = 64 * 1024;
 /** A longer one is cut: it is there to be fast, not to fill the file system. */
 const SPARE_MAXIMUM_BYTES = 512 * 1024 * 1024;
 const FILE_PATTERN = /^(?:hidden|active)-(\d+)(?:-\d+)?\.(?:log|data)$/;
@@ -184,6 +186,9 @@ export class EpochStore {
     return this.#spares.run(async () => {
       this.#isMaking = true;
       try {
+        // A spare log needs no room, but what makes the epoch durable does: with none it would begin, and never count.
+        if ((await directory.freeBytes()) < ROOM_BYTES)
+          throw new DeviceError("ENOSPC", `${directory.path} has no space left for a checkpoint: make room`);
         return await OverlayLog.create(directory, hiddenName(number), options);
       } finally {
         this.#isMaking = false;

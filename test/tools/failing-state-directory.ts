@@ -121,6 +121,10 @@ export class FailingStateDirectory implements StateDirectory {
     await this.#next.remove(name);
   }
 
+  freeBytes(): Promise<number> {
+    return this.#next.freeBytes();
+  }
+
   list(): Promise<string[]> {
     return this.#next.list();
   }

@@ -28,6 +28,8 @@ export class MemoryStateDirectory implements StateDirectory {
   readonly log: StateOperation[] = [];
   /** Asked before each call: a promise holds it, a rejection fails it. */
   intercept: (operation: StateOperation) => Promise<void> | undefined = () => undefined;
+  /** What freeBytes() tells. */
+  bytesLeft = Infinity;
   readonly #files = new Map<string, Content>();
 
   /** How many calls of a kind there were. */
@@ -104,6 +106,10 @@ export class MemoryStateDirectory implements StateDirectory {
     const content = this.#content(name);
     content.bytes = content.bytes.subarray(0, lengthBytes);
     return Promise.resolve();
+  }
+
+  freeBytes(): Promise<number> {
+    return Promise.resolve(this.bytesLeft);
   }
 
   list(): Promise<string[]> {

@@ -95,6 +95,7 @@ export function poweredDirectory(directory: StateDirectory, power: Power): State
     rename: (name, newName) => power.change(() => directory.rename(name, newName)),
     truncate: (name, lengthBytes) => power.change(() => directory.truncate(name, lengthBytes)),
     list: () => power.pass(() => directory.list()),
+    freeBytes: () => power.pass(() => directory.freeBytes()),
   };
 }
 

@@ -160,6 +160,18 @@ describe("epoch store", () => {
     }
   });
 
+  it("begins no epoch on a full file system, though a spare log would need no room", async () => {
+    await create(1);
+    await create(2);
+    await store.removeAllBut(2);
+    directory.bytesLeft = 1000;
+    const error = await failureOf(create(3));
+    expect(error.message).to.equal("/state has no space left for a checkpoint: make room");
+    expect((await directory.list()).sort()).to.deep.equal(["hidden-2.log", "spare.log"]);
+    directory.bytesLeft = Infinity;
+    await create(3);
+  });
+
   it("makes a log anew when a crash cut off its making from a spare one", async () => {
     for (const bytes of [Buffer.alloc(0), Buffer.alloc(100, 1), Buffer.alloc(9000, 1)]) {
       directory.put("spare.log", bytes);
