@@ -19,8 +19,9 @@ export interface StateFile {
   /** Writes the buffers one after the other from `position` on, as one request. */
   write(position: number, buffers: readonly Buffer[]): Promise<void>;
   /**
-   * As write() and then sync(), in one. A failure is final, too, but for ENOSPC: the same may be written again, whole. For a file that is only written to in this way: what write()
-   * wrote is not made durable. Whole pages, in the file and in memory, are written past the page cache where that can be.
+   * As write() and then sync(), in one. A failure is final, too, but for ENOSPC: the same may be written again, whole. For
+   * a file that is only written to in this way: what write() wrote is not made durable. Whole pages, in the file and in
+   * memory, are written past the page cache where that can be.
    */
   writeDurably(position: number, buffers: readonly Buffer[]): Promise<void>;
   /** Makes durable what was written before (fdatasync); a failure is final for everything written since the last one. */

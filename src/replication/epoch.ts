@@ -187,6 +187,7 @@ export class EpochStore {
       this.#isMaking = true;
       try {
         // A spare log needs no room, but what makes the epoch durable does: with none it would begin, and never count.
+        if ((await directory.freeBytes()) < ROOM_BYTES) await directory.remove(SPARE_NAME);
         if ((await directory.freeBytes()) < ROOM_BYTES)
           throw new DeviceError("ENOSPC", `${directory.path} has no space left for a checkpoint: make room`);
         return await OverlayLog.create(directory, hiddenName(number), options);

@@ -195,6 +195,11 @@ describe("failure of block replication", () => {
     await writePattern(pair.primaryUri(), 0x11, "0", "1M");
     await pair.checkpoint();
     await writePattern(pair.primaryUri(), 0x22, "0", "64k");
+    // It is acknowledged before its image is kept, which must be before the room ends.
+    await pair.secondary.waitForStatus(
+      "the image",
+      ({ disks }) => disks[0]?.secondary?.undoBytes === 64 * 1024,
+    );
     await fill();
     const { code, stderr } = await pair.primary.verb("checkpoint");
     expect(code, stderr).to.not.equal(0);

@@ -167,9 +167,18 @@ describe("epoch store", () => {
     directory.bytesLeft = 1000;
     const error = await failureOf(create(3));
     expect(error.message).to.equal("/state has no space left for a checkpoint: make room");
-    expect((await directory.list()).sort()).to.deep.equal(["hidden-2.log", "spare.log"]);
+    expect(await directory.list()).to.deep.equal(["hidden-2.log"]);
     directory.bytesLeft = Infinity;
     await create(3);
+  });
+
+  it("gives the spare log up for an epoch that there is no room for beside it", async () => {
+    await create(1);
+    await create(2);
+    await store.removeAllBut(2);
+    directory.freeBytes = async () => ((await directory.list()).includes("spare.log") ? 1000 : 1_000_000);
+    await create(3);
+    expect((await directory.list()).sort()).to.deep.equal(["hidden-2.log", "hidden-3.log"]);
   });
 
   it("makes a log anew when a crash cut off its making from a spare one", async () => {
