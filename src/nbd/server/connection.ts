@@ -116,8 +116,7 @@ export class Connection implements OptionSink, Reader {
   constructor({ stream, host, peer }: Transport, options: ConnectionOptions) {
     this.peer = peer;
     this.host = host;
-    // A TLS session is laid over a socket that reads as usual.
-    const direct = options.tls === null ? readInto(stream, this) : null;
+    const direct = readInto(stream, this);
     this.#stream = direct ?? stream;
     this.#options = options;
     this.#share = new Share(options.turns);
