@@ -94,7 +94,7 @@ async function shakeHands<T>(
   const host = address.kind === "tcp" ? address.host : null;
   const tls = options.tls === true ? tlsClientOptions(options.tlsParameters ?? {}, host) : null;
   const timeoutMs = options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS;
-  const transport = new Transport(address, tls !== null);
+  const transport = new Transport(address);
   const channel = new HandshakeChannel(transport, tls);
   const timer = setTimeout(() => {
     const message = `${transport.peer} did not complete the NBD handshake in ${timeoutMs} ms`;

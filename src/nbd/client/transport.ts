@@ -3,8 +3,8 @@
  *
  * Invariants:
  * - Each user is told of the end, exactly once, and gets no bytes after that.
- * - Without TLS, received bytes are in one buffer that is used again and again (half the CPU time of a fresh buffer for
- *   each read), so that a chunk is only valid during the call.
+ * - Received bytes are in one buffer that is used again and again (half the CPU time of a fresh buffer for each read), so
+ *   that a chunk is only valid during the call.
  * - What is written within one turn of the event loop leaves in one system call.
  */
 import { connect } from "node:net";
@@ -16,6 +16,7 @@ import { LinkError, NegotiationError } from "../../errors.js";
 import { formatAddress, socketOptions } from "../../net/address.js";
 import { writeGathered } from "../../net/gather.js";
 import type { Address } from "../../net/address.js";
+import { type Reader, readInto } from "../../net/read-into.js";
 import { tlsReason } from "../../net/tls/reason.js";
 
 /** As much as the kernel hands over in one read; 256 KiB measured no better. */
@@ -32,7 +33,7 @@ export interface TransportUser {
   gone(reason: LinkError): void;
 }
 
-export class Transport {
+export class Transport implements Reader {
   /** The server's address, for messages. */
   readonly peer: string;
   /** The TLS session once it is begun. */
@@ -45,23 +46,14 @@ export class Transport {
   #onSent: (() => void)[] = [];
   #goneReason: LinkError | null = null;
 
-  /** Begins to connect; the user is told if that fails. @param willStartTls whether startTls() will be called */
-  constructor(address: Address, willStartTls = false) {
+  readonly #buffer = Buffer.allocUnsafe(RECEIVE_BUFFER_BYTES);
+
+  /** Begins to connect; the user is told if that fails. */
+  constructor(address: Address) {
     this.peer = formatAddress(address);
-    const onread = {
-      buffer: Buffer.allocUnsafe(RECEIVE_BUFFER_BYTES),
-      callback: (bytes: number, buffer: Uint8Array): boolean => {
-        if (this.#goneReason === null) this.#user?.received(asBuffer(buffer).subarray(0, bytes));
-        return true;
-      },
-    };
-    this.#socket = connect({
-      ...socketOptions(address),
-      noDelay: true,
-      ...(willStartTls ? {} : { onread }),
-    });
+    const onread = { buffer: this.#buffer, callback: (lengthBytes: number) => this.received(lengthBytes) };
+    this.#socket = connect({ ...socketOptions(address), noDelay: true, onread });
     this.#watch(this.#socket);
-    if (willStartTls) this.#readFrom(this.#socket);
     this.#socket.on("connect", () => {
       this.#connected = true;
     });
@@ -78,7 +70,7 @@ export class Transport {
    * @throws NegotiationError "tls-failed" with the reason, or why the transport ended
    */
   async startTls(options: ConnectionOptions): Promise<void> {
-    const plain = this.#socket.removeAllListeners("data").pause();
+    const plain = this.#socket.pause();
     const secured = connectTls({ ...options, socket: plain });
     this.#socket = secured;
     await new Promise<void>((resolve, reject) => {
@@ -93,7 +85,21 @@ export class Transport {
         });
     });
     this.#watch(secured);
-    this.#readFrom(secured);
+    readInto(secured, this);
+    secured.on("data", (chunk: Buffer) => {
+      this.#receive(chunk);
+    });
+  }
+
+  /** As Reader. */
+  target(): Buffer {
+    return this.#buffer;
+  }
+
+  /** As Reader. */
+  received(lengthBytes: number): boolean {
+    this.#receive(this.#buffer.subarray(0, lengthBytes));
+    return true;
   }
 
   get bytesSent(): number {
@@ -150,10 +156,8 @@ export class Transport {
       });
   }
 
-  #readFrom(socket: Socket): void {
-    socket.on("data", (chunk: Buffer) => {
-      if (this.#goneReason === null) this.#user?.received(chunk);
-    });
+  #receive(chunk: Buffer): void {
+    if (this.#goneReason === null) this.#user?.received(chunk);
   }
 
   #failure(cause: Error): LinkError {
@@ -173,9 +177,4 @@ export class Transport {
       if (error === null || error === undefined) for (const sent of onSent) sent();
     });
   };
-}
-
-/** @types/node says Uint8Array, but what comes back is the Buffer that was given. */
-function asBuffer(bytes: Uint8Array): Buffer {
-  return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }

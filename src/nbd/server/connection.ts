@@ -116,8 +116,7 @@ export class Connection implements OptionSink, Reader {
   constructor({ stream, host, peer }: Transport, options: ConnectionOptions) {
     this.peer = peer;
     this.host = host;
-    const direct = readInto(stream, this);
-    this.#stream = direct ?? stream;
+    this.#stream = stream;
     this.#options = options;
     this.#share = new Share(options.turns);
     this.ended = new Promise((resolve) => {
@@ -138,7 +137,7 @@ export class Connection implements OptionSink, Reader {
     this.#handshakeTimer = setTimeout(() => {
       this.#violation("handshake-timeout", `no export chosen within ${options.handshakeTimeoutMs} ms`);
     }, options.handshakeTimeoutMs);
-    if (direct === null) this.#readData(stream);
+    this.#read();
     this.#listen();
     this.#stream.resume();
     this.#negotiation.greet();
@@ -268,7 +267,7 @@ export class Connection implements OptionSink, Reader {
       this.#writer = this.#writerTo(secured);
       this.#upgrade = "none";
       this.#negotiation.secured();
-      this.#readData(secured);
+      this.#read();
       this.#listen();
     } catch (error) {
       if (this.#isGivenUp) return;
@@ -277,7 +276,9 @@ export class Connection implements OptionSink, Reader {
     }
   }
 
-  #readData(stream: Socket): void {
+  #read(): void {
+    const stream = this.#stream;
+    readInto(stream, this);
     stream.on("data", (chunk: Buffer) => {
       if (!this.#inputOver && !this.#parse(() => this.#receiver.push(chunk))) stream.pause();
     });
