@@ -259,18 +259,15 @@ const { seconds, attacks, yields, control, nodeOption } = await yargs(process.ar
 const workspace = new Workspace();
 await workspace.open();
 const bench = new Bench(workspace, { seconds, attacks, yields, control, nodeOptions: nodeOption });
-let isInterrupted = false;
-const end = async (): Promise<void> => {
+let ended: Promise<void> | null = null;
+const end = (): Promise<void> => {
   bench.close();
-  await workspace.close();
+  ended ??= workspace.close();
+  return ended;
 };
-onInterruption(() => {
-  isInterrupted = true;
-  return end();
-});
+onInterruption(end);
 try {
   process.exitCode = (await bench.measure()) ? 0 : 1;
 } finally {
-  // Closed by the interruption, it fails here too.
-  if (!isInterrupted) await end();
+  await end();
 }

@@ -12,15 +12,13 @@ export class Lab {
 
   /** @throws once the lab closes */
   async workspace(): Promise<Workspace> {
-    if (this.#isClosing) throw new Error("interrupted");
+    this.#refuseIfClosing();
     const workspace = new Workspace();
     await workspace.open();
     this.#open.set(workspace, null);
     // Closed meanwhile, it may have gone through what was open already.
-    if (this.#isClosing) {
-      await this.discard(workspace);
-      throw new Error("interrupted");
-    }
+    if (this.#isClosing) await this.discard(workspace);
+    this.#refuseIfClosing();
     return workspace;
   }
 
@@ -41,5 +39,9 @@ export class Lab {
   async close(): Promise<void> {
     this.#isClosing = true;
     await Promise.all([...this.#open.keys()].map((workspace) => this.discard(workspace)));
+  }
+
+  #refuseIfClosing(): void {
+    if (this.#isClosing) throw new Error("interrupted");
   }
 }
