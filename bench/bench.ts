@@ -1,5 +1,6 @@
 /** `npm run bench`: runs what is asked for, prints tables, and leaves what it measured in bench/results/. */
 import { describeError } from "../src/errors.js";
+import { onInterruption } from "../src/os/interruption.js";
 import { checkpointTables } from "./checkpoints.js";
 import { describeHost } from "./host.js";
 import { Lab } from "./lab.js";
@@ -10,9 +11,6 @@ import { selectRows } from "./rows.js";
 import type { BenchResult, Sample, Section } from "./sample.js";
 import { Scaling } from "./scaling.js";
 import { Schedule } from "./schedule.js";
-
-/** As a shell reports a program that ended by SIGINT. */
-const EXIT_INTERRUPTED = 130;
 
 function say(line: string): void {
   process.stderr.write(`${line}\n`);
@@ -28,8 +26,9 @@ async function main(lab: Lab): Promise<void> {
   if (result.comparison?.samples.some(isOurFault) === true) process.exitCode = 1;
   const files = [...options.files];
   if (Object.keys(result).length > 0) {
-    process.stdout.write(`${renderResult(result)}\n`);
+    // Kept first: printing ends the run if nobody reads it.
     const path = await keepResult(result, startedAt);
+    process.stdout.write(`${renderResult(result)}\n`);
     say(`written: ${path}`);
     files.push(path);
   }
@@ -81,13 +80,11 @@ function reportSample({ row, round, system, outcome }: Sample): void {
 }
 
 const lab = new Lab();
-for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  process.once(signal, () => {
-    say("interrupted: ending what was started");
-    // Whatever the rows in progress say to that does not matter any more.
-    void lab.close().finally(() => process.exit(EXIT_INTERRUPTED));
-  });
-}
+onInterruption(() => {
+  say("interrupted: ending what was started");
+  // Whatever the rows in progress say to that does not matter any more.
+  return lab.close();
+});
 try {
   await main(lab);
 } catch (error) {

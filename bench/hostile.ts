@@ -19,6 +19,7 @@ import { connectNbd } from "../src/nbd/client/connect.js";
 import { Option } from "../src/nbd/wire/constants.js";
 import { encodeClientFlags } from "../src/nbd/wire/handshake.js";
 import { encodeInfoRequest, encodeOption } from "../src/nbd/wire/option.js";
+import { onInterruption } from "../src/os/interruption.js";
 import { NodeProcess } from "../test/tools/node-process.js";
 import type { TestProcess } from "../test/tools/process.js";
 import { Workspace } from "../test/tools/workspace.js";
@@ -258,9 +259,15 @@ const { seconds, attacks, yields, control, nodeOption } = await yargs(process.ar
 const workspace = new Workspace();
 await workspace.open();
 const bench = new Bench(workspace, { seconds, attacks, yields, control, nodeOptions: nodeOption });
+let ended: Promise<void> | null = null;
+const end = (): Promise<void> => {
+  bench.close();
+  ended ??= workspace.close();
+  return ended;
+};
+onInterruption(end);
 try {
   process.exitCode = (await bench.measure()) ? 0 : 1;
 } finally {
-  bench.close();
-  await workspace.close();
+  await end();
 }

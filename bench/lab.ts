@@ -6,26 +6,42 @@
 import { Workspace } from "../test/tools/workspace.js";
 
 export class Lab {
-  readonly #open = new Set<Workspace>();
+  /** With the end of each, once it has begun. */
+  readonly #open = new Map<Workspace, Promise<void> | null>();
   #isClosing = false;
 
   /** @throws once the lab closes */
   async workspace(): Promise<Workspace> {
-    if (this.#isClosing) throw new Error("interrupted");
+    this.#refuseIfClosing();
     const workspace = new Workspace();
     await workspace.open();
-    this.#open.add(workspace);
+    this.#open.set(workspace, null);
+    // Closed meanwhile, it may have gone through what was open already.
+    if (this.#isClosing) await this.discard(workspace);
+    this.#refuseIfClosing();
     return workspace;
   }
 
-  /** Ends the processes of a workspace and removes its files. */
+  /** Ends the processes of a workspace and removes its files; once, whoever else asks for it meanwhile. */
   async discard(workspace: Workspace): Promise<void> {
-    if (this.#open.delete(workspace)) await workspace.close();
+    const ending = this.#open.get(workspace);
+    if (ending === undefined) return;
+    const ended = ending ?? workspace.close();
+    this.#open.set(workspace, ended);
+    try {
+      await ended;
+    } finally {
+      this.#open.delete(workspace);
+    }
   }
 
   /** Discards all there is; from now on there is nothing new. */
   async close(): Promise<void> {
     this.#isClosing = true;
-    await Promise.all([...this.#open].map((workspace) => this.discard(workspace)));
+    await Promise.all([...this.#open.keys()].map((workspace) => this.discard(workspace)));
+  }
+
+  #refuseIfClosing(): void {
+    if (this.#isClosing) throw new Error("interrupted");
   }
 }

@@ -25,6 +25,7 @@ import { EXTENT_BYTES, HotExtents } from "./hot-extents.js";
 /** Coarse enough that a terabyte costs 2 MiB a bitmap, fine enough that a hot block costs little to send again. */
 export const DIRTY_BLOCK_BYTES = 64 * 1024;
 const BLOCKS_PER_EXTENT = EXTENT_BYTES / DIRTY_BLOCK_BYTES;
+const EXTENTS_PER_SECTOR = BITS_PER_SECTOR / BLOCKS_PER_EXTENT;
 
 /** Flushes of the replica between two writes of what has become known to the file: progress, and what is idle. */
 const PROGRESS_FLUSHES = 4;
@@ -57,7 +58,7 @@ export class DirtyMap {
   readonly #writes = new GroupFlush(() => this.#writeFile());
   /** Sectors of the file that the next write replaces. */
   readonly #dueSectors = { hot: new Set<number>(), blocks: new Set<number>() };
-  /** Sectors in which the file has bits that are not set any more. */
+  /** Sectors in which the file has bits that are not set any more, or won't be after a flush of the replica. */
   readonly #staleSectors = new Set<number>();
   #isTenureDue = false;
   #isIdleDue = false;
@@ -319,11 +320,25 @@ export class DirtyMap {
     if (isTenureDue) await file.setTenure(this.#tenure);
   }
 
-  /** Whether bits of these sectors go; they are not stale any more when they are written. */
+  /** Whether bits of these sectors go. Those that keep bits of a copy, which the next flush may cover, stay stale. */
   #isStale(sectors: ReadonlySet<number>): boolean {
     let isStale = false;
-    for (const sector of sectors) if (this.#staleSectors.delete(sector)) isStale = true;
+    for (const sector of sectors) {
+      if (!this.#staleSectors.has(sector)) continue;
+      isStale = true;
+      if (!this.#hasVolatileCopy(sector)) this.#staleSectors.delete(sector);
+    }
     return isStale;
+  }
+
+  /** Whether a resync, and no guest, left something volatile: what guests change is hot, and its sector is written when it cools. */
+  #hasVolatileCopy(sector: number): boolean {
+    const first = sector * EXTENTS_PER_SECTOR;
+    const end = Math.min(first + EXTENTS_PER_SECTOR, this.#hot.bits.length);
+    for (let extent = first; extent < end; extent++) {
+      if (!this.#hot.bits.has(extent) && this.#isVolatile(extent)) return true;
+    }
+    return false;
   }
 
   readonly #isVolatile = (extent: number): boolean => {

@@ -10,6 +10,7 @@ import { type Address, formatAddress, unixAddress } from "../net/address.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import type { NbdDevice } from "../nbd/client/device.js";
 import { QmpClient } from "../qmp/client.js";
+import { onInterruption } from "../os/interruption.js";
 import { DemoNode, freePort } from "./demo-node.js";
 
 const DISK = "disk0";
@@ -30,6 +31,23 @@ function prove(claim: string, isTrue: boolean): void {
   say(`proved: ${claim}`);
 }
 
+/** What an end of the demo, at whatever step, must not leave behind. */
+class Leftovers {
+  directory: string | null = null;
+  readonly nodes: DemoNode[] = [];
+
+  /** To live on after the demo. */
+  release(): void {
+    for (const node of this.nodes.splice(0)) node.release();
+    this.directory = null;
+  }
+
+  async clear(): Promise<void> {
+    for (const node of this.nodes) await node.kill();
+    if (this.directory !== null) await rm(this.directory, { recursive: true, force: true });
+  }
+}
+
 interface Pair {
   readonly directory: string;
   readonly primary: DemoNode;
@@ -38,7 +56,7 @@ interface Pair {
   readonly viewSocket: Address;
 }
 
-async function startPair(directory: string): Promise<Pair> {
+async function startPair(directory: string, leftovers: Leftovers): Promise<Pair> {
   const link: Address = { kind: "tcp", host: "127.0.0.1", port: await freePort() };
   const control: Address = { kind: "tcp", host: "127.0.0.1", port: await freePort() };
   const primarySocket = unixAddress(join(directory, "primary.sock"));
@@ -49,6 +67,7 @@ async function startPair(directory: string): Promise<Pair> {
     ...["--disk", `${DISK}=${join(directory, "secondary.img")}`, "--size", DISK_SIZE],
     ...["--listen", formatAddress(link), "--qmp", formatAddress(control)],
   ]);
+  leftovers.nodes.push(secondary);
   say(`starting ${secondary.commandLine}`);
   await secondary.ready(PATIENCE_MS);
 
@@ -57,6 +76,7 @@ async function startPair(directory: string): Promise<Pair> {
     ...["--listen", formatAddress(primarySocket)],
     ...["--replica", `nbd://${formatAddress(link)}`, "--replica-qmp", formatAddress(control)],
   ]);
+  leftovers.nodes.push(primary);
   say(`starting ${primary.commandLine}`);
   try {
     await primary.ready(PATIENCE_MS);
@@ -162,39 +182,34 @@ Stop it:
 `);
 }
 
-async function demo(keeps: boolean): Promise<void> {
-  const directory = await mkdtemp(join(tmpdir(), "nbd-replication-demo-"));
-  const pair = await startPair(directory);
+async function demo(keeps: boolean, leftovers: Leftovers): Promise<void> {
+  leftovers.directory = await mkdtemp(join(tmpdir(), "nbd-replication-demo-"));
+  const pair = await startPair(leftovers.directory, leftovers);
+  const view = await connectNbd({ address: pair.viewSocket, exportName: DISK });
   try {
-    const view = await connectNbd({ address: pair.viewSocket, exportName: DISK });
-    try {
-      await writeAndCheckpoint(pair, view);
-      if (!keeps) await failOver(pair, view);
-    } finally {
-      await view.close();
-    }
-    if (keeps) {
-      pair.primary.release();
-      pair.secondary.release();
-      explain(pair);
-      return;
-    }
-    await command(pair.secondary, "quit");
-    prove("the secondary stopped cleanly", (await pair.secondary.exited) === 0);
+    await writeAndCheckpoint(pair, view);
+    if (!keeps) await failOver(pair, view);
   } finally {
-    if (!keeps) {
-      await pair.primary.kill();
-      await pair.secondary.kill();
-      await rm(directory, { recursive: true, force: true });
-    }
+    await view.close();
   }
+  if (keeps) {
+    leftovers.release();
+    explain(pair);
+    return;
+  }
+  await command(pair.secondary, "quit");
+  prove("the secondary stopped cleanly", (await pair.secondary.exited) === 0);
 }
 
+const leftovers = new Leftovers();
+onInterruption(() => leftovers.clear());
 try {
   const unknown = process.argv.slice(2).find((argument) => argument !== "--keep");
   if (unknown !== undefined) throw new Error(`unknown argument "${unknown}": there is only --keep`);
-  await demo(process.argv.includes("--keep"));
+  await demo(process.argv.includes("--keep"), leftovers);
 } catch (error) {
   process.stderr.write(`demo: ${describeError(error)}\n`);
   process.exitCode = 1;
+} finally {
+  await leftovers.clear();
 }

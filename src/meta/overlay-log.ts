@@ -52,6 +52,16 @@ export interface LogOptions {
   readonly clock?: Clock;
 }
 
+/** A file of any content that a log may be made of. */
+export interface SpareFile {
+  /**
+   * Gives a log's name to it, when it has been given what a log begins with.
+   * @param begin closes the file, whatever happens
+   * @returns false if there is none, or none that can be used
+   */
+  become(name: string, begin: (file: StateFile) => Promise<void>): Promise<boolean>;
+}
+
 export class OverlayLog {
   readonly name: string;
   readonly #directory: StateDirectory;
@@ -100,23 +110,26 @@ export class OverlayLog {
 
   /**
    * Makes an empty, durable log.
-   * @param options.spare a file of any content to make it from, if it is there: space that was written before is written much
-   *   faster (docs/performance.md). What it holds counts for nothing under the new identity. One that can't be written is removed
+   * @param options.spare what to make it of, if it can be used: what that holds counts for nothing under the new identity
    */
   static async create(
     directory: StateDirectory,
     name: string,
-    options: LogOptions & { spare?: string | undefined },
+    options: LogOptions & { spare?: SpareFile },
   ): Promise<OverlayLog> {
     const { epoch, sync, clock = systemClock, spare } = options;
     const id = randomBytes(16);
     const header = encodeFileHeader(id, epoch);
-    // Under its own name until it is whole: no crash leaves a log with somebody else's header.
-    if (spare !== undefined && (await makeSpare(directory, spare, header, sync))) {
-      await directory.rename(spare, name);
-    } else {
-      await (await writeHeader(await directory.create(name), header, sync)).close();
-    }
+    const begin = async (file: StateFile): Promise<void> => {
+      try {
+        await file.write(0, [header]);
+        if (sync) await file.sync();
+      } finally {
+        await file.close();
+      }
+    };
+    const isMade = (await spare?.become(name, begin)) ?? false;
+    if (!isMade) await begin(await directory.create(name));
     return new OverlayLog(directory, name, await directory.open(name), {
       identity: identityOf(id, epoch),
       end: HEADER_BYTES,
@@ -316,35 +329,5 @@ export class OverlayLog {
     batch.release();
     this.#underWay--;
     this.#begin();
-  }
-}
-
-/** Gives a spare file the header of a log. @returns false if there is none, or none any more: a bad one would fail every checkpoint */
-async function makeSpare(
-  directory: StateDirectory,
-  spare: string,
-  header: Buffer,
-  sync: boolean,
-): Promise<boolean> {
-  if (!(await directory.list()).includes(spare)) return false;
-  try {
-    await (await writeHeader(await directory.open(spare), header, sync)).close();
-    return true;
-  } catch {
-    // Whether it was this file alone, or the whole directory, shows when one is made anew.
-    await directory.remove(spare);
-    return false;
-  }
-}
-
-/** Closes the file if that fails. */
-async function writeHeader(file: StateFile, header: Buffer, sync: boolean): Promise<StateFile> {
-  try {
-    await file.write(0, [header]);
-    if (sync) await file.sync();
-    return file;
-  } catch (error) {
-    await file.close();
-    throw error;
   }
 }

@@ -6,6 +6,7 @@
  * are there after a crash between a checkpoint's announcement and its durability: their before-images still count
  * for whatever the epoch in force has none of.
  */
+import type { Logger } from "pino";
 import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
 import { ActiveOverlay } from "../block/overlay/active.js";
@@ -15,18 +16,15 @@ import type { LogEnd } from "../meta/metadata.js";
 import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
 import type { LogRecord } from "../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
-import type { StateDirectory, StateFile } from "../meta/state-directory.js";
+import type { StateDirectory } from "../meta/state-directory.js";
 import { DeviceError, MetadataError } from "../errors.js";
+import { ActiveFiles } from "./active-files.js";
+import { activeName, dataName, epochOf, epochsOf, hiddenName, isHidden } from "./epoch-files.js";
 import { salvageName } from "./salvage.js";
-import { Serial } from "./serial.js";
+import { SpareLog } from "./spare-log.js";
 
-/** What was the log of an epoch that is over, to become that of one to come. */
-const SPARE_NAME = "spare.log";
 /** More than metadata.json and its directory need. */
 const ROOM_BYTES = 64 * 1024;
-/** A longer one is cut: it is there to be fast, not to fill the file system. */
-const SPARE_MAXIMUM_BYTES = 512 * 1024 * 1024;
-const FILE_PATTERN = /^(?:hidden|active)-(\d+)(?:-\d+)?\.(?:log|data)$/;
 
 /** The overlays of one disk. */
 interface DiskOverlays {
@@ -59,21 +57,21 @@ export interface EpochStoreOptions {
   readonly clock?: Clock;
   /** The epoch whose before-images are kept when it is over, or null. */
   readonly salvage: () => number | null;
+  readonly log: Logger;
 }
 
 export class EpochStore {
   readonly #options: EpochStoreOptions;
   /** Of an epoch that may begin: making it waits for the file system's journal, which under load takes long. */
   #prepared: { readonly number: number; readonly log: OverlayLog } | null = null;
-  /** Whether a log is being made, from the spare one if there is any. */
-  #isMaking = false;
-  /** Logs that failed: what failed once, a bad sector of theirs, would fail each epoch that is made from them. */
+  /** Logs that failed: what failed once, a bad sector of theirs, would fail each epoch whose log is made of them. */
   readonly #failed = new Set<string>();
-  /** Whatever makes, takes or removes a spare log. */
-  readonly #spares = new Serial();
+  readonly #spare: SpareLog;
 
   constructor(options: EpochStoreOptions) {
-    this.#options = { ...options, directory: makingRoom(options.directory, () => this.#dropSpare()) };
+    const { directory, log } = options;
+    this.#spare = new SpareLog(directory, log);
+    this.#options = { ...options, directory: makingRoom(directory, () => this.#spare.makeRoom()) };
   }
 
   /** Makes the log of a new epoch before it is needed. A crash leaves it empty, as one of a later epoch. */
@@ -98,7 +96,7 @@ export class EpochStore {
    */
   async create(number: number, inForce: Promise<void>): Promise<Epoch> {
     const log = await this.#takePrepared(number);
-    const active = new ActiveFiles(this.#options, number, inForce, null);
+    const active = this.#activeFiles(number, inForce, null);
     return this.#assemble(number, log, active);
   }
 
@@ -128,11 +126,7 @@ export class EpochStore {
         })
       : null;
     await this.#checkData(number, activeRecords, files);
-    const epoch = this.#assemble(
-      number,
-      log,
-      new ActiveFiles(this.#options, number, Promise.resolve(), activeLog),
-    );
+    const epoch = this.#assemble(number, log, this.#activeFiles(number, Promise.resolve(), activeLog));
     for (const record of records) overlaysOf(epoch, record, log.name).hidden.restore(record);
     for (const record of activeRecords) overlaysOf(epoch, record, activeName(number)).active.restore(record);
     for (const later of epochsOf(files)) {
@@ -144,30 +138,19 @@ export class EpochStore {
   }
 
   /** Removes the files of every other epoch, but for before-images to be kept, which get another name, and the spare. */
-  removeAllBut(number: number | null): Promise<void> {
-    return this.#spares.run(() => this.#removeAllBut(number));
-  }
-
-  async #removeAllBut(number: number | null): Promise<void> {
+  async removeAllBut(number: number | null): Promise<void> {
     await this.discardPrepared();
     const { directory, salvage } = this.#options;
-    const files = await directory.list();
-    let hasSpare = files.includes(SPARE_NAME);
-    for (const file of files) {
-      const match = FILE_PATTERN.exec(file);
-      if (match === null || Number(match[1]) === number) continue;
+    for (const file of await directory.list()) {
+      const epoch = epochOf(file);
+      if (epoch === null || epoch === number) continue;
       const kept = salvage();
       if (kept !== null && file === hiddenName(kept)) await directory.rename(file, salvageName(kept));
-      else if (number === null || hasSpare || !file.startsWith("hidden-") || this.#failed.has(file))
-        await directory.remove(file);
-      else {
-        await directory.rename(file, SPARE_NAME);
-        await directory.truncate(SPARE_NAME, SPARE_MAXIMUM_BYTES);
-        hasSpare = true;
-      }
+      else if (number === null || !isHidden(file) || this.#failed.has(file)) await directory.remove(file);
+      else await this.#spare.keep(file);
     }
     this.#failed.clear();
-    if (number === null) await directory.remove(SPARE_NAME);
+    if (number === null) await this.#spare.remove();
   }
 
   async #takePrepared(number: number): Promise<OverlayLog> {
@@ -180,37 +163,20 @@ export class EpochStore {
     return log;
   }
 
-  #createLog(number: number): Promise<OverlayLog> {
+  async #createLog(number: number): Promise<OverlayLog> {
     const { directory } = this.#options;
-    const options = { ...logOptions(this.#options, number), spare: SPARE_NAME };
-    return this.#spares.run(async () => {
-      this.#isMaking = true;
-      try {
-        // A spare log needs no room, but what makes the epoch durable does: with none it would begin, and never count.
-        if ((await directory.freeBytes()) < ROOM_BYTES) await directory.remove(SPARE_NAME);
-        if ((await directory.freeBytes()) < ROOM_BYTES)
-          throw new DeviceError("ENOSPC", `${directory.path} has no space left for a checkpoint: make room`);
-        return await OverlayLog.create(directory, hiddenName(number), options);
-      } finally {
-        this.#isMaking = false;
-      }
-    });
-  }
-
-  /** On a full file system. @returns false if there is none, or it is becoming a log */
-  async #dropSpare(): Promise<boolean> {
-    const { directory } = this.#options;
-    if (this.#isMaking) return false;
-    return this.#spares.run(async () => {
-      if (!(await directory.list()).includes(SPARE_NAME)) return false;
-      await directory.remove(SPARE_NAME);
-      return true;
-    });
+    const hasRoom = async (): Promise<boolean> => (await directory.freeBytes()) >= ROOM_BYTES;
+    // Made of the spare log it needs no room, but what makes the epoch durable does: without, it would begin and never count.
+    if (!(await hasRoom())) await this.#spare.makeRoom();
+    if (!(await hasRoom()))
+      throw new DeviceError("ENOSPC", `${directory.path} has no space left for a checkpoint: make room`);
+    const options = { ...logOptions(this.#options, number), spare: this.#spare };
+    return OverlayLog.create(directory, hiddenName(number), options);
   }
 
   /** Whether there are overlay files, of whatever epoch; returns one's name. */
   async anyFile(): Promise<string | null> {
-    return (await this.#options.directory.list()).find((file) => FILE_PATTERN.test(file)) ?? null;
+    return (await this.#options.directory.list()).find((file) => epochOf(file) !== null) ?? null;
   }
 
   /**
@@ -249,6 +215,10 @@ export class EpochStore {
   /** The log in force was durable before the metadata named it; any other may have been cut off in its making. */
   async #wasMade(name: string, files: readonly string[]): Promise<boolean> {
     return files.includes(name) && !(await OverlayLog.isUnborn(this.#options.directory, name));
+  }
+
+  #activeFiles(number: number, inForce: Promise<void>, recovered: OverlayLog | null): ActiveFiles {
+    return new ActiveFiles(this.#options.directory, logOptions(this.#options, number), inForce, recovered);
   }
 
   #assemble(number: number, log: OverlayLog, files: ActiveFiles): Epoch {
@@ -310,67 +280,8 @@ export class EpochStore {
   }
 }
 
-/** The active overlay's files, made when the first disk of the epoch needs them. */
-class ActiveFiles {
-  readonly #options: EpochStoreOptions;
-  readonly #epoch: number;
-  readonly #inForce: Promise<void>;
-  readonly #recovered: boolean;
-  #log: Promise<OverlayLog> | null;
-
-  constructor(options: EpochStoreOptions, epoch: number, inForce: Promise<void>, log: OverlayLog | null) {
-    this.#options = options;
-    this.#epoch = epoch;
-    this.#inForce = inForce;
-    this.#recovered = log !== null;
-    this.#log = log === null ? null : Promise.resolve(log);
-  }
-
-  async open(diskIndex: number): Promise<{ readonly file: StateFile; readonly log: OverlayLog }> {
-    const { directory } = this.#options;
-    await this.#inForce;
-    const options = logOptions(this.#options, this.#epoch);
-    this.#log ??= OverlayLog.create(directory, activeName(this.#epoch), options).catch((error: unknown) => {
-      this.#log = null;
-      throw error;
-    });
-    const log = await this.#log;
-    const name = dataName(this.#epoch, diskIndex);
-    const exists = this.#recovered && (await directory.list()).includes(name);
-    return { log, file: exists ? await directory.open(name) : await directory.create(name) };
-  }
-
-  /** Null: no client has written to a view. */
-  async log(): Promise<OverlayLog | null> {
-    return this.#log;
-  }
-
-  async close(): Promise<void> {
-    if (this.#log !== null) await (await this.#log).close();
-  }
-}
-
 function logOptions({ sync, clock }: EpochStoreOptions, epoch: number): LogOptions {
   return clock === undefined ? { epoch, sync } : { epoch, sync, clock };
-}
-
-function hiddenName(epoch: number): string {
-  return `hidden-${epoch}.log`;
-}
-
-function activeName(epoch: number): string {
-  return `active-${epoch}.log`;
-}
-
-function dataName(epoch: number, disk: number): string {
-  return `active-${epoch}-${disk}.data`;
-}
-
-function epochsOf(files: readonly string[]): number[] {
-  const numbers = files
-    .map((file) => Number(FILE_PATTERN.exec(file)?.[1]))
-    .filter((number) => !Number.isNaN(number));
-  return [...new Set(numbers)].sort((a, b) => a - b);
 }
 
 function overlaysOf(epoch: Epoch, record: LogRecord | RecoveredRecord, log: string): DiskOverlays {

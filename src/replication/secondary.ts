@@ -72,6 +72,7 @@ export class Secondary {
       sync: true,
       clock,
       salvage: () => this.metadata.salvage,
+      log,
     });
     const tracker = new WriterTracker(known, () => {
       metadata.saveSoon({ gap: tracker.gap, cutOff: tracker.cutOff }, this.#metadataFailed);

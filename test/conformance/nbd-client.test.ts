@@ -6,10 +6,11 @@ import { join } from "node:path";
 import { Flag } from "../../src/block/device.js";
 import { DeviceError, LinkError, NegotiationError, ProtocolError } from "../../src/errors.js";
 import type { NbdClientOptions } from "../../src/nbd/client/connect.js";
-import { connectNbd, listExports } from "../../src/nbd/client/connect.js";
+import { connectNbd } from "../../src/nbd/client/connect.js";
 import type { Address } from "../../src/net/address.js";
 import type { NbdDevice } from "../../src/nbd/client/device.js";
 import { openNbd } from "../../src/nbd/client/open.js";
+import { listExports } from "../../src/nbd/client/query.js";
 import type { MetadataContext } from "../../src/nbd/server/exports.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
@@ -93,7 +94,10 @@ describe("NBD client with real servers", () => {
         "get_size=echo 1M",
         'open=case "$3" in a|b) ;; *) exit 1;; esac',
       );
-      expect(await listExports({ address: peer.address })).to.deep.equal(["a", "b"]);
+      expect(await listExports({ address: peer.address })).to.deep.equal([
+        { name: "a", description: "" },
+        { name: "b", description: "" },
+      ]);
       const error = await failureOf(connectNbd({ address: peer.address, exportName: "c" }));
       expect(error).to.be.instanceOf(NegotiationError);
       expect(error.message).to.include('"c"');
@@ -104,7 +108,7 @@ describe("NBD client with real servers", () => {
       const image = join(directory, "image");
       await createImage(image, "raw", MEBIBYTE);
       peer = await startQemuNbd(directory, image, "raw");
-      expect(await listExports({ address: peer.address })).to.deep.equal(["disk"]);
+      expect(await listExports({ address: peer.address })).to.deep.equal([{ name: "disk", description: "" }]);
       const error = await failureOf(connectNbd({ address: peer.address, exportName: "nix" }));
       expect(error).to.be.instanceOf(NegotiationError).with.property("code", "export-unknown");
       expect(error.message).to.include("export 'nix' not present");
@@ -140,7 +144,9 @@ describe("NBD client with real servers", () => {
       const image = join(directory, "image");
       await writeFile(image, Buffer.alloc(MEBIBYTE));
       const { address } = (peer = await startReferenceServer(directory, image));
-      expect(await patiently(() => listExports({ address }))).to.deep.equal(["disk"]);
+      expect(await patiently(() => listExports({ address }))).to.deep.equal([
+        { name: "disk", description: "" },
+      ]);
     });
 
     it("a read-only export", async () => {
@@ -278,6 +284,52 @@ describe("NBD client with real servers", () => {
           { lengthBytes: 8192, hole: true, zero: true },
         ]);
       }
+      await device.close();
+      await harness.close();
+    });
+  }
+
+  for (const extendedHeaders of [false, true]) {
+    it(`tells what several contexts of our own server do, by one request, extended headers: ${String(extendedHeaders)}`, async () => {
+      const harness = await startNbdServer();
+      const asked: [context: string, offset: number, lengthBytes: number][] = [];
+      const contexts = ["x-test:a", "x-test:b"].map((name, index): MetadataContext => ({
+        name,
+        describe: (offset, lengthBytes) => {
+          asked.push([name, offset, lengthBytes]);
+          const firstBytes = lengthBytes / 2 ** (index + 1);
+          return Promise.resolve([
+            { lengthBytes: firstBytes, status: index },
+            { lengthBytes: lengthBytes - firstBytes, status: 0xffff_ffff },
+          ]);
+        },
+      }));
+      harness.add("disk", new MemoryDevice(64 * GIBIBYTE), { contexts });
+      const uri = `nbd+unix:///disk?socket=${harness.path}`;
+      const device = await openNbd(uri, { extendedHeaders, metaContexts: ["x-test:a", "x-test:b"] });
+      expect(device.hasExtendedHeaders).to.equal(extendedHeaders);
+      // A compact header tells 32 bits: the rest is for the caller to ask again.
+      const toldBytes = extendedHeaders ? 48 * GIBIBYTE : GIBIBYTE;
+      expect([
+        ...(await device.blockStatuses(["x-test:b", "base:allocation"], 4096, 48 * GIBIBYTE, 100)),
+      ]).to.deep.equal([
+        [
+          "x-test:b",
+          [
+            { lengthBytes: toldBytes / 4, status: 1 },
+            { lengthBytes: (toldBytes / 4) * 3, status: 0xffff_ffff },
+          ],
+        ],
+        ["base:allocation", [{ lengthBytes: toldBytes, status: 3 }]],
+      ]);
+      // With extended headers the request names the contexts, and the server doesn't look at others.
+      const expected = extendedHeaders ? ["x-test:b"] : ["x-test:a", "x-test:b"];
+      expect(asked).to.deep.equal(expected.map((name) => [name, 4096, toldBytes]));
+      const one = await device.blockStatuses(["x-test:a", "x-test:b"], 0, 8192, 1);
+      expect([...one]).to.deep.equal([
+        ["x-test:a", [{ lengthBytes: 4096, status: 0 }]],
+        ["x-test:b", [{ lengthBytes: 2048, status: 1 }]],
+      ]);
       await device.close();
       await harness.close();
     });

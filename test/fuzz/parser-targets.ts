@@ -5,6 +5,7 @@ import { createHash } from "node:crypto";
 import { ProtocolError } from "../../src/errors.js";
 import { ReplyReceiver } from "../../src/nbd/client/reply-receiver.js";
 import { Request } from "../../src/nbd/client/request.js";
+import { StatusQuery } from "../../src/nbd/client/status-query.js";
 import { RequestReceiver } from "../../src/nbd/receiver.js";
 import { Command, Option } from "../../src/nbd/wire/constants.js";
 import {
@@ -130,8 +131,7 @@ function repliesIn(style: ReplyStyle, asked: readonly AnsweredRequest[], parts: 
       each.offset,
       each.lengthBytes,
       each.type === Command.Read ? buffer : null,
-      10,
-      CONTEXT_ID,
+      each.type === Command.BlockStatus ? new StatusQuery(each.lengthBytes, 10, [CONTEXT_ID], false) : null,
     );
     request.cookieHigh = each.cookieHigh;
     request.cookieLow = each.cookieLow;
@@ -162,7 +162,7 @@ function repliesIn(style: ReplyStyle, asked: readonly AnsweredRequest[], parts: 
       "a byte was written outside of the caller's buffer",
     );
   }
-  const results = requests.map(({ error, descriptors }) => [error?.errno, descriptors]);
+  const results = requests.map(({ error, status }) => [error?.errno, status?.answers.get(CONTEXT_ID)]);
   return { end, answered, results, contents: guarded.map(digest) };
 }
 

@@ -3,18 +3,19 @@
  * was acknowledged is found again, in order, and of everything else at most what comes right behind it.
  */
 import fc from "fast-check";
+import { pino } from "pino";
 
 import { payloadBuffers } from "../../src/block/buffer-pool.js";
 import { OverlayLog } from "../../src/meta/overlay-log.js";
 import { type LogRecord, RECORD_HEADER_BYTES } from "../../src/meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../../src/meta/overlay-log-recovery.js";
+import { SpareLog } from "../../src/replication/spare-log.js";
 import { MemoryStateDirectory } from "../tools/memory-state-directory.js";
 import { turns } from "../tools/outcome.js";
 import { Random } from "../tools/seed.js";
 import { PROPERTY_TIMEOUT_MS, propertyOptions } from "./options.js";
 
 const NAME = "log";
-const SPARE = "spare";
 const MEBIBYTE = 1024 * 1024;
 /** Short content, such as is copied, such as is lent, and so much that two batches are written at a time. */
 const LENGTHS = [1, 63, 64, 512, 4096, 5000, 12_288, 65_536, 69_632, 70_000, 262_144, MEBIBYTE] as const;
@@ -67,6 +68,7 @@ describe("property: an overlay log", function () {
 async function run(lives: readonly Life[], seed: number): Promise<void> {
   const random = new Random(seed);
   const directory = new MemoryStateDirectory();
+  const spare = new SpareLog(directory, pino({ level: "silent" }));
   let epoch = 1;
   let expected: Appended[] = [];
   let next = 0;
@@ -79,7 +81,7 @@ async function run(lives: readonly Life[], seed: number): Promise<void> {
       expected = checked(found.records, expected);
       ({ log } = found);
     } else {
-      log = await OverlayLog.create(directory, NAME, { ...options, spare: SPARE });
+      log = await OverlayLog.create(directory, NAME, { ...options, spare });
       expected = [];
       isMade = true;
     }
@@ -106,7 +108,7 @@ async function run(lives: readonly Life[], seed: number): Promise<void> {
       const found = await recover(directory, epoch);
       checked(found.records, expected);
       await found.log.close();
-      await directory.rename(NAME, SPARE);
+      await spare.keep(NAME);
       isMade = false;
       // The same number again: after a crash an epoch that never came to be is begun anew.
       epoch += random.below(2);

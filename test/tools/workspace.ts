@@ -1,7 +1,7 @@
 /**
  * What a test with processes leaves behind, and how it goes away: a directory, and processes.
  *
- * Invariant: after each test, passed or not, every process it started has ended and its directory is gone; of a failed
+ * Invariant: after each test, passed or not, or interrupted, every process it started has ended and its directory is gone; of a failed
  * one the output of all of them is shown first.
  */
 import { mkdtemp, rm } from "node:fs/promises";
@@ -17,6 +17,8 @@ const SHOWN_OUTPUT_CHARACTERS = 500;
 export class Workspace {
   #directory = "";
   #processes: TestProcess[] = [];
+  readonly #starting = new Set<Promise<TestProcess>>();
+  #isClosed = false;
   #closers: (() => Promise<unknown>)[] = [];
   #notes: string[] = [];
 
@@ -28,10 +30,18 @@ export class Workspace {
     return join(this.#directory, name);
   }
 
+  /** @throws Error once the workspace is closed, so that whoever is interrupted starts nothing more */
   async start(program: string, args: readonly string[], options: StartOptions = {}): Promise<TestProcess> {
-    const started = await TestProcess.start(program, args, { cwd: this.#directory, ...options });
-    this.#processes.push(started);
-    return started;
+    if (this.#isClosed) throw new Error(`${program} is not started: the workspace is closed`);
+    const starting = TestProcess.start(program, args, { cwd: this.#directory, ...options });
+    this.#starting.add(starting);
+    try {
+      const started = await starting;
+      this.#processes.push(started);
+      return started;
+    } finally {
+      this.#starting.delete(starting);
+    }
   }
 
   /** To be closed at the end of the test, before the processes are ended. */
@@ -46,9 +56,12 @@ export class Workspace {
 
   async open(): Promise<void> {
     this.#directory = await mkdtemp(join(tmpdir(), "repl-"));
+    this.#isClosed = false;
   }
 
   async close(): Promise<void> {
+    this.#isClosed = true;
+    await Promise.allSettled(this.#starting);
     for (const close of this.#closers.reverse()) await close();
     await Promise.all(this.#processes.filter(({ isRunning }) => isRunning).map((each) => each.terminate()));
     this.#closers = [];

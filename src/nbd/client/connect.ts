@@ -1,4 +1,4 @@
-/** Connecting to an NBD server: from an address to a device, or to the names of its exports. */
+/** Connecting to an NBD server: from an address to a device. */
 import { ConfigError, LinkError, NegotiationError, asError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
 import { tlsClientOptions } from "../../net/tls/client.js";
@@ -8,7 +8,7 @@ import { NbdConnection } from "./connection.js";
 import { NbdDevice } from "./device.js";
 import { deviceInfo, exportAbilities } from "./export-info.js";
 import { HandshakeChannel } from "./handshake-channel.js";
-import { ABORT, negotiateExport, negotiateList } from "./negotiate.js";
+import { ABORT, negotiateExport } from "./negotiate.js";
 import { withPeer } from "./peer-error.js";
 import { printable } from "./server-text.js";
 import { Transport } from "./transport.js";
@@ -19,12 +19,19 @@ const CONNECT_TIMEOUT_MS = 10_000;
 /** As deep as Linux's own client goes (nr_requests of its queue). */
 const MAX_IN_FLIGHT = 128;
 
-export interface NbdClientOptions {
+/** Where a server is, and how to get there. */
+export interface NbdEndpoint {
   readonly address: Address;
-  /** Empty: the server's default export. */
-  readonly exportName: string;
   /** For the whole handshake; default 10 s. */
   readonly connectTimeoutMs?: number;
+  /** TLS or nothing: a server that doesn't grant it is refused. */
+  readonly tls?: boolean;
+  readonly tlsParameters?: TlsParameters;
+}
+
+export interface NbdClientOptions extends NbdEndpoint {
+  /** Empty: the server's default export. */
+  readonly exportName: string;
   /** How many requests may be unanswered at a time, further ones wait; default 128. */
   readonly maxInFlight?: number;
   /**
@@ -34,9 +41,6 @@ export interface NbdClientOptions {
   readonly extendedHeaders?: boolean;
   /** Metadata contexts to ask for besides base:allocation; which of them the server has is told by `metaContexts`. */
   readonly metaContexts?: readonly string[];
-  /** TLS or nothing: a server that doesn't grant it is refused. */
-  readonly tls?: boolean;
-  readonly tlsParameters?: TlsParameters;
 }
 
 /**
@@ -64,15 +68,8 @@ export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> 
   }
 }
 
-/** The names of the exports that the server tells of; same errors. */
-export async function listExports(options: Omit<NbdClientOptions, "exportName">): Promise<string[]> {
-  const { transport, result } = await shakeHands(options, negotiateList);
-  transport.end(ABORT);
-  return result;
-}
-
 /** "Strings ... MUST be no longer than 4096 bytes" and hold no NUL; half a surrogate pair has no UTF-8. */
-function requireExportName(name: string): void {
+export function requireExportName(name: string): void {
   if (Buffer.byteLength(name) <= STRING_MAXIMUM_BYTES && !/\0|\p{Surrogate}/u.test(name)) return;
   throw new ConfigError(
     "bad-export-name",
@@ -86,8 +83,9 @@ interface Session<T> {
   readonly result: T;
 }
 
-async function shakeHands<T>(
-  options: Omit<NbdClientOptions, "exportName">,
+/** The handshake alone, whatever it is for; errors as connectNbd(). */
+export async function shakeHands<T>(
+  options: NbdEndpoint,
   negotiate: (channel: HandshakeChannel) => Promise<T>,
 ): Promise<Session<T>> {
   const { address } = options;

@@ -148,11 +148,12 @@ export class NbdConnection implements TransportUser, RequestTable {
 
   #send(request: Request): void {
     const slot = this.#slots.use(request, performance.now());
-    if (request.type === Command.Write && request.buffer !== null) {
-      this.#transport.write(slot.header);
-      this.#transport.write(request.buffer, slot.onSent);
-    } else {
+    const { payload } = request;
+    if (payload === null) {
       this.#transport.write(slot.header, slot.onSent);
+    } else {
+      this.#transport.write(slot.header);
+      this.#transport.write(payload, slot.onSent);
     }
   }
 

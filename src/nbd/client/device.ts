@@ -13,6 +13,7 @@ import type { BlockDescriptor } from "../wire/structured-reply.js";
 import type { NbdConnection } from "./connection.js";
 import type { ExportAbilities } from "./export-info.js";
 import { Request } from "./request.js";
+import { StatusQuery } from "./status-query.js";
 import type { Transport } from "./transport.js";
 
 /**
@@ -29,6 +30,8 @@ export class NbdDevice implements BlockDevice {
   readonly info: DeviceInfo;
   readonly canMultiConn: boolean;
   readonly canFastZero: boolean;
+  /** NBD_FLAG_ROTATIONAL: a disk that turns, where neighbours are read faster. */
+  readonly isRotational: boolean;
   /** Resolves (never rejects) with the reason when the connection has ended, null after close(). */
   readonly ended: Promise<Error | null>;
   readonly #connection: NbdConnection;
@@ -42,6 +45,7 @@ export class NbdDevice implements BlockDevice {
     this.info = info;
     this.canMultiConn = abilities.multiConn;
     this.canFastZero = abilities.fastZero;
+    this.isRotational = abilities.rotational;
     this.ended = connection.ended;
     this.#connection = connection;
     this.#transport = transport;
@@ -139,16 +143,38 @@ export class NbdDevice implements BlockDevice {
     lengthBytes: number,
     maxDescriptors: number,
   ): Promise<BlockDescriptor[]> {
-    const id = this.#abilities.contexts.get(context);
-    if (id === undefined) return notSupported(`block status of ${context}`);
-    const flags = maxDescriptors === 1 ? CommandFlag.ReqOne : 0;
-    const askedBytes = Math.min(lengthBytes, this.#effectMaximumBytes);
-    const request = new Request(Command.BlockStatus, flags, offset, askedBytes, null, maxDescriptors, id);
-    await this.#connection.submit(request);
-    return request.descriptors ?? [];
+    const statuses = await this.blockStatuses([context], offset, lengthBytes, maxDescriptors);
+    return statuses.get(context) ?? [];
   }
 
-  /** Tells the server that the range will be read soon. Nothing happens where it does not want to know. */
+  /**
+   * What several metadata contexts tell of the range, by one request: each as blockStatus() has it, so that one may tell
+   * of more of the range than another.
+   * @throws DeviceError as blockStatus()
+   */
+  async blockStatuses(
+    contexts: readonly string[],
+    offset: number,
+    lengthBytes: number,
+    maxDescriptors: number,
+  ): Promise<Map<string, BlockDescriptor[]>> {
+    const idOf = new Map<string, number>();
+    for (const context of contexts) {
+      const id = this.#abilities.contexts.get(context);
+      if (id === undefined) return notSupported(`block status of ${context}`);
+      idOf.set(context, id);
+    }
+    const answers =
+      idOf.size === 0 || lengthBytes === 0
+        ? new Map<number, BlockDescriptor[]>()
+        : await this.#askStatus([...idOf.values()], offset, lengthBytes, maxDescriptors);
+    return new Map([...idOf].map(([context, id]) => [context, [...(answers.get(id) ?? [])]]));
+  }
+
+  /**
+   * Tells the server that the range will be read soon. Nothing happens where it does not want to know. Asks for pieces of
+   * what one read may have, also with extended headers: servers read no more ahead for one request, or refuse it.
+   */
   cache(offset: number, lengthBytes: number): Promise<void> {
     if (!this.#abilities.cache) return NOTHING_TO_DO;
     return this.#withoutPayload(
@@ -158,6 +184,27 @@ export class NbdDevice implements BlockDevice {
       Flag.None,
       this.info.blockSize.maximumBytes,
     );
+  }
+
+  async #askStatus(
+    ids: readonly number[],
+    offset: number,
+    lengthBytes: number,
+    maxDescriptors: number,
+  ): Promise<ReadonlyMap<number, readonly BlockDescriptor[]>> {
+    const { contexts, statusFilter } = this.#abilities;
+    const askedBytes = Math.min(lengthBytes, this.#effectMaximumBytes);
+    const query = new StatusQuery(
+      askedBytes,
+      maxDescriptors,
+      ids,
+      statusFilter && ids.length < contexts.size,
+    );
+    const flags =
+      (maxDescriptors === 1 ? CommandFlag.ReqOne : 0) | (query.payload === null ? 0 : CommandFlag.PayloadLen);
+    const headerBytes = query.payload?.length ?? askedBytes;
+    await this.#connection.submit(new Request(Command.BlockStatus, flags, offset, headerBytes, null, query));
+    return query.answers;
   }
 
   /** One after the other, because the pieces of a whole disk would take every slot. */

@@ -6,7 +6,8 @@
 import type { BlockSize, DeviceInfo } from "../../block/device.js";
 import { NegotiationError, ProtocolError } from "../../errors.js";
 import { BASE_ALLOCATION, PAYLOAD_MAXIMUM_BYTES, TransmissionFlag } from "../wire/constants.js";
-import type { AdvertisedBlockSize, NegotiatedExport } from "./negotiate.js";
+import type { AdvertisedBlockSize } from "./ask-info.js";
+import type { NegotiatedExport } from "./negotiate.js";
 
 /** The document's defaults; also, a maximum that every server should take. */
 const DEFAULT_BLOCK_SIZE: BlockSize = {
@@ -24,9 +25,12 @@ export interface ExportAbilities {
   readonly fua: boolean;
   readonly fastZero: boolean;
   readonly multiConn: boolean;
+  readonly rotational: boolean;
   /** Requests have extended headers: lengths of 64 bits, and a flag on what has a payload. */
   readonly extendedHeaders: boolean;
   readonly cache: boolean;
+  /** A BLOCK_STATUS may name the contexts to tell of (NBD_FLAG_BLOCK_STATUS_PAYLOAD). */
+  readonly statusFilter: boolean;
   /** The selected metadata contexts, with the server's numbers for them. */
   readonly contexts: ReadonlyMap<string, number>;
 }
@@ -35,7 +39,9 @@ export interface ExportAbilities {
  * @throws NegotiationError size-too-large: the export is larger than any device of ours can be
  * @throws ProtocolError bad-block-size
  */
-export function deviceInfo(negotiated: NegotiatedExport): DeviceInfo {
+export function deviceInfo(
+  negotiated: Pick<NegotiatedExport, "geometry" | "blockSize" | "contexts">,
+): DeviceInfo {
   const { sizeBytes, transmissionFlags } = negotiated.geometry;
   if (!Number.isSafeInteger(sizeBytes)) {
     throw new NegotiationError("size-too-large", "the export is larger than 2^53 bytes");
@@ -52,7 +58,11 @@ export function deviceInfo(negotiated: NegotiatedExport): DeviceInfo {
   });
 }
 
-export function exportAbilities({ geometry, extendedHeaders, contexts }: NegotiatedExport): ExportAbilities {
+export function exportAbilities({
+  geometry,
+  extendedHeaders,
+  contexts,
+}: Pick<NegotiatedExport, "geometry" | "extendedHeaders" | "contexts">): ExportAbilities {
   const { transmissionFlags } = geometry;
   const has = (flag: number): boolean => (transmissionFlags & flag) !== 0;
   return {
@@ -60,8 +70,10 @@ export function exportAbilities({ geometry, extendedHeaders, contexts }: Negotia
     fua: has(TransmissionFlag.SendFua),
     fastZero: has(TransmissionFlag.SendWriteZeroes) && has(TransmissionFlag.SendFastZero),
     multiConn: has(TransmissionFlag.CanMultiConn),
+    rotational: has(TransmissionFlag.Rotational),
     extendedHeaders,
     cache: has(TransmissionFlag.SendCache),
+    statusFilter: extendedHeaders && has(TransmissionFlag.BlockStatusPayload),
     contexts,
   };
 }

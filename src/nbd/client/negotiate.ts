@@ -1,18 +1,11 @@
 /**
- * The client's side of the handshake: from the greeting to the export, or to the list of exports.
+ * The client's side of the handshake: from the greeting to the export.
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#handshake
  * A server without extended headers, structured replies, metadata contexts or NBD_OPT_GO is used without them.
  */
 import { LinkError, NegotiationError, ProtocolError } from "../../errors.js";
-import {
-  BASE_ALLOCATION,
-  ClientFlag,
-  HandshakeFlag,
-  InfoType,
-  Option,
-  OptionReplyType,
-} from "../wire/constants.js";
+import { BASE_ALLOCATION, ClientFlag, HandshakeFlag, Option, OptionReplyType } from "../wire/constants.js";
 import {
   EXPORT_NAME_PADDING_BYTES,
   EXPORT_NAME_REPLY_BYTES,
@@ -21,22 +14,13 @@ import {
   decodeGreeting,
   encodeClientFlags,
 } from "../wire/handshake.js";
-import type { ExportGeometry } from "../wire/handshake.js";
-import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../wire/option.js";
-import { decodeInfoItem, decodeMetaContext, decodeServerEntry } from "../wire/option-reply.js";
-import type { InfoItem } from "../wire/option-reply.js";
+import { encodeMetaContextRequest, encodeOption } from "../wire/option.js";
+import { decodeMetaContext } from "../wire/option-reply.js";
+import { askInfo } from "./ask-info.js";
+import type { ChosenExport } from "./ask-info.js";
 import { haggle, isGranted, refusalError } from "./haggle.js";
 import type { HandshakeChannel } from "./handshake-channel.js";
 import { printable } from "./server-text.js";
-
-/** NBD_INFO_BLOCK_SIZE as the server sent it, not judged yet. */
-export type AdvertisedBlockSize = Extract<InfoItem, { kind: "block-size" }>;
-
-interface ChosenExport {
-  readonly geometry: ExportGeometry;
-  /** null: the server advertises none. */
-  readonly blockSize: AdvertisedBlockSize | null;
-}
 
 export interface NegotiatedExport extends ChosenExport {
   /** Also where extended headers are. */
@@ -71,31 +55,32 @@ export async function negotiateExport(
   metaContexts: readonly string[],
 ): Promise<NegotiatedExport> {
   const style = await greet(channel);
-  const extendedHeaders =
-    style.fixedNewstyle && wantsExtendedHeaders && (await request(channel, Option.ExtendedHeaders));
-  const structuredReplies =
-    extendedHeaders || (style.fixedNewstyle && (await request(channel, Option.StructuredReply)));
+  const { structuredReplies, extendedHeaders } = style.fixedNewstyle
+    ? await agreeOnReplies(channel, wantsExtendedHeaders)
+    : { structuredReplies: false, extendedHeaders: false };
   const queries = [...new Set([BASE_ALLOCATION, ...metaContexts])];
   const contexts = structuredReplies ? await selectContexts(channel, exportName, queries) : NO_CONTEXTS;
   const chosen =
-    (style.fixedNewstyle ? await chooseByGo(channel, exportName) : null) ??
+    (style.fixedNewstyle ? await askInfo(channel, Option.Go, exportName) : null) ??
     (await chooseByExportName(channel, exportName, style, extendedHeaders));
-  return { ...chosen, structuredReplies, extendedHeaders, contexts };
+  const { geometry, blockSize } = chosen;
+  return { geometry, blockSize, structuredReplies, extendedHeaders, contexts };
 }
 
-/** The names of the exports that the server tells of; same errors. */
-export async function negotiateList(channel: HandshakeChannel): Promise<string[]> {
-  const { fixedNewstyle } = await greet(channel);
-  if (!fixedNewstyle) throw new NegotiationError("unsupported", "the server is too old to list its exports");
-  const exportNames: string[] = [];
-  const refusal = await haggle(channel, Option.List, NO_DATA, OptionReplyType.Server, (data) => {
-    exportNames.push(decodeServerEntry(data).exportName);
-  });
-  if (refusal !== null) throw refusalError(refusal, "the server refuses to list its exports");
-  return exportNames;
+/** Whether replies come in chunks, and headers are extended; to be asked before anything that builds upon it. */
+export async function agreeOnReplies(
+  channel: HandshakeChannel,
+  wantsExtendedHeaders: boolean,
+): Promise<{ structuredReplies: boolean; extendedHeaders: boolean }> {
+  const extendedHeaders = wantsExtendedHeaders && (await request(channel, Option.ExtendedHeaders));
+  return {
+    extendedHeaders,
+    structuredReplies: extendedHeaders || (await request(channel, Option.StructuredReply)),
+  };
 }
 
-async function greet(channel: HandshakeChannel): Promise<ServerStyle> {
+/** Greeting and TLS: what precedes all options. Same errors. */
+export async function greet(channel: HandshakeChannel): Promise<ServerStyle> {
   const flags = decodeGreeting(await channel.read(GREETING_BYTES));
   const fixedNewstyle = (flags & HandshakeFlag.FixedNewstyle) !== 0;
   const noZeroes = (flags & HandshakeFlag.NoZeroes) !== 0;
@@ -140,28 +125,6 @@ async function selectContexts(
     selected.set(name, id);
   });
   return isGranted(refusal) ? selected : NO_CONTEXTS;
-}
-
-/** null: the server doesn't know NBD_OPT_GO. */
-async function chooseByGo(channel: HandshakeChannel, exportName: string): Promise<ChosenExport | null> {
-  let geometry = null as ExportGeometry | null;
-  let blockSize = null as AdvertisedBlockSize | null;
-  const data = encodeInfoRequest({ exportName, infoTypes: [InfoType.BlockSize] });
-  const refusal = await haggle(channel, Option.Go, data, OptionReplyType.Info, (reply) => {
-    const item = decodeInfoItem(reply);
-    if (item.kind === "export") geometry = item;
-    else if (item.kind === "block-size") blockSize = item;
-  });
-  if (refusal?.type === OptionReplyType.ErrUnsup) return null;
-  if (refusal !== null)
-    throw refusalError(refusal, `the server refuses the export "${printable(exportName)}"`);
-  if (geometry === null) {
-    throw new ProtocolError(
-      "no-export-information",
-      "the server grants the export but doesn't say how large it is",
-    );
-  }
-  return { geometry, blockSize };
 }
 
 async function chooseByExportName(

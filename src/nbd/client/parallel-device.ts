@@ -21,6 +21,8 @@ export class ParallelNbdDevice implements BlockDevice {
   readonly info: DeviceInfo;
   readonly canMultiConn: boolean;
   readonly canFastZero: boolean;
+  readonly isRotational: boolean;
+  readonly hasExtendedHeaders: boolean;
   readonly metaContexts: readonly string[];
   /** Resolves (never rejects) with the reason when all connections have ended, null after close(). */
   readonly ended: Promise<Error | null>;
@@ -37,6 +39,8 @@ export class ParallelNbdDevice implements BlockDevice {
     this.info = first.info;
     this.canMultiConn = first.canMultiConn;
     this.canFastZero = first.canFastZero;
+    this.isRotational = first.isRotational;
+    this.hasExtendedHeaders = first.hasExtendedHeaders;
     this.metaContexts = first.metaContexts;
     this.#devices = devices;
     for (const device of devices)
@@ -117,6 +121,16 @@ export class ParallelNbdDevice implements BlockDevice {
     maxDescriptors: number,
   ): Promise<BlockDescriptor[]> {
     return this.#next().blockStatus(context, offset, lengthBytes, maxDescriptors);
+  }
+
+  /** As NbdDevice. */
+  blockStatuses(
+    contexts: readonly string[],
+    offset: number,
+    lengthBytes: number,
+    maxDescriptors: number,
+  ): Promise<Map<string, BlockDescriptor[]>> {
+    return this.#next().blockStatuses(contexts, offset, lengthBytes, maxDescriptors);
   }
 
   /** As NbdDevice. */

@@ -12,6 +12,7 @@ import {
   CommandFlag,
   STRING_MAXIMUM_BYTES,
 } from "../wire/constants.js";
+import { errorNumberOf } from "../wire/error-number.js";
 import {
   BLOCK_DESCRIPTOR_BYTES,
   BLOCK_STATUS_PREFIX_BYTES,
@@ -26,11 +27,16 @@ import {
   decodeOffsetHole,
 } from "../wire/structured-reply.js";
 import type { BlockDescriptor, ChunkHeader } from "../wire/structured-reply.js";
+import { UINT64_TOO_LARGE } from "../wire/uint64.js";
 import type { Request } from "./request.js";
 
 /** "Servers SHOULD NOT send more than 2^20 extents in a single reply chunk." */
 const BLOCK_STATUS_MAXIMUM_BYTES = BLOCK_STATUS_PREFIX_BYTES + BLOCK_DESCRIPTOR_BYTES * 2 ** 20;
 const EXTENDED_STATUS_MAXIMUM_BYTES = EXTENDED_STATUS_PREFIX_BYTES + EXTENDED_DESCRIPTOR_BYTES * 2 ** 20;
+
+/** "The most-significant 32 bits of status MUST be all zeroes" in this namespace. */
+const BASE_NAMESPACE = "base:";
+const STATUS_32_MAXIMUM = 0xffff_ffff;
 
 /** A message of full length, and fields behind it that a later document may define. */
 const ERROR_CHUNK_MAXIMUM_BYTES = ERROR_PREFIX_BYTES + STRING_MAXIMUM_BYTES + 1024;
@@ -85,19 +91,21 @@ export function applyHole(request: Request, payload: Buffer): void {
 }
 
 /**
- * Keeps the descriptors of a BLOCK_STATUS or BLOCK_STATUS_EXT of the context that the request is for, clipped to what was
- * asked. @param contextIds all that are selected: a reply tells of each
+ * Keeps the descriptors of a BLOCK_STATUS or BLOCK_STATUS_EXT, clipped to what was asked.
+ * @param contexts all that are selected, with the server's numbers for them
  */
 export function applyBlockStatus(
   request: Request,
   chunkType: number,
   payload: Buffer,
-  contextIds: ReadonlySet<number>,
+  contexts: ReadonlyMap<string, number>,
 ): void {
   const { contextId, descriptors } =
     chunkType === ChunkType.BlockStatusExt ? decodeExtendedBlockStatus(payload) : decodeBlockStatus(payload);
-  const isWanted = contextId === request.contextId;
-  if (!contextIds.has(contextId) || (isWanted && request.descriptors !== null)) {
+  const query = request.status;
+  const context = [...contexts].find(([, id]) => id === contextId)?.[0];
+  const isExpected = query?.payload === null || query?.contextIds.includes(contextId) === true;
+  if (query === null || context === undefined || !isExpected || query.answers.has(contextId)) {
     throw new ProtocolError(
       "unexpected-meta-context",
       `a chunk of metadata context ${contextId} was not asked for`,
@@ -107,24 +115,30 @@ export function applyBlockStatus(
     throw new ProtocolError("too-many-extents", `${descriptors.length} extents where one was asked for`);
   }
   const kept: BlockDescriptor[] = [];
-  let leftBytes = request.lengthBytes;
+  let leftBytes = query.lengthBytes;
   for (const { lengthBytes, status } of descriptors) {
     if (leftBytes <= 0) {
       throw new ProtocolError("too-many-extents", `extents beyond the end of ${request.describe()}`);
     }
-    if (kept.length < request.maxDescriptors) {
+    if (status > STATUS_32_MAXIMUM && context.startsWith(BASE_NAMESPACE)) {
+      throw new ProtocolError("malformed-chunk", `a status of ${context} has more than 32 bits`);
+    }
+    if (status === UINT64_TOO_LARGE && query.contextIds.includes(contextId)) {
+      request.fail(errorNumberOf("EOVERFLOW"), `no number can hold a status of ${context}`);
+    }
+    if (kept.length < query.maxDescriptors) {
       kept.push({ lengthBytes: Math.min(lengthBytes, leftBytes), status });
     }
     leftBytes -= lengthBytes;
   }
-  if (isWanted) request.descriptors = kept;
+  query.answers.set(contextId, kept);
 }
 
 /** Makes the request fail; of several errors the first one tells. */
 export function applyError(request: Request, type: number, payload: Buffer): void {
   const { errorNumber, message, offset } = decodeErrorChunk(type, payload);
-  if (offset !== null && request.lengthBytes > 0) {
-    if (offset < request.offset || offset >= request.offset + request.lengthBytes) {
+  if (offset !== null && request.rangeBytes > 0) {
+    if (offset < request.offset || offset >= request.offset + request.rangeBytes) {
       throw new ProtocolError("error-out-of-range", `an error at ${offset} answers ${request.describe()}`);
     }
   }

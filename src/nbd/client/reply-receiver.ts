@@ -56,7 +56,6 @@ export interface ReplyFormat {
 export class ReplyReceiver {
   readonly #requests: RequestTable;
   readonly #format: ReplyFormat;
-  readonly #contextIds: ReadonlySet<number>;
   readonly #scratch = Buffer.alloc(SCRATCH_BYTES);
   #expected: "header" | "payload" | "content" = "header";
   /** The request that the message at hand answers. */
@@ -75,7 +74,6 @@ export class ReplyReceiver {
   constructor(requests: RequestTable, format: ReplyFormat) {
     this.#requests = requests;
     this.#format = format;
-    this.#contextIds = new Set(format.contexts.values());
   }
 
   /**
@@ -215,7 +213,7 @@ export class ReplyReceiver {
     }
     if (this.#chunkType === ChunkType.OffsetHole) applyHole(request, payload);
     else if (this.#chunkType === ChunkType.BlockStatus || this.#chunkType === ChunkType.BlockStatusExt)
-      applyBlockStatus(request, this.#chunkType, payload, this.#contextIds);
+      applyBlockStatus(request, this.#chunkType, payload, this.#format.contexts);
     else if ((this.#chunkType & CHUNK_ERROR_BIT) !== 0) applyError(request, this.#chunkType, payload);
     this.#finishMessage(request);
   }
@@ -274,6 +272,6 @@ function answerHasContent(request: Request): boolean {
 
 function isComplete(request: Request): boolean {
   if (request.type === Command.Read) return request.coverage?.complete === true;
-  if (request.type === Command.BlockStatus) return request.descriptors !== null;
+  if (request.type === Command.BlockStatus) return request.status?.isAnswered === true;
   return true;
 }

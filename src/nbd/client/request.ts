@@ -3,9 +3,9 @@ import { DeviceError } from "../../errors.js";
 import { Command } from "../wire/constants.js";
 import { errnoOfNumber } from "../wire/error-number.js";
 import type { RequestHeader } from "../wire/request.js";
-import type { BlockDescriptor } from "../wire/structured-reply.js";
 import { ReadCoverage } from "./read-coverage.js";
 import { printable } from "./server-text.js";
+import type { StatusQuery } from "./status-query.js";
 
 const COMMAND_NAMES = new Map<number, string>([
   [Command.Read, "read"],
@@ -21,13 +21,12 @@ export class Request implements RequestHeader {
   readonly type: number;
   readonly flags: number;
   readonly offset: number;
+  /** What the header tells. */
   readonly lengthBytes: number;
   /** Where the content of a READ goes, or where that of a WRITE comes from; the caller's, lent. */
   readonly buffer: Buffer | null;
-  /** How many descriptors of a BLOCK_STATUS reply to keep. */
-  readonly maxDescriptors: number;
-  /** Of which metadata context, by its number. */
-  readonly contextId: number;
+  /** Of a BLOCK_STATUS, otherwise null. */
+  readonly status: StatusQuery | null;
   /** Settles with the server's answer, or with the end of the connection. */
   readonly settled: Promise<void>;
 
@@ -41,7 +40,6 @@ export class Request implements RequestHeader {
 
   // The answer, as far as it has come.
   error: DeviceError | null = null;
-  descriptors: BlockDescriptor[] | null = null;
   coverage: ReadCoverage | null = null;
 
   #resolve: () => void = never;
@@ -53,20 +51,28 @@ export class Request implements RequestHeader {
     offset: number,
     lengthBytes: number,
     buffer: Buffer | null,
-    maxDescriptors = 0,
-    contextId = 0,
+    status: StatusQuery | null = null,
   ) {
     this.type = type;
     this.flags = flags;
     this.offset = offset;
     this.lengthBytes = lengthBytes;
     this.buffer = buffer;
-    this.maxDescriptors = maxDescriptors;
-    this.contextId = contextId;
+    this.status = status;
     this.settled = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
     });
+  }
+
+  /** What follows the header; null: nothing does. */
+  get payload(): Buffer | null {
+    return this.type === Command.Write ? this.buffer : (this.status?.payload ?? null);
+  }
+
+  /** Of the range that the request is about; `lengthBytes` may be that of a payload. */
+  get rangeBytes(): number {
+    return this.status?.lengthBytes ?? this.lengthBytes;
   }
 
   /** Claims a part of a READ for a chunk; errors as ReadCoverage.add(). */
@@ -100,7 +106,7 @@ export class Request implements RequestHeader {
   /** For messages. */
   describe(): string {
     const name = COMMAND_NAMES.get(this.type) ?? `command ${this.type}`;
-    return this.lengthBytes === 0 ? name : `${name} of ${this.lengthBytes} bytes at ${this.offset}`;
+    return this.rangeBytes === 0 ? name : `${name} of ${this.rangeBytes} bytes at ${this.offset}`;
   }
 }
 

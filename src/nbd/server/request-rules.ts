@@ -6,7 +6,7 @@
 import type { Errno } from "../../errors.js";
 import { Command, CommandFlag, TransmissionFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
-import { readUint64 } from "../wire/uint64.js";
+import { decodeStatusFilter, isStatusFilterLength } from "../wire/request.js";
 import { STATUS_FILTER_BYTES } from "./limits.js";
 
 /** What was agreed on for a connection. */
@@ -83,15 +83,12 @@ export function refusalOf(rules: RequestRules, request: RequestHeader): Refusal 
   if (type === Command.BlockStatus) {
     if (!rules.hasContexts) return NO_CONTEXT;
     if ((flags & CommandFlag.PayloadLen) !== 0)
-      return isFilterLength(request.lengthBytes) ? null : BAD_STATUS_PAYLOAD;
+      return request.lengthBytes <= STATUS_FILTER_BYTES && isStatusFilterLength(request.lengthBytes)
+        ? null
+        : BAD_STATUS_PAYLOAD;
     if (request.lengthBytes === 0) return EMPTY_STATUS;
   }
   return rangeRefusal(rules, request);
-}
-
-/** A length of 64 bits, then the identifiers of one context or more. */
-function isFilterLength(payloadBytes: number): boolean {
-  return payloadBytes >= 12 && payloadBytes <= STATUS_FILTER_BYTES && payloadBytes % 4 === 0;
 }
 
 /** What a BLOCK_STATUS with a payload asks for. */
@@ -107,14 +104,10 @@ export function statusQueryOf(
   payload: Buffer,
   selectedIds: readonly number[],
 ): StatusQuery | Refusal {
-  const lengthBytes = readUint64(payload, 0);
+  const { lengthBytes, contextIds } = decodeStatusFilter(payload);
   if (lengthBytes === 0) return EMPTY_STATUS;
-  const contextIds: number[] = [];
-  for (let at = 8; at < payload.length; at += 4) {
-    const id = payload.readUInt32BE(at);
-    if (contextIds.includes(id) || !selectedIds.includes(id)) return BAD_STATUS_PAYLOAD;
-    contextIds.push(id);
-  }
+  const isDoubled = new Set(contextIds).size < contextIds.length;
+  if (isDoubled || contextIds.some((id) => !selectedIds.includes(id))) return BAD_STATUS_PAYLOAD;
   return rangeRefusal(rules, { ...request, lengthBytes }) ?? { lengthBytes, contextIds };
 }
 

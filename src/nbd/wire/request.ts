@@ -1,5 +1,6 @@
 /**
- * The header of a transmission request, client to server; a WRITE's payload follows it.
+ * The header of a transmission request, client to server; a payload may follow it: that of a WRITE, or with extended
+ * headers the filter of a BLOCK_STATUS.
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-message
  */
@@ -11,6 +12,8 @@ import { readUint64, writeUint64 } from "./uint64.js";
 export const REQUEST_HEADER_BYTES = 28;
 /** The same with a length of 64 bits. */
 export const EXTENDED_REQUEST_HEADER_BYTES = 32;
+const STATUS_FILTER_PREFIX_BYTES = 8;
+const STATUS_FILTER_ID_BYTES = 4;
 
 /** The client's own name for a request, 64 bits that mean nothing to the server. */
 export interface Cookie {
@@ -91,4 +94,28 @@ export function readExtendedRequestHeader(from: Buffer, at: number): RequestHead
     offsetHigh: from.readUInt32BE(at + 16),
     offsetLow: from.readUInt32BE(at + 20),
   };
+}
+
+/** What a BLOCK_STATUS may carry: 64 bits of length of the range, 32 bits for each metadata context to tell of. */
+export function encodeStatusFilter(lengthBytes: number, contextIds: readonly number[]): Buffer {
+  const bytes = Buffer.allocUnsafe(STATUS_FILTER_PREFIX_BYTES + STATUS_FILTER_ID_BYTES * contextIds.length);
+  writeUint64(bytes, 0, lengthBytes);
+  let at = STATUS_FILTER_PREFIX_BYTES;
+  for (const id of contextIds) at = bytes.writeUInt32BE(id, at);
+  return bytes;
+}
+
+/** Reads such a payload of a length that isStatusFilterLength() approves. */
+export function decodeStatusFilter(payload: Buffer): { lengthBytes: number; contextIds: number[] } {
+  const contextIds: number[] = [];
+  for (let at = STATUS_FILTER_PREFIX_BYTES; at < payload.length; at += STATUS_FILTER_ID_BYTES) {
+    contextIds.push(payload.readUInt32BE(at));
+  }
+  return { lengthBytes: readUint64(payload, 0), contextIds };
+}
+
+/** One context at least. */
+export function isStatusFilterLength(payloadBytes: number): boolean {
+  const idBytes = payloadBytes - STATUS_FILTER_PREFIX_BYTES;
+  return idBytes > 0 && idBytes % STATUS_FILTER_ID_BYTES === 0;
 }

@@ -147,10 +147,13 @@ export function decodeOffsetHole(payload: Buffer): { offset: number; holeBytes: 
   return { offset: readUint64(payload, 0), holeBytes: payload.readUInt32BE(8) };
 }
 
-/** One run of bytes of a BLOCK_STATUS chunk; what `status` means is up to the metadata context. */
+/**
+ * One run of bytes of a BLOCK_STATUS chunk; what `status` means is up to the metadata context.
+ * Received in a BLOCK_STATUS_EXT, either is UINT64_TOO_LARGE where a number can't hold it.
+ */
 export interface BlockDescriptor {
-  /** Received in a BLOCK_STATUS_EXT: UINT64_TOO_LARGE where a number can't hold it. */
   readonly lengthBytes: number;
+  /** 32 bits; of contexts outside of `base:` 64, with extended headers. */
   readonly status: number;
 }
 
@@ -187,7 +190,7 @@ export function decodeBlockStatus(payload: Buffer): { contextId: number; descrip
 }
 
 /**
- * As decodeBlockStatus() for BLOCK_STATUS_EXT. Only statuses of 32 bits are taken, as all of `base:` are.
+ * As decodeBlockStatus() for BLOCK_STATUS_EXT.
  * @throws ProtocolError malformed-chunk
  */
 export function decodeExtendedBlockStatus(payload: Buffer): {
@@ -202,8 +205,8 @@ export function decodeExtendedBlockStatus(payload: Buffer): {
   const descriptors: BlockDescriptor[] = [];
   for (let at = EXTENDED_STATUS_PREFIX_BYTES; at < payload.length; at += EXTENDED_DESCRIPTOR_BYTES) {
     const lengthBytes = readUint64(payload, at);
-    requireWellFormed(lengthBytes > 0 && payload.readUInt32BE(at + 8) === 0, "BLOCK_STATUS_EXT");
-    descriptors.push({ lengthBytes, status: payload.readUInt32BE(at + 12) });
+    requireWellFormed(lengthBytes > 0, "BLOCK_STATUS_EXT");
+    descriptors.push({ lengthBytes, status: readUint64(payload, at + 8) });
   }
   return { contextId: payload.readUInt32BE(0), descriptors };
 }

@@ -25,6 +25,18 @@ describe("parts of the benchmark", () => {
     await lab.close();
   });
 
+  it("a lab that is closed twice at once has ended its processes when either says so", async () => {
+    for (const first of [0, 1]) {
+      const lab = new Lab();
+      const workspace = await lab.workspace();
+      const sleeper = await workspace.start("sleep", ["60"]);
+      const ends = [lab.close(), lab.close()];
+      await ends[first];
+      expect(sleeper.isRunning).to.equal(false);
+      await Promise.all(ends);
+    }
+  });
+
   it("a lab that closes ends processes, removes files and starts nothing more", async () => {
     const lab = new Lab();
     const workspace = await lab.workspace();

@@ -121,6 +121,36 @@ describe("a dirty map's file", () => {
     expect(map.missedRuns(10)).to.deep.equal([[8 * EXTENT, SIZE_BYTES - 8 * EXTENT]]);
   });
 
+  it("forgets the end of a copy, too, that came while the replica was flushed: the next flush covers it", async () => {
+    await map.describe(TENURE, false);
+    map.resynced(0, 8 * EXTENT);
+    await change(0, BLOCK);
+    map.beginFlush();
+    map.resynced(8 * EXTENT, SIZE_BYTES - 8 * EXTENT);
+    map.endFlush(true);
+    await turns();
+    map.beginFlush();
+    map.endFlush(true);
+    await turns();
+    directory.crash();
+    await reopen();
+    expect(map.missedRuns(10), "the extent that a guest writes to").to.deep.equal([[0, EXTENT]]);
+  });
+
+  it("writes no progress with each flush when a copy is over, whatever guests change meanwhile", async () => {
+    await map.describe(TENURE, false);
+    map.resynced(0, SIZE_BYTES);
+    const writes: number[] = [];
+    for (let flushes = 0; flushes < 3; flushes++) {
+      map.beginFlush();
+      await change(0, BLOCK);
+      map.endFlush(true);
+      await turns();
+      writes.push(directory.count("write", FILE));
+    }
+    expect(new Set(writes).size, "once").to.equal(1);
+  });
+
   it("forgets nothing before the primary disk is durable too: a power loss might take back what the replica has", async () => {
     directory = new MemoryStateDirectory();
     map = await openDirtyMap(SIZE_BYTES, directory, undefined, () => new Promise(() => undefined));

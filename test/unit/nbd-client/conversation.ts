@@ -2,6 +2,7 @@
 import { ReplyReceiver } from "../../../src/nbd/client/reply-receiver.js";
 import type { ReplyFormat } from "../../../src/nbd/client/reply-receiver.js";
 import { Request } from "../../../src/nbd/client/request.js";
+import { StatusQuery } from "../../../src/nbd/client/status-query.js";
 import { Command } from "../../../src/nbd/wire/constants.js";
 import type { ReplyTarget } from "../../../src/nbd/wire/request.js";
 
@@ -48,18 +49,14 @@ export class Conversation {
     type: number,
     offset: number,
     lengthBytes: number,
-    more: { flags?: number; maxExtents?: number } = {},
+    more: { flags?: number; maxExtents?: number; contextIds?: readonly number[]; isFiltered?: boolean } = {},
   ): Request {
     const buffer = type === Command.Read ? Buffer.alloc(lengthBytes, 0xee) : null;
-    const request = new Request(
-      type,
-      more.flags ?? 0,
-      offset,
-      lengthBytes,
-      buffer,
-      more.maxExtents ?? 100,
-      CONTEXT_ID,
-    );
+    const { flags = 0, maxExtents = 100, contextIds = [CONTEXT_ID], isFiltered = false } = more;
+    const status =
+      type === Command.BlockStatus ? new StatusQuery(lengthBytes, maxExtents, contextIds, isFiltered) : null;
+    const headerBytes = status?.payload?.length ?? lengthBytes;
+    const request = new Request(type, flags, offset, headerBytes, buffer, status);
     this.requests.push(request);
     request.cookieLow = this.requests.length;
     return request;

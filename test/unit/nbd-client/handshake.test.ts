@@ -1,7 +1,5 @@
 import { expect } from "chai";
 
-import { NegotiationError, ProtocolError } from "../../../src/errors.js";
-import { listExports } from "../../../src/nbd/client/connect.js";
 import {
   BASE_ALLOCATION,
   Option,
@@ -10,10 +8,8 @@ import {
 } from "../../../src/nbd/wire/constants.js";
 import { EXPORT_NAME_PADDING_BYTES, encodeExportNameReply } from "../../../src/nbd/wire/handshake.js";
 import { decodeMetaContextRequest } from "../../../src/nbd/wire/option.js";
-import { encodeInfoItem, encodeOptionReply, encodeServerEntry } from "../../../src/nbd/wire/option-reply.js";
+import { encodeInfoItem, encodeOptionReply } from "../../../src/nbd/wire/option-reply.js";
 import { ALL_FLAGS, NO_DATA } from "./scripted-server.js";
-import type { Peer } from "./scripted-server.js";
-import { failureOf } from "../../tools/outcome.js";
 import { useScriptedServer } from "./scripted-suite.js";
 
 describe("NBD client handshake", () => {
@@ -147,58 +143,6 @@ describe("NBD client handshake", () => {
       await suite.stop();
       const { device: odd } = await suite.connectGranted({ blockSize: [4096, 4096, 10_000] });
       expect(odd.info.blockSize.maximumBytes).to.equal(8192);
-    });
-  });
-
-  describe("listExports", () => {
-    async function list(script: (peer: Peer) => Promise<void>): Promise<string[]> {
-      const address = await suite.serve(script);
-      return listExports({ address, connectTimeoutMs: 5000 });
-    }
-
-    it("names all exports, then leaves by ABORT", async () => {
-      let goodbye = -1;
-      const names = await list(async (peer) => {
-        await peer.greet();
-        expect(await peer.option()).to.deep.equal({ option: Option.List, data: NO_DATA });
-        for (const exportName of ["disk0", "", "\u20ac"]) {
-          const entry = encodeServerEntry({ exportName, description: "d" });
-          peer.send(encodeOptionReply(Option.List, OptionReplyType.Server, entry));
-        }
-        peer.send(encodeOptionReply(Option.List, OptionReplyType.Ack, NO_DATA));
-        goodbye = (await peer.option()).option;
-        peer.socket.end();
-      });
-      expect(names).to.deep.equal(["disk0", "", "\u20ac"]);
-      await suite.stop();
-      expect(goodbye).to.equal(Option.Abort);
-    });
-
-    it("reports a refusal", async () => {
-      const error = await failureOf(
-        list(async (peer) => {
-          await peer.greet();
-          await peer.option();
-          peer.send(encodeOptionReply(Option.List, OptionReplyType.ErrPolicy, Buffer.from("secret")));
-          await peer.hangUp();
-        }),
-      );
-      expect(error).to.be.instanceOf(NegotiationError).with.property("code", "policy");
-      expect(error.message).to.include("secret");
-    });
-
-    it("reports a list without end", async () => {
-      const error = await failureOf(
-        list(async (peer) => {
-          await peer.greet();
-          await peer.option();
-          const entry = encodeServerEntry({ exportName: "x", description: "" });
-          const reply = encodeOptionReply(Option.List, OptionReplyType.Server, entry);
-          peer.send(...Array.from({ length: 70_000 }, () => reply));
-          await peer.hangUp();
-        }),
-      );
-      expect(error).to.be.instanceOf(ProtocolError).with.property("code", "too-many-option-replies");
     });
   });
 });

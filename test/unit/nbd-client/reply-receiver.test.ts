@@ -23,12 +23,27 @@ import {
   target,
 } from "./conversation.js";
 
+/** The payload of a BLOCK_STATUS_EXT with one descriptor of 4096 bytes. */
+function wideStatus(contextId: number, status: bigint): Buffer {
+  const payload = Buffer.alloc(24);
+  payload.writeUInt32BE(contextId, 0);
+  payload.writeUInt32BE(1, 4);
+  payload.writeBigUInt64BE(4096n, 8);
+  payload.writeBigUInt64BE(status, 16);
+  return payload;
+}
+
+/** Of base:allocation. */
+function descriptorsOf(request: Request | undefined): unknown {
+  return request?.status?.answers.get(7);
+}
+
 /** The answer as the caller sees it. */
 function outcome(request: Request): unknown {
   return {
     error: request.error === null ? null : [request.error.errno, request.error.message],
     content: request.buffer?.toString("hex"),
-    descriptors: request.descriptors,
+    descriptors: descriptorsOf(request),
   };
 }
 
@@ -177,16 +192,16 @@ describe("ReplyReceiver", () => {
       ],
       order: [1, 2, 3, 4],
       check: ([all, two, one, failed]) => {
-        expect(all?.descriptors).to.deep.equal([
+        expect(descriptorsOf(all)).to.deep.equal([
           { lengthBytes: 100, status: 0 },
           { lengthBytes: 200, status: 3 },
           { lengthBytes: 700, status: 0xf2 },
         ]);
-        expect(two?.descriptors).to.deep.equal([
+        expect(descriptorsOf(two)).to.deep.equal([
           { lengthBytes: 1, status: 1 },
           { lengthBytes: 2, status: 2 },
         ]);
-        expect(one?.descriptors).to.deep.equal([{ lengthBytes: 1000, status: 0 }]);
+        expect(descriptorsOf(one)).to.deep.equal([{ lengthBytes: 1000, status: 0 }]);
         expect(failed?.error?.errno).to.equal("EINVAL");
       },
     },
@@ -205,8 +220,35 @@ describe("ReplyReceiver", () => {
       ],
       order: [1, 2],
       check: ([first, second]) => {
-        expect(first?.descriptors).to.deep.equal([{ lengthBytes: 500, status: 3 }]);
-        expect(second?.descriptors).to.deep.equal([{ lengthBytes: 400, status: 0 }]);
+        expect(descriptorsOf(first)).to.deep.equal([{ lengthBytes: 500, status: 3 }]);
+        expect(descriptorsOf(second)).to.deep.equal([{ lengthBytes: 400, status: 0 }]);
+      },
+    },
+    {
+      title: "what several contexts tell, each on its own, with statuses of 64 bits outside of base:",
+      format: { ...EXTENDED, contexts: new Map([...EXTENDED.contexts, ["x-wide:w", 9]]) },
+      ask: (c) => {
+        c.ask(Command.BlockStatus, 4096, 2 ** 40, { contextIds: [7, 9] });
+        c.ask(Command.BlockStatus, 4096, 2 ** 40, { contextIds: [9], isFiltered: true });
+        c.ask(Command.BlockStatus, 4096, 2 ** 40, { contextIds: [9], isFiltered: true });
+      },
+      replies: [
+        encodeBlockStatusChunk(target(1, 4096), 0, 9, [{ lengthBytes: 2 ** 41, status: 2 ** 52 + 1 }]),
+        encodeBlockStatusChunk(target(2, 4096), DONE, 9, [{ lengthBytes: 2 ** 33, status: 5 }]),
+        encodeBlockStatusChunk(target(1, 4096), DONE, 7, [{ lengthBytes: 2 ** 35, status: 3 }]),
+        chunk(target(3, 4096), DONE, ChunkType.BlockStatusExt, wideStatus(9, 2n ** 53n)),
+      ],
+      order: [2, 1, 3],
+      check: ([both, one, tooWide]) => {
+        expect(both?.status?.answers).to.deep.equal(
+          new Map([
+            [9, [{ lengthBytes: 2 ** 40, status: 2 ** 52 + 1 }]],
+            [7, [{ lengthBytes: 2 ** 35, status: 3 }]],
+          ]),
+        );
+        expect(one?.status?.answers).to.deep.equal(new Map([[9, [{ lengthBytes: 2 ** 33, status: 5 }]]]));
+        expect(tooWide?.error?.errno).to.equal("EOVERFLOW");
+        expect(tooWide?.error?.message).to.include(`a status of x-wide:w`);
       },
     },
     {
@@ -233,7 +275,7 @@ describe("ReplyReceiver", () => {
       order: [2, 3, 5, 1, 4],
       check: ([read, , status, flush, trim]) => {
         expect(read?.buffer).to.deep.equal(Buffer.concat([bytes(10, 1), Buffer.alloc(10)]));
-        expect(status?.descriptors).to.deep.equal([
+        expect(descriptorsOf(status)).to.deep.equal([
           { lengthBytes: 2 ** 33, status: 3 },
           { lengthBytes: 2 ** 40 - 2 ** 33, status: 0 },
         ]);

@@ -29,6 +29,9 @@ describe("ReplyReceiver", () => {
   const STATUS = (c: Conversation): Request => c.ask(Command.BlockStatus, 4096, 64);
   const STATUS_ONE = (c: Conversation): Request =>
     c.ask(Command.BlockStatus, 4096, 64, { flags: CommandFlag.ReqOne });
+  const STATUS_NAMED = (c: Conversation): Request =>
+    c.ask(Command.BlockStatus, 4096, 64, { isFiltered: true });
+  const TWO_CONTEXTS = new Map([...STRUCTURED.contexts, ["qemu:dirty-bitmap:b", 9]]);
   const AT = target(1, 4096);
   /** The payload of a BLOCK_STATUS_EXT: words of 32 bits. */
   const words = (...values: number[]): Buffer => {
@@ -211,6 +214,29 @@ describe("ReplyReceiver", () => {
         [1, 2].map(() => encodeBlockStatusChunk(cookie(1), 0, 7, [{ lengthBytes: 64, status: 0 }])),
       ),
       "unexpected-meta-context",
+    ],
+    [
+      "extents of a context that nobody asked about, twice",
+      { ...STRUCTURED, contexts: TWO_CONTEXTS },
+      STATUS,
+      Buffer.concat(
+        [1, 2].map(() => encodeBlockStatusChunk(cookie(1), 0, 9, [{ lengthBytes: 64, status: 0 }])),
+      ),
+      "unexpected-meta-context",
+    ],
+    [
+      "extents of a context besides those that the request names",
+      { ...EXTENDED, contexts: TWO_CONTEXTS },
+      STATUS_NAMED,
+      encodeBlockStatusChunk(AT, 0, 9, [{ lengthBytes: 64, status: 0 }]),
+      "unexpected-meta-context",
+    ],
+    [
+      "extents of one of two contexts that were asked about",
+      { ...STRUCTURED, contexts: TWO_CONTEXTS },
+      (c) => c.ask(Command.BlockStatus, 4096, 64, { contextIds: [7, 9] }),
+      encodeBlockStatusChunk(cookie(1), DONE, 7, [{ lengthBytes: 64, status: 0 }]),
+      "incomplete-reply",
     ],
     [
       "no extents at all",

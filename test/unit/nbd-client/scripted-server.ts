@@ -17,7 +17,9 @@ import { join } from "node:path";
 
 import type { Address } from "../../../src/net/address.js";
 import {
+  BASE_ALLOCATION,
   Command,
+  CommandFlag,
   InfoType,
   Option,
   OptionReplyType,
@@ -65,6 +67,8 @@ export interface Grants {
   readonly extendedHeaders?: boolean;
   /** The number of base:allocation; without, the server has no contexts. */
   readonly contextId?: number;
+  /** Further contexts, with their numbers. */
+  readonly moreContexts?: readonly (readonly [name: string, id: number])[];
   readonly blockSize?: readonly [minimumBytes: number, preferredBytes: number, maximumBytes: number];
   /** Otherwise NBD_OPT_EXPORT_NAME is the only way. */
   readonly go?: boolean;
@@ -143,15 +147,15 @@ export class Peer {
     return { option, data: await this.read(lengthBytes) };
   }
 
-  /** The header, extended if that was granted, and the payload of a WRITE. */
+  /** The header, extended if that was granted, and the payload that comes with it. */
   async request(): Promise<RequestHeader & { payload: Buffer }> {
     const header = this.#extended
       ? readExtendedRequestHeader(await this.read(EXTENDED_REQUEST_HEADER_BYTES), 0)
       : readRequestHeader(await this.read(REQUEST_HEADER_BYTES), 0);
-    return {
-      ...header,
-      payload: header.type === Command.Write ? await this.read(header.lengthBytes) : NO_DATA,
-    };
+    const hasPayload = this.#extended
+      ? (header.flags & CommandFlag.PayloadLen) !== 0
+      : header.type === Command.Write;
+    return { ...header, payload: hasPayload ? await this.read(header.lengthBytes) : NO_DATA };
   }
 
   /** null when the client has hung up. */
@@ -212,11 +216,9 @@ export class Peer {
         this.#extended = true;
         reply(OptionReplyType.Ack);
       } else if (option === Option.SetMetaContext) {
-        if (grants.contextId !== undefined) {
-          reply(
-            OptionReplyType.MetaContext,
-            encodeMetaContext({ id: grants.contextId, name: "base:allocation" }),
-          );
+        const base = grants.contextId === undefined ? [] : [[BASE_ALLOCATION, grants.contextId] as const];
+        for (const [name, id] of [...base, ...(grants.moreContexts ?? [])]) {
+          reply(OptionReplyType.MetaContext, encodeMetaContext({ id, name }));
         }
         reply(OptionReplyType.Ack);
       } else {

@@ -49,13 +49,14 @@ export class ScriptedSuite {
     script: (peer: Peer) => Promise<void>,
     maxInFlight = 128,
     kind: Address["kind"] = "unix",
+    metaContexts: readonly string[] = [],
   ): Promise<NbdDevice> {
     const address = await this.serve(async (peer) => {
       await peer.handshake(grants);
       await script(peer);
       await peer.hangUp();
     }, kind);
-    return this.#connect(address, "", { maxInFlight });
+    return this.#connect(address, "", { maxInFlight, metaContexts });
   }
 
   /** A device whose server answers everything with success, reads of extended headers excepted; `seen` is what came: type, flags, offset, length. */

@@ -1,5 +1,6 @@
 /** An epoch's overlays and their files, through crashes at inconvenient moments. */
 import { expect } from "chai";
+import { pino } from "pino";
 
 import type { BlockDevice } from "../../../src/block/device.js";
 import { Flag } from "../../../src/block/device.js";
@@ -11,6 +12,13 @@ import { failureOf, isSettled, outcome } from "../../tools/outcome.js";
 import { Deferred } from "../../../src/deferred.js";
 
 const BLOCK_BYTES = 4096;
+
+/** What the stores logged. */
+let logged: { readonly level: number; readonly msg: string; readonly error?: string }[] = [];
+const log = pino(
+  { base: null },
+  { write: (line: string) => logged.push(JSON.parse(line) as (typeof logged)[0]) },
+);
 const SIZE_BYTES = 8 * BLOCK_BYTES;
 
 function filled(value: number): Buffer {
@@ -47,10 +55,11 @@ describe("epoch store", () => {
   let store: EpochStore;
 
   beforeEach(() => {
+    logged = [];
     directory = new MemoryStateDirectory();
     disks = [new MemoryDevice(SIZE_BYTES), new MemoryDevice(SIZE_BYTES)];
     for (const disk of disks) disk.fill(0, Buffer.alloc(SIZE_BYTES, 7));
-    store = new EpochStore({ directory, disks, sync: true, salvage: () => null });
+    store = new EpochStore({ directory, disks, sync: true, salvage: () => null, log });
   });
 
   const create = (number: number): Promise<Epoch> => store.create(number, Promise.resolve());
@@ -124,7 +133,7 @@ describe("epoch store", () => {
     expect((await directory.list()).sort()).to.deep.equal(["hidden-1.log", "hidden-5.log"]);
     await store.prepare(6);
     directory.crash();
-    store = new EpochStore({ directory, disks, sync: true, salvage: () => null });
+    store = new EpochStore({ directory, disks, sync: true, salvage: () => null, log });
     expect(await firstBytes(overlaysOf(await store.recover(1), 0).hidden)).to.deep.equal(Array(8).fill(7));
     expect(await directory.list()).to.deep.equal(["hidden-1.log", "spare.log"]);
     await store.prepare(2);
@@ -193,7 +202,7 @@ describe("epoch store", () => {
   });
 
   for (const kind of ["open", "write", "sync"] as const) {
-    it(`makes a log anew, and removes the spare one, when that can't be used: ${kind} fails`, async () => {
+    it(`makes a log anew, and removes the spare one and says why, when that can't be used: ${kind} fails`, async () => {
       await create(1);
       await create(2);
       await store.removeAllBut(2);
@@ -203,6 +212,9 @@ describe("epoch store", () => {
           : undefined;
       const third = await create(3);
       expect((await directory.list()).sort()).to.deep.equal(["hidden-2.log", "hidden-3.log"]);
+      expect(logged.map(({ level, msg, error }) => [level, msg, error])).to.deep.equal([
+        [40, "spare log removed: it can't be written; a log is made anew", "a bad sector"],
+      ]);
       await overwrite(third, disks[0], 0, 1);
       directory.crash();
       expect(await firstBytes(overlaysOf(await store.recover(3), 0).hidden)).to.deep.equal(Array(8).fill(7));
@@ -239,6 +251,9 @@ describe("epoch store", () => {
     await Promise.all([overwrite(epoch, disks[0], 0, 1), overwrite(epoch, disks[0], 1, 1)]);
     await overwrite(epoch, disks[0], 2, 1);
     expect(await directory.list()).to.deep.equal(["hidden-2.log"]);
+    expect(logged.map(({ level, msg }) => [level, msg])).to.deep.equal([
+      [30, "spare log removed: the file system of the state directory is full"],
+    ]);
     directory.crash();
     expect(await firstBytes(overlaysOf(await store.recover(2), 0).hidden)).to.deep.equal(Array(8).fill(7));
   });
@@ -338,11 +353,11 @@ describe("epoch store", () => {
       { offset: 7 * BLOCK_BYTES, lengthBytes: BLOCK_BYTES, data: null },
     ]);
     const smaller = [disks[0], new MemoryDevice(SIZE_BYTES - 1)];
-    const other = new EpochStore({ directory, disks: smaller, sync: true, salvage: () => null });
+    const other = new EpochStore({ directory, disks: smaller, sync: true, salvage: () => null, log });
     expect((await failureOf(other.recover(1))).message).to.equal(
       "hidden-1.log names bytes 28672 to 32768 of disk 1, which has fewer",
     );
-    const fewer = new EpochStore({ directory, disks: [disks[0]], sync: true, salvage: () => null });
+    const fewer = new EpochStore({ directory, disks: [disks[0]], sync: true, salvage: () => null, log });
     expect(await outcome(fewer.recover(1))).to.equal("damaged");
   });
 
