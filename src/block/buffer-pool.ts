@@ -11,7 +11,7 @@ import { libc } from "../os/libc.js";
 
 /** Sizes are powers of two from this on; a shorter wish gets that much. */
 const SMALLEST_BYTES = 32 * 1024;
-/** Longer ones are not kept: they are rare, and each would displace many. */
+/** Longer ones are not kept, and made to measure: they are rare, and each would displace many. */
 const LARGEST_BYTES = 32 * 1024 * 1024;
 
 const PAGE_BYTES = 4096;
@@ -43,6 +43,7 @@ export class BufferPool {
 
   /** A buffer of at least this length, whole pages, with whatever content; to be given back as it is, not a part of it. */
   take(lengthBytes: number): Buffer {
+    if (lengthBytes > LARGEST_BYTES) return allocatePages(Math.ceil(lengthBytes / PAGE_BYTES) * PAGE_BYTES);
     const index = classOf(lengthBytes);
     const kept = this.#free[index]?.pop();
     if (kept === undefined) return allocatePages(SMALLEST_BYTES * 2 ** index);

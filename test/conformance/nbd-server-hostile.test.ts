@@ -52,6 +52,8 @@ describe("NBD server, hostile clients", () => {
   const expectServed = async (): Promise<void> => {
     expect((await witness.ask(Command.Read, { lengthBytes: 512 })).errorNumber).to.equal(0);
   };
+  const openRequests = (): number =>
+    harness.server.connections().reduce((sum, { requestsInFlight }) => sum + requestsInFlight, 0);
   /** The witness alone is left. */
   const othersGone = (): Promise<void> => until(() => harness.server.connections().length === 1);
 
@@ -323,6 +325,48 @@ describe("NBD server, hostile clients", () => {
     expect(harness.server.connections().some(({ bytesWritten }) => bytesWritten === payload.length)).to.equal(
       true,
     );
+  });
+
+  it("serves requests of 128 KiB, one at a time, while others wait for all memory there is", async () => {
+    const payload = Buffer.alloc(128 * 1024, 0x77);
+    // So that it has moved as much before.
+    expect((await witness.ask(Command.Write, {}, payload)).errorNumber).to.equal(0);
+    for (let i = 0; i < 20; i++) {
+      const hoarder = await connect();
+      hoarder.request(Command.Write, { lengthBytes: 32 * MEBIBYTE }, Buffer.alloc(70_000));
+    }
+    await until(() => openRequests() === 20);
+    for (let i = 0; i < 20; i++) {
+      expect((await witness.ask(Command.Write, {}, payload)).errorNumber).to.equal(0);
+      const { chunks } = await witness.ask(Command.Read, { lengthBytes: payload.length });
+      expect(chunks?.[0]?.payload.equals(payload)).to.equal(true);
+    }
+    expect(harness.log.map(({ code }) => code)).to.not.include("memory-short");
+  });
+
+  it("carries out a write of 32 MiB that had to wait for memory", async () => {
+    const hoarder = await connect();
+    hoarder.request(Command.Write, { lengthBytes: 32 * MEBIBYTE }, Buffer.alloc(70_000));
+    await until(() => openRequests() === 1);
+    const honest = await connect();
+    const payload = Buffer.alloc(32 * MEBIBYTE, 0x77);
+    const written = honest.ask(Command.Write, {}, payload);
+    await until(() => openRequests() === 2);
+    hoarder.destroy();
+    expect((await written).errorNumber).to.equal(0);
+    const { chunks } = await honest.ask(Command.Read, { lengthBytes: payload.length });
+    expect(chunks?.[0]?.payload.equals(payload)).to.equal(true);
+  });
+
+  it("forgets clients that hung up while they waited for memory", async () => {
+    for (let i = 0; i < 20; i++) {
+      const client = await connect();
+      client.request(Command.Write, { lengthBytes: 32 * MEBIBYTE }, Buffer.alloc(600_000));
+    }
+    await until(() => openRequests() === 20);
+    for (const client of clients.splice(0)) client.destroy();
+    await othersGone();
+    expect(harness.log.map(({ code }) => code)).to.not.include("memory-short");
   });
 
   it("cuts a client that ignores the end of its export, after a deadline", async () => {

@@ -33,6 +33,7 @@ export class NodeProcess {
    * Starts a node and waits until it is ready.
    * @param options as on the command line, without --state-dir
    * @param nodeOptions of Node.js itself
+   * @param launcher a program with its arguments that runs another: taskset, chrt
    * @throws with what it said if it ends instead
    */
   static async start(
@@ -41,9 +42,11 @@ export class NodeProcess {
     options: readonly string[],
     stateDirectory: string = workspace.path(role),
     nodeOptions: readonly string[] = [],
+    launcher: readonly string[] = [],
   ): Promise<NodeProcess> {
     const args = [...nodeOptions, program(role), ...options, "--state-dir", stateDirectory];
-    const process = await workspace.start(globalThis.process.execPath, args);
+    const [first, ...rest] = [...launcher, globalThis.process.execPath];
+    const process = await workspace.start(first, [...rest, ...args]);
     const node = new NodeProcess(role, stateDirectory, process);
     await waitFor(
       `${role} to be ready`,

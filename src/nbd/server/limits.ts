@@ -23,6 +23,10 @@ export const REQUEST_MEMORY_BYTES = 16 * 1024;
 /** What a client may hold of that at any time, also when others hold all of it. */
 export const MEMORY_GUARANTEED_BYTES = 32 * 1024;
 
+/** For clients with one request at a time, of RESERVE_REQUEST_BYTES at most, that would have to wait for memory otherwise. */
+export const RESERVE_BYTES = 4 * 1024 * 1024;
+export const RESERVE_REQUEST_BYTES = 1024 * 1024;
+
 /** While memory is short, a client that holds more has to move MEMORY_PROGRESS_BYTES in each of these periods. */
 export const MEMORY_PRESSURE_MS = 1000;
 export const MEMORY_PROGRESS_BYTES = 64 * 1024;

@@ -6,11 +6,22 @@
  * comes out of the pool, in the order of asking. While somebody waits, clients that hold more than their part and move
  * too little are cut off: memory is short, and it is they who hold it.
  *
+ * A client that asks for one request at a time need not stand in that line, where hundreds may wait who are going to hold
+ * what they get: there is a reserve for it, of which it may have as much as it has moved before. Whoever holds that in vain
+ * is cut off too, so that it costs him as much each time.
+ *
  * Invariants:
- * - What is held never exceeds the pool by more than the guaranteed parts of the clients.
+ * - What clients hold beyond their guaranteed parts never exceeds the pool and the reserve.
  * - Somebody waits only while the first of those who wait doesn't fit.
+ * - A client has one request in the reserve at most, and had none under way when it got it.
  */
-import { MEMORY_GUARANTEED_BYTES, MEMORY_PRESSURE_MS, MEMORY_PROGRESS_BYTES } from "./limits.js";
+import {
+  MEMORY_GUARANTEED_BYTES,
+  MEMORY_PRESSURE_MS,
+  MEMORY_PROGRESS_BYTES,
+  RESERVE_BYTES,
+  RESERVE_REQUEST_BYTES,
+} from "./limits.js";
 
 /** Who holds memory. */
 export interface MemoryHolder {
@@ -31,15 +42,20 @@ export class MemoryPool {
   readonly #totalBytes: number;
   readonly #accounts = new Set<MemoryAccount>();
   readonly #waiting: Waiting[] = [];
+  /** Beyond the guaranteed parts. */
   #heldBytes = 0;
+  #reservedBytes = 0;
   #pressureTimer: NodeJS.Timeout | null = null;
 
   constructor(totalBytes: number) {
     this.#totalBytes = totalBytes;
   }
 
+  /** In all. */
   get heldBytes(): number {
-    return this.#heldBytes;
+    let sum = 0;
+    for (const { heldBytes, reservedBytes } of this.#accounts) sum += heldBytes + reservedBytes;
+    return sum;
   }
 
   open(holder: MemoryHolder): MemoryAccount {
@@ -58,8 +74,12 @@ export class MemoryPool {
 
   #take(account: MemoryAccount, bytes: number, onGranted: () => void): boolean {
     const isGuaranteed = account.heldBytes + bytes <= MEMORY_GUARANTEED_BYTES;
-    if (isGuaranteed || (this.#waiting.length === 0 && this.#fits(bytes))) {
-      this.#grant(account, bytes);
+    if (isGuaranteed || (this.#waiting.length === 0 && this.#fits(account, bytes))) {
+      this.#hold(account, bytes);
+      return true;
+    }
+    if (this.#mayReserve(account, bytes)) {
+      this.#reserve(account, bytes);
       return true;
     }
     this.#waiting.push({ account, bytes, onGranted });
@@ -68,8 +88,9 @@ export class MemoryPool {
   }
 
   #give(account: MemoryAccount, bytes: number): void {
-    account.heldBytes -= bytes;
-    this.#heldBytes -= bytes;
+    // Of two requests of one size it makes no difference which is thought of as that in the reserve.
+    if (bytes === account.reservedBytes) this.#giveReserved(account);
+    else this.#hold(account, -bytes);
     this.#grantWaiting();
   }
 
@@ -77,22 +98,55 @@ export class MemoryPool {
     if (!this.#accounts.delete(account)) return;
     const left = this.#waiting.filter((each) => each.account !== account);
     this.#waiting.splice(0, this.#waiting.length, ...left);
-    this.#give(account, account.heldBytes);
+    this.#giveReserved(account);
+    this.#hold(account, -account.heldBytes);
+    this.#grantWaiting();
   }
 
-  #fits(bytes: number): boolean {
-    return this.#heldBytes === 0 || this.#heldBytes + bytes <= this.#totalBytes;
+  #fits(account: MemoryAccount, bytes: number): boolean {
+    const addedBytes = beyondGuaranteed(account.heldBytes + bytes) - beyondGuaranteed(account.heldBytes);
+    return this.#heldBytes === 0 || this.#heldBytes + addedBytes <= this.#totalBytes;
   }
 
-  #grant(account: MemoryAccount, bytes: number): void {
+  /** Or no more, for less than nothing. */
+  #hold(account: MemoryAccount, bytes: number): void {
+    const before = beyondGuaranteed(account.heldBytes);
     account.heldBytes += bytes;
-    this.#heldBytes += bytes;
+    this.#heldBytes += beyondGuaranteed(account.heldBytes) - before;
+  }
+
+  #mayReserve({ holder, heldBytes, reservedBytes }: MemoryAccount, bytes: number): boolean {
+    return (
+      heldBytes === 0 &&
+      reservedBytes === 0 &&
+      bytes <= RESERVE_REQUEST_BYTES &&
+      this.#reservedBytes + bytes <= RESERVE_BYTES &&
+      bytes <= holder.movedBytes()
+    );
+  }
+
+  #reserve(account: MemoryAccount, bytes: number): void {
+    account.reservedBytes = bytes;
+    this.#reservedBytes += bytes;
+  }
+
+  #giveReserved(account: MemoryAccount): void {
+    if (account.reservedBytes === 0) return;
+    this.#reservedBytes -= account.reservedBytes;
+    account.reservedBytes = 0;
+    const index = this.#waiting.findIndex((each) => this.#mayReserve(each.account, each.bytes));
+    const [next] = index < 0 ? [] : this.#waiting.splice(index, 1);
+    if (next === undefined) return;
+    this.#reserve(next.account, next.bytes);
+    next.onGranted();
   }
 
   #grantWaiting(): void {
-    for (let next = this.#waiting[0]; next !== undefined && this.#fits(next.bytes); next = this.#waiting[0]) {
+    for (;;) {
+      const next = this.#waiting[0];
+      if (next === undefined || !this.#fits(next.account, next.bytes)) break;
       this.#waiting.shift();
-      this.#grant(next.account, next.bytes);
+      this.#hold(next.account, next.bytes);
       next.onGranted();
     }
     if (this.#waiting.length > 0 || this.#pressureTimer === null) return;
@@ -107,11 +161,16 @@ export class MemoryPool {
         const { holder, lastMovedBytes } = account;
         account.lastMovedBytes = holder.movedBytes();
         const isSlow = account.lastMovedBytes - lastMovedBytes < MEMORY_PROGRESS_BYTES;
-        if (account.heldBytes > MEMORY_GUARANTEED_BYTES && isSlow && holder.waitsForClient()) holder.cutOff();
+        const holdsMore = account.heldBytes > MEMORY_GUARANTEED_BYTES || account.reservedBytes > 0;
+        if (holdsMore && isSlow && holder.waitsForClient()) holder.cutOff();
       }
     }, MEMORY_PRESSURE_MS);
     return timer.unref();
   }
+}
+
+function beyondGuaranteed(bytes: number): number {
+  return Math.max(0, bytes - MEMORY_GUARANTEED_BYTES);
 }
 
 interface PoolSide {
@@ -124,7 +183,9 @@ interface PoolSide {
 export class MemoryAccount {
   readonly holder: MemoryHolder;
   readonly #pool: PoolSide;
+  /** Without what is in the reserve. */
   heldBytes = 0;
+  reservedBytes = 0;
   /** When the pool last looked. */
   lastMovedBytes = 0;
 

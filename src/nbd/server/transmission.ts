@@ -190,11 +190,12 @@ export class Transmission implements RequestSink {
     return this.hasRoom && !this.#options.share.isSpent;
   }
 
-  /** Whether another request may be taken up, in its turn. */
+  /** Whether the rest of a request, or another one, may be taken up, in its turn. */
   get hasRoom(): boolean {
+    if (this.#disconnected || this.#awaitsMemory) return false;
+    // It counts already, and a long one is all that may be under way.
+    if (this.#current !== null) return true;
     return (
-      !this.#disconnected &&
-      !this.#awaitsMemory &&
       this.#open < REQUESTS_IN_FLIGHT &&
       this.#memoryBytes < PAYLOAD_IN_FLIGHT_BYTES &&
       this.#options.writer.queuedBytes < QUEUED_REPLY_BYTES

@@ -22,6 +22,7 @@ describe("BufferPool", () => {
     pool.give(pool.take(64 * KIBIBYTE));
     expect(pool.take(64 * KIBIBYTE + 1).length).to.equal(128 * KIBIBYTE);
     expect(pool.take(1).length).to.equal(32 * KIBIBYTE);
+    expect(pool.take(32 * 1024 * KIBIBYTE + 1).length, "never kept").to.equal(32 * 1024 * KIBIBYTE + 4096);
   });
 
   it("keeps no more than its limit", () => {

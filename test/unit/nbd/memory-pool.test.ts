@@ -1,10 +1,17 @@
 import { expect } from "chai";
 
-import { MEMORY_GUARANTEED_BYTES, MEMORY_PRESSURE_MS } from "../../../src/nbd/server/limits.js";
+import {
+  MEMORY_GUARANTEED_BYTES,
+  MEMORY_PRESSURE_MS,
+  RESERVE_BYTES,
+  RESERVE_REQUEST_BYTES,
+} from "../../../src/nbd/server/limits.js";
 import { MemoryPool } from "../../../src/nbd/server/memory-pool.js";
 import type { MemoryAccount } from "../../../src/nbd/server/memory-pool.js";
 
 const POOL_BYTES = 10 * MEMORY_GUARANTEED_BYTES;
+/** What one client can hold: its own part besides. */
+const ALL_BYTES = POOL_BYTES + MEMORY_GUARANTEED_BYTES;
 
 describe("MemoryPool", () => {
   let pool: MemoryPool;
@@ -15,34 +22,39 @@ describe("MemoryPool", () => {
     granted = [];
   });
 
-  const open = (waitsForClient = false, cutOff: () => void = () => undefined): MemoryAccount =>
-    pool.open({ movedBytes: () => 0, waitsForClient: () => waitsForClient, cutOff });
+  const open = (
+    waitsForClient = false,
+    cutOff: () => void = () => undefined,
+    movedBytes = 0,
+  ): MemoryAccount =>
+    pool.open({ movedBytes: () => movedBytes, waitsForClient: () => waitsForClient, cutOff });
+  const openProven = (): MemoryAccount => open(false, undefined, RESERVE_REQUEST_BYTES);
   const take = (account: MemoryAccount, bytes: number, name = ""): boolean =>
     account.take(bytes, () => granted.push(name));
 
   it("grants what fits, and each client its part when nothing fits any more", () => {
     const greedy = open();
-    expect(take(greedy, POOL_BYTES)).to.equal(true);
+    expect(take(greedy, ALL_BYTES)).to.equal(true);
     for (let i = 0; i < 5; i++) {
       const modest = open();
       expect(take(modest, MEMORY_GUARANTEED_BYTES)).to.equal(true);
       expect(take(modest, 1)).to.equal(false);
     }
-    expect(pool.heldBytes).to.equal(POOL_BYTES + 5 * MEMORY_GUARANTEED_BYTES);
+    expect(pool.heldBytes).to.equal(ALL_BYTES + 5 * MEMORY_GUARANTEED_BYTES);
     for (const account of [greedy]) account.close();
   });
 
   it("grants in the order of asking what comes free, and lets nobody overtake", () => {
     const [holder, first, second, third] = [open(), open(), open(), open()];
-    take(holder, POOL_BYTES);
-    expect(take(first, POOL_BYTES - 1, "first")).to.equal(false);
-    expect(take(second, MEMORY_GUARANTEED_BYTES + 1, "second")).to.equal(false);
+    take(holder, ALL_BYTES);
+    expect(take(first, ALL_BYTES - 1, "first")).to.equal(false);
+    expect(take(second, 2 * MEMORY_GUARANTEED_BYTES, "second")).to.equal(false);
     holder.give(POOL_BYTES / 2);
     expect(granted).to.deep.equal([]);
-    expect(take(third, MEMORY_GUARANTEED_BYTES + 1, "third")).to.equal(false);
-    holder.give(POOL_BYTES / 2);
+    expect(take(third, 2 * MEMORY_GUARANTEED_BYTES, "third")).to.equal(false);
+    holder.give(ALL_BYTES - POOL_BYTES / 2);
     expect(granted).to.deep.equal(["first"]);
-    first.give(POOL_BYTES - 1);
+    first.give(ALL_BYTES - 1);
     expect(granted).to.deep.equal(["first", "second", "third"]);
     for (const account of [first, second, third, holder]) account.close();
     expect(pool.heldBytes).to.equal(0);
@@ -56,14 +68,78 @@ describe("MemoryPool", () => {
 
   it("takes back all of a client that is gone, and forgets what it waited for", () => {
     const [gone, waiting] = [open(), open()];
-    take(gone, POOL_BYTES);
-    take(gone, POOL_BYTES, "gone");
-    take(waiting, POOL_BYTES, "waiting");
+    take(gone, ALL_BYTES);
+    take(gone, ALL_BYTES, "gone");
+    take(waiting, ALL_BYTES, "waiting");
     gone.close();
     gone.close();
     expect(granted).to.deep.equal(["waiting"]);
-    expect(pool.heldBytes).to.equal(POOL_BYTES);
+    expect(pool.heldBytes).to.equal(ALL_BYTES);
     waiting.close();
+  });
+
+  it("doesn't count the guaranteed parts: small requests never keep a large one waiting", () => {
+    const modest = Array.from({ length: 50 }, () => open());
+    for (const account of modest) take(account, MEMORY_GUARANTEED_BYTES);
+    expect(take(open(), ALL_BYTES)).to.equal(true);
+    expect(take(open(), MEMORY_GUARANTEED_BYTES + 1)).to.equal(false);
+    for (const account of modest) account.give(MEMORY_GUARANTEED_BYTES);
+    expect(take(open(), MEMORY_GUARANTEED_BYTES + 1)).to.equal(false);
+  });
+
+  describe("when others wait for all there is", () => {
+    let hoarder: MemoryAccount;
+
+    beforeEach(() => {
+      hoarder = open();
+      take(hoarder, ALL_BYTES);
+      for (let i = 0; i < 10; i++) take(open(), ALL_BYTES, "another hoarder");
+    });
+
+    it("lets a client have a request at a time from the reserve, one after the other", () => {
+      const proven = openProven();
+      for (let i = 0; i < 100; i++) {
+        expect(take(proven, RESERVE_REQUEST_BYTES)).to.equal(true);
+        expect(take(proven, MEMORY_GUARANTEED_BYTES), "its own part is apart").to.equal(true);
+        proven.give(RESERVE_REQUEST_BYTES);
+        proven.give(MEMORY_GUARANTEED_BYTES);
+      }
+      expect(pool.heldBytes).to.equal(ALL_BYTES);
+      expect(granted).to.deep.equal([]);
+    });
+
+    it("lets nobody have from the reserve more than it has moved, more than one request, or a long one", () => {
+      expect(take(open(false, undefined, 99_999), 100_000)).to.equal(false);
+      expect(take(open(false, undefined, 100_000), 100_000)).to.equal(true);
+      expect(take(open(false, undefined, Infinity), RESERVE_REQUEST_BYTES + 1)).to.equal(false);
+      const deep = openProven();
+      expect(take(deep, 100_000)).to.equal(true);
+      expect(take(deep, 100_000)).to.equal(false);
+      const busy = openProven();
+      take(busy, 1);
+      expect(take(busy, 100_000)).to.equal(false);
+    });
+
+    it("bounds the reserve, and passes on what comes back to the first who may have it", () => {
+      const proven = Array.from({ length: RESERVE_BYTES / RESERVE_REQUEST_BYTES }, openProven);
+      for (const account of proven) expect(take(account, RESERVE_REQUEST_BYTES)).to.equal(true);
+      take(open(), RESERVE_REQUEST_BYTES, "unproven");
+      expect(take(openProven(), RESERVE_REQUEST_BYTES, "proven")).to.equal(false);
+      expect(take(openProven(), RESERVE_REQUEST_BYTES, "later")).to.equal(false);
+      proven[0]?.give(RESERVE_REQUEST_BYTES);
+      expect(granted).to.deep.equal(["proven"]);
+      proven[1]?.close();
+      expect(granted).to.deep.equal(["proven", "later"]);
+    });
+
+    it("cuts off who holds a part of the reserve and is too slow", async () => {
+      const cut: string[] = [];
+      const slow = open(true, () => cut.push("slow"), RESERVE_REQUEST_BYTES);
+      take(slow, RESERVE_REQUEST_BYTES);
+      // What it moved earlier may count in the first period.
+      await new Promise((resolve) => setTimeout(resolve, 2 * MEMORY_PRESSURE_MS + 100));
+      expect(cut).to.deep.equal(["slow"]);
+    });
   });
 
   it("cuts off a client that holds memory and is too slow while others wait, and no other", async () => {
@@ -78,7 +154,7 @@ describe("MemoryPool", () => {
     take(busyDevice, POOL_BYTES / 4);
     take(modest, MEMORY_GUARANTEED_BYTES);
     const waiting = open();
-    take(waiting, POOL_BYTES / 2, "waiting");
+    take(waiting, 6 * MEMORY_GUARANTEED_BYTES, "waiting");
     expect(cut).to.deep.equal([]);
     await new Promise((resolve) => setTimeout(resolve, MEMORY_PRESSURE_MS + 100));
     expect(cut).to.deep.equal(["slow"]);
