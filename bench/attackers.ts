@@ -7,12 +7,14 @@
 import type { Socket } from "node:net";
 import { connect } from "node:net";
 
+import { GREETING_BYTES } from "../src/nbd/wire/handshake.js";
+import { OPTION_REPLY_HEADER_BYTES } from "../src/nbd/wire/option-reply.js";
 import type { Attack } from "./attacks.js";
 import { ATTACKS } from "./attacks.js";
 
 export interface AttackReport {
-  /** How often somebody was thrown out, or left, and came back. */
-  readonly reconnects: number;
+  /** Made in all, also those of clients that were thrown out, or left, and came back. */
+  readonly connections: number;
   /** Bytes that the kernel has taken for the server, and that came from it. */
   readonly sentBytes: number;
   readonly receivedBytes: number;
@@ -22,6 +24,9 @@ export interface AttackReport {
 
 /** Between two bytes of the slow ones, and until one that was thrown out comes back. */
 const DRIP_MS = 500;
+
+/** From the server, until it waits for a TLS handshake. */
+const SECURING_BYTES = GREETING_BYTES + OPTION_REPLY_HEADER_BYTES;
 
 /** Comes back when it is thrown out. */
 class HostileClient {
@@ -59,7 +64,7 @@ class HostileClient {
   }
 
   #open(): Socket {
-    const { opening, flood, reads, leavesAfterMs } = this.attack;
+    const { opening, insteadOfTls, flood, reads, leavesAfterMs } = this.attack;
     const socket = connect(this.#path);
     // To be thrown out is what these are here for.
     socket.on("error", () => undefined);
@@ -69,6 +74,11 @@ class HostileClient {
     });
     if (reads) socket.resume();
     if (opening.length > 0) socket.write(opening);
+    if (insteadOfTls !== null) {
+      socket.on("data", () => {
+        if (socket.bytesRead === SECURING_BYTES) socket.write(insteadOfTls);
+      });
+    }
     if (flood.length > 0) {
       const send = (): void => {
         while (!socket.destroyed && socket.write(flood));
@@ -103,10 +113,10 @@ async function report(clients: readonly HostileClient[]): Promise<AttackReport> 
   ]).filter(([name]) => clients.some((client) => client.attack.name === name));
   const sum = (of: (client: HostileClient) => number): number =>
     clients.reduce((total, client) => total + of(client), 0);
-  const reconnects = sum((client) => client.connections - 1);
+  const connections = sum((client) => client.connections);
   await Promise.all(clients.map((client) => client.leave()));
   return {
-    reconnects,
+    connections,
     open,
     sentBytes: sum((client) => client.sentBytes),
     receivedBytes: sum((client) => client.receivedBytes),

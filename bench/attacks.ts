@@ -1,4 +1,7 @@
 /** The ways to be hostile that `npm run bench:hostile` tries, each as bytes and what is done with them. */
+import { Duplex } from "node:stream";
+import { connect as connectTls } from "node:tls";
+
 import { Command, Option } from "../src/nbd/wire/constants.js";
 import { encodeClientFlags } from "../src/nbd/wire/handshake.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../src/nbd/wire/option.js";
@@ -8,6 +11,8 @@ export interface Attack {
   readonly name: string;
   /** Sent at once. */
   readonly opening: Buffer;
+  /** Sent once the server has granted NBD_OPT_STARTTLS; null: nothing is, and it is not asked for. */
+  readonly insteadOfTls: Buffer | null;
   /** Sent over and over behind the opening, as fast as the server takes it. */
   readonly flood: Buffer;
   /** Sent byte by byte, one each DRIP_MS, from the beginning again at its end. */
@@ -42,6 +47,23 @@ function go(exportName: string): Buffer {
   return encodeOption(Option.Go, encodeInfoRequest({ exportName, infoTypes: [3] }));
 }
 
+/** The first message of a TLS client that means it. */
+function clientHello(): Promise<Buffer> {
+  return new Promise((resolve) => {
+    const wire = new Duplex({
+      read: () => undefined,
+      write: (bytes: Buffer, _encoding, written) => {
+        resolve(bytes);
+        written();
+      },
+    });
+    connectTls({ socket: wire });
+  });
+}
+
+const CLIENT_HELLO = await clientHello();
+const SECURING = Buffer.concat([GREETED, encodeOption(Option.StartTls, NOTHING)]);
+
 function repeated(count: number, bytes: Buffer): Buffer {
   return Buffer.concat(Array.from({ length: count }, () => bytes));
 }
@@ -50,6 +72,7 @@ function attack(name: string, how: Partial<Attack>): Attack {
   return {
     name,
     opening: NOTHING,
+    insteadOfTls: null,
     flood: NOTHING,
     drip: NOTHING,
     reads: true,
@@ -94,6 +117,18 @@ export const ATTACKS: readonly Attack[] = [
   }),
   attack("noise behind the handshake", { opening: Buffer.concat([ENTERED, Buffer.alloc(64, 0x99)]) }),
   attack("connects and leaves", { leavesAfterMs: 20 }),
+  attack("TLS, and no word of it", { opening: SECURING, insteadOfTls: NOTHING }),
+  attack("half a TLS handshake message", {
+    opening: SECURING,
+    insteadOfTls: CLIENT_HELLO.subarray(0, CLIENT_HELLO.length / 2),
+  }),
+  attack("a TLS handshake, never completed", { opening: SECURING, insteadOfTls: CLIENT_HELLO }),
+  attack("a TLS handshake, then gone", {
+    opening: SECURING,
+    insteadOfTls: CLIENT_HELLO,
+    leavesAfterMs: 20,
+  }),
+  attack("noise instead of TLS", { opening: SECURING, insteadOfTls: Buffer.alloc(2000, 0x99) }),
   attack("a flood of lists", { opening: GREETED, flood: repeated(2000, encodeOption(Option.List, NOTHING)) }),
   attack("a flood of reads of 512 bytes", {
     opening: ENTERED,
