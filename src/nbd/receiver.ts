@@ -13,7 +13,7 @@
  * - After a ProtocolError the receiver is not used again.
  */
 import { ProtocolError } from "../errors.js";
-import { Command, CommandFlag } from "./wire/constants.js";
+import { Command, CommandFlag, PAYLOAD_MAXIMUM_BYTES } from "./wire/constants.js";
 import { CLIENT_FLAGS_BYTES, decodeClientFlags } from "./wire/handshake.js";
 import type { OptionHeader } from "./wire/option.js";
 import { OPTION_HEADER_BYTES, decodeOptionHeader } from "./wire/option.js";
@@ -49,9 +49,6 @@ export interface RequestSink {
   /** The request is complete; null: its payload was swallowed. */
   request(request: RequestHeader, payload: Buffer | null): void;
 }
-
-/** The longest payload that is swallowed with an extended header: what a compact one can announce. */
-const EXTENDED_PAYLOAD_LIMIT_BYTES = 2 ** 32;
 
 /** Less is received together with what follows. */
 const DIRECT_MINIMUM_BYTES = 16 * 1024;
@@ -197,8 +194,12 @@ export class RequestReceiver {
       ? (request.flags & CommandFlag.PayloadLen) !== 0
       : request.type === Command.Write;
     const payloadBytes = hasPayload ? request.lengthBytes : 0;
-    if (payloadBytes >= EXTENDED_PAYLOAD_LIMIT_BYTES) {
-      throw new ProtocolError("payload-too-long", "a request announces a payload of 4 GiB or more");
+    // The document wants this of extended headers; whatever longer payload a compact one announces is swallowed.
+    if (this.#extended && payloadBytes > PAYLOAD_MAXIMUM_BYTES) {
+      throw new ProtocolError(
+        "payload-too-long",
+        `a request announces a payload of ${payloadBytes} bytes, at most ${PAYLOAD_MAXIMUM_BYTES} are taken`,
+      );
     }
     this.#startBody(payloadBytes, this.#requests?.requestHeader(request) === true);
   }

@@ -180,7 +180,15 @@ describe("NBD server, extended headers", () => {
 
   it("swallows a payload that the command does not take", async () => {
     const payload = Buffer.alloc(100_000, 0x25);
-    for (const command of [Command.Read, Command.Trim, Command.Flush, Command.Cache, 99]) {
+    for (const command of [
+      Command.Read,
+      Command.Trim,
+      Command.Flush,
+      Command.Cache,
+      Command.WriteZeroes,
+      Command.Resize,
+      99,
+    ]) {
       request(command, CommandFlag.PayloadLen, 0n, BigInt(payload.length), payload);
       expect(await outcome(0n), `command ${command}`).to.equal(errorNumberOf("EINVAL"));
     }
@@ -199,10 +207,63 @@ describe("NBD server, extended headers", () => {
     await expectInSync();
   });
 
-  it("hangs up on a payload of 4 GiB or more", async () => {
-    request(Command.Write, CommandFlag.PayloadLen, 0n, 2n ** 32n);
-    expect((await client.readToEnd()).length).to.equal(0);
-    expect(harness.log.at(-1)?.code).to.equal("payload-too-long");
+  for (const [command, payloadBytes] of [
+    [Command.Write, 2n ** 25n + 1n],
+    [Command.Write, 2n ** 32n],
+    [Command.Flush, 2n ** 64n - 1n],
+  ] as const) {
+    it(`hangs up on a payload of more than 32 MiB: of ${payloadBytes} bytes, command ${command}`, async () => {
+      request(command, CommandFlag.PayloadLen, 0n, payloadBytes);
+      expect((await client.readToEnd()).length).to.equal(0);
+      expect(harness.log.at(-1)?.code).to.equal("payload-too-long");
+    });
+  }
+
+  it("swallows a payload of 32 MiB that is refused, and takes one that is not", async () => {
+    const payload = Buffer.alloc(2 ** 25, 0x25);
+    request(Command.Write, CommandFlag.PayloadLen, 0n, BigInt(payload.length), payload);
+    expect(await outcome(0n)).to.equal(errorNumberOf("ENOSPC"));
+    await expectInSync();
+    const large = new MemoryDevice(2 ** 25);
+    harness.add("large", large);
+    client.destroy();
+    client = await RawNbdClient.negotiating(harness.address);
+    await client.option(Option.ExtendedHeaders);
+    await client.option(Option.Go, encodeInfoRequest({ exportName: "large", infoTypes: [] }));
+    request(Command.Write, CommandFlag.PayloadLen, 0n, BigInt(payload.length), payload);
+    expect(await outcome(0n)).to.equal(0);
+    const back = Buffer.alloc(payload.length);
+    await large.read(0, back);
+    expect(back.equals(payload)).to.equal(true);
+  });
+
+  it("takes no filter of contexts, advertises none, where no context is selected", async () => {
+    client.destroy();
+    client = await RawNbdClient.negotiating(harness.address);
+    await client.option(Option.ExtendedHeaders);
+    const infos = await client.option(Option.Go, encodeInfoRequest({ exportName: EXPORT, infoTypes: [] }));
+    const flags = infos.find(({ data }) => data.length === 12)?.data.readUInt16BE(10) ?? 0xffff;
+    expect(flags & TransmissionFlag.BlockStatusPayload).to.equal(0);
+    request(Command.BlockStatus, CommandFlag.PayloadLen, 0n, 12n, Buffer.alloc(12, 1));
+    expect(await outcome(0n)).to.equal(errorNumberOf("EINVAL"));
+    request(Command.BlockStatus, 0, 0n, 4096n);
+    expect(await outcome(0n)).to.equal(errorNumberOf("EINVAL"));
+    await expectInSync();
+  });
+
+  it("describes more than 4 GiB by one descriptor", async () => {
+    const large = 2 ** 40;
+    harness.add("large", new MemoryDevice(large));
+    client.destroy();
+    client = await RawNbdClient.negotiating(harness.address);
+    await client.option(Option.ExtendedHeaders);
+    const contexts = encodeMetaContextRequest({ exportName: "large", queries: ["base:allocation"] });
+    await client.option(Option.SetMetaContext, contexts);
+    await client.option(Option.Go, encodeInfoRequest({ exportName: "large", infoTypes: [] }));
+    request(Command.BlockStatus, CommandFlag.ReqOne, 4096n, BigInt(large - 4096));
+    const { type, flags, payload } = await chunk();
+    expect([type, flags]).to.deep.equal([ChunkType.BlockStatusExt, ChunkFlag.Done]);
+    expect(payload.readBigUInt64BE(8)).to.equal(BigInt(large - 4096));
   });
 
   it("sends 64-bit descriptors, one chunk for each selected context", async () => {

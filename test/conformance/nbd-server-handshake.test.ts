@@ -210,6 +210,26 @@ describe("NBD server, handshake", () => {
     await stillInSync();
   });
 
+  for (const extended of [false, true]) {
+    it(`tells in answer to GO what it told in answer to INFO, which changes nothing, extended headers: ${String(extended)}`, async () => {
+      await client.option(extended ? Option.ExtendedHeaders : Option.StructuredReply);
+      const select = contextsOf("disk0", ["base:allocation"]);
+      expect(types(await client.option(Option.SetMetaContext, select))).to.deep.equal([MetaContext, Ack]);
+      // Neither another export's information nor a list of contexts takes the selection away.
+      expect(types(await client.option(Option.Info, infoOf("disk1"))).at(-1)).to.equal(Ack);
+      expect(types(await client.option(Option.ListMetaContext, contextsOf("disk1", []))).at(-1)).to.equal(
+        Ack,
+      );
+      const requested = infoOf("disk0", [InfoType.Name, InfoType.BlockSize]);
+      const told = await client.option(Option.Info, requested);
+      expect(types(told)).to.deep.equal([Info, Info, Info, Ack]);
+      expect(await client.option(Option.Go, requested)).to.deep.equal(told);
+      const flags = told.map(({ data }) => (data.length === 12 ? data.readUInt16BE(10) : 0));
+      const filter = flags.some((each) => (each & TransmissionFlag.BlockStatusPayload) !== 0);
+      expect(filter).to.equal(extended);
+    });
+  }
+
   it("lets the empty name stand for the only export, or for the default one", async () => {
     expect(types(await client.option(Option.Info, infoOf("")))).to.deep.equal([ErrUnknown]);
     harness.exports.remove("disk1");
@@ -267,7 +287,8 @@ describe("NBD server, handshake", () => {
     [["base:"], ["base:allocation"]],
     [["base:allocation"], ["base:allocation"]],
     [["base:allocation", "base:"], ["base:allocation"]],
-    [["base:nothing", "qemu:dirty-bitmap:x", "nocolon", ""], []],
+    [["base:", "qemu:"], ["base:allocation"]],
+    [["base:nothing", "qemu:", "qemu:dirty-bitmap:", "qemu:dirty-bitmap:x", "nocolon", "", ":", "base"], []],
   ] as const) {
     it(`lists ${names.length} metadata contexts for the queries [${queries.join(", ")}]`, async () => {
       await client.option(Option.StructuredReply);
@@ -283,6 +304,7 @@ describe("NBD server, handshake", () => {
     [["base:"], 0],
     [["base:allocation"], 1],
     [["base:allocation", "x-other:y", "base:allocation"], 1],
+    [["base:nothing", "qemu:", ":", ""], 0],
   ] as const) {
     it(`selects ${count} metadata contexts for the queries [${queries.join(", ")}]`, async () => {
       await client.option(Option.StructuredReply);

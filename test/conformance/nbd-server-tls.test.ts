@@ -6,7 +6,7 @@ import type { ConnectionOptions } from "node:tls";
 
 import { TlsAcceptor } from "../../src/net/tls/acceptor.js";
 import type { TlsAcceptorOptions, TlsSession } from "../../src/net/tls/acceptor.js";
-import { Command, Option, OptionReplyType } from "../../src/nbd/wire/constants.js";
+import { ChunkType, Command, Option, OptionReplyType } from "../../src/nbd/wire/constants.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
 import { PSK, useAuthorities, writePskFile } from "../tools/certificates.js";
 import { MemoryDevice } from "../tools/memory-device.js";
@@ -129,6 +129,19 @@ describe("NBD server, TLS", () => {
       expect(types(await secured.option(Option.Go, go)).at(-1)).to.equal(Ack);
       const reply = await secured.ask(Command.Read, { lengthBytes: 1 });
       expect(reply.chunks?.map(({ type }) => type)).to.deep.equal([-1], "a simple reply");
+    });
+
+    it("forgets extended headers that were agreed on before TLS", async () => {
+      await start("on");
+      const plain = await negotiate();
+      expect(types(await plain.option(Option.ExtendedHeaders))).to.deep.equal([Ack]);
+      const secured = await plain.startTls(await identity(null));
+      clients.push(secured);
+      // Else it would be ERR_EXT_HEADER_REQD.
+      expect(types(await secured.option(Option.StructuredReply))).to.deep.equal([Ack]);
+      expect(types(await secured.option(Option.Go, go)).at(-1)).to.equal(Ack);
+      const reply = await secured.ask(Command.Read, { lengthBytes: 1 });
+      expect(reply.chunks?.map(({ type }) => type)).to.deep.equal([ChunkType.OffsetData]);
     });
 
     it("drops a client whose plaintext came behind STARTTLS, in one packet or in the next", async () => {

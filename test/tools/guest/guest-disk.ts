@@ -20,11 +20,15 @@ export function virtioDisk(uri: string, host = "host", ...options: readonly stri
 /** Without it, a request that is in flight when the server goes away hangs for ever (docs/guests.md). */
 const NBD_OPTIONS = "-nonetlink";
 
-/** The guest's kernel is the NBD client, over a network of the guest's own. @param address HOST:PORT on loopback */
-export function kernelNbdDisk(address: string): GuestDisk {
+/**
+ * The guest's kernel is the NBD client, over a network of the guest's own.
+ * @param address HOST:PORT on loopback
+ * @param options more of nbd-client
+ */
+export function kernelNbdDisk(address: string, ...options: readonly string[]): GuestDisk {
   return {
     // A card without a boot ROM: Debian has those in a package that QEMU doesn't need otherwise.
     devices: ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="],
-    parameters: `disk=nbd port=${address.slice(address.lastIndexOf(":") + 1)} nbd_options=${NBD_OPTIONS}`,
+    parameters: `disk=nbd port=${address.slice(address.lastIndexOf(":") + 1)} nbd_options="${[NBD_OPTIONS, ...options].join(" ")}"`,
   };
 }

@@ -24,8 +24,8 @@ export interface GuestImage {
   readonly initramfs: string;
 }
 
-/** Builds the initramfs at `path`. @throws if the kernel or a program is missing */
-export async function buildGuestImage(path: string): Promise<GuestImage> {
+/** Builds the initramfs at `path`, with more files if there are any. @throws if the kernel or a program is missing */
+export async function buildGuestImage(path: string, more: readonly ArchiveEntry[] = []): Promise<GuestImage> {
   const kernel = join(KERNEL, "vmlinuz");
   if (!(await exists(kernel))) throw new Error(`there is no ${kernel}: run test/tools/install-tools.sh`);
   const modules = await modulesInOrder(join(KERNEL, "modules"), MODULES);
@@ -35,6 +35,7 @@ export async function buildGuestImage(path: string): Promise<GuestImage> {
     { path: "modules/order", content: Buffer.from(order) },
     ...modules.map(({ name, content }) => ({ path: `modules/${name}.ko`, content })),
     ...(await programs()),
+    ...more,
   ];
   await writeFile(path, cpioArchive([...directories(files), ...files]));
   return { kernel, initramfs: path };

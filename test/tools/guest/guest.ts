@@ -7,6 +7,7 @@ import type { TestProcess } from "../process.js";
 import { waitFor } from "../wait-for.js";
 import { Workspace } from "../workspace.js";
 import { workingAccelerator } from "./accelerator.js";
+import type { ArchiveEntry } from "./cpio.js";
 import type { GuestDisk } from "./guest-disk.js";
 import { buildGuestImage, type GuestImage } from "./guest-image.js";
 
@@ -20,13 +21,16 @@ interface Machine {
   readonly accelerator: readonly string[];
 }
 
-/** Guests of a suite, which share what they boot; each ends with its test. */
-export function useGuests(workspace: Workspace): { start: (options: GuestOptions) => Promise<Guest> } {
+/** Guests of a suite, which share what they boot, `more` files of it included; each ends with its test. */
+export function useGuests(
+  workspace: Workspace,
+  more: () => Promise<readonly ArchiveEntry[]> = () => Promise.resolve([]),
+): { start: (options: GuestOptions) => Promise<Guest> } {
   const shared = new Workspace();
   let machine: Machine;
   before(async () => {
     await shared.open();
-    const image = await buildGuestImage(shared.path("initramfs"));
+    const image = await buildGuestImage(shared.path("initramfs"), await more());
     machine = { image, accelerator: await workingAccelerator(image) };
   });
   after(() => shared.close());
