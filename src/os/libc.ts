@@ -41,6 +41,10 @@ const F_UNLCK = 2;
 /** preadv2(2): fail with EAGAIN rather than wait for the disk. */
 const RWF_NOWAIT = 8;
 
+/** setsockopt(2), as most architectures have them, those of ARCHITECTURES_64_BIT among them. */
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
+
 /** struct flock: short l_type, l_whence; off_t l_start, l_len; pid_t l_pid. Offsets in bytes. */
 const FlockField = { type: 0, start: 8, length: 16, pid: 24 } as const;
 const FLOCK_STRUCT_BYTES = 32;
@@ -87,6 +91,8 @@ export interface Libc {
   readCached(fd: number, into: Buffer, offset: number): number;
   /** Where in memory the content begins. */
   address(content: Buffer): bigint;
+  /** setsockopt(2) SO_SNDBUF: what the kernel takes of a socket before it waits; net.core.wmem_max at most. */
+  setSendBuffer(fd: number, lengthBytes: number): void;
   /** futimens(2): sets the time of the last change, in nanoseconds since the epoch, and no other. */
   setModified(fd: number, modifiedNs: bigint): void;
   /** flock(2), exclusive; false: someone else holds it. */
@@ -135,6 +141,8 @@ class KoffiLibc implements Libc {
   readonly #futimens: NativeFunction;
   readonly #flock: NativeFunction;
   readonly #fcntl: NativeFunction;
+  readonly #setsockopt: NativeFunction;
+  readonly #optionValue = new Int32Array(1);
   readonly #iovec = new BigUint64Array(2);
   /** In the byte order of the machine, as typed arrays are. */
   readonly #lock = new ArrayBuffer(FLOCK_STRUCT_BYTES);
@@ -151,6 +159,9 @@ class KoffiLibc implements Libc {
     this.#futimens = library.func("int futimens(int fd, void *times)");
     this.#flock = library.func("int flock(int fd, int operation)");
     this.#fcntl = library.func("int fcntl(int fd, int command, ...)");
+    this.#setsockopt = library.func(
+      "int setsockopt(int fd, int level, int name, void *value, uint32_t bytes)",
+    );
   }
 
   async fallocate(fd: number, mode: number, offset: number, lengthBytes: number): Promise<void> {
@@ -173,6 +184,18 @@ class KoffiLibc implements Libc {
 
   address(content: Buffer): bigint {
     return this.#koffi.address(content);
+  }
+
+  setSendBuffer(fd: number, lengthBytes: number): void {
+    this.#optionValue[0] = lengthBytes;
+    const result = this.#setsockopt(
+      fd,
+      SOL_SOCKET,
+      SO_SNDBUF,
+      this.#optionValue,
+      this.#optionValue.byteLength,
+    );
+    if (result !== 0) throw new SystemCallError("setsockopt", this.#koffi.errno());
   }
 
   setModified(fd: number, modifiedNs: bigint): void {

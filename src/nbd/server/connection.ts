@@ -16,6 +16,7 @@ import type { Logger } from "pino";
 
 import { ProtocolError, asError, describeError } from "../../errors.js";
 import { readInto, type Reader } from "../../net/read-into.js";
+import type { SendRoom } from "../../net/send-room.js";
 import type { SharedBuffer } from "../../block/buffer-pool.js";
 import type { TlsAcceptor, TlsSession } from "../../net/tls/acceptor.js";
 import type { OptionSink } from "../receiver.js";
@@ -57,6 +58,8 @@ export interface ConnectionOptions {
   readonly memory: MemoryPool;
   /** Likewise. */
   readonly turns: Turns;
+  /** Likewise. */
+  readonly sendRoom: SendRoom;
   readonly handshakeTimeoutMs: number;
   readonly stallTimeoutMs: number;
   readonly isStopping: () => boolean;
@@ -247,6 +250,9 @@ export class Connection implements OptionSink, Reader {
       onHandedOver: (answered) => {
         if (this.#transmission === null) this.#progress();
         else this.#transmission.handedOver(answered);
+      },
+      onLongHandover: () => {
+        this.#options.sendRoom.widen(stream);
       },
       onStalled: () => {
         this.#violation("reply-stalled", `the client read nothing for ${stallTimeoutMs} ms`);

@@ -43,6 +43,9 @@ export const QUEUED_REPLY_BYTES = 8 * 1024 * 1024;
 /** Handed to the kernel in one go; a client has to take that much within the stall timeout. */
 export const HANDOVER_BYTES = 1024 * 1024;
 
+/** More than a unix socket takes in one go. */
+export const LONG_HANDOVER_BYTES = 256 * 1024;
+
 /** Longer reads are left to the thread pool, longer payloads are received piece by piece. */
 export const MOVED_AT_ONCE_BYTES = 64 * 1024;
 

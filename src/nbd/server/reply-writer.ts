@@ -9,7 +9,7 @@
 import type { Writable } from "node:stream";
 
 import { writeGathered } from "../../net/gather.js";
-import { HANDOVER_BYTES } from "./limits.js";
+import { HANDOVER_BYTES, LONG_HANDOVER_BYTES } from "./limits.js";
 import type { Soon } from "./turns.js";
 
 interface QueuedReply<Answered> {
@@ -26,6 +26,8 @@ export interface ReplyWriterOptions<Answered> {
   readonly later: Soon;
   /** The kernel has taken these answers, and maybe parts of others. */
   readonly onHandedOver: (answered: readonly Answered[]) => void;
+  /** One of LONG_HANDOVER_BYTES and more comes for the first time. */
+  readonly onLongHandover: () => void;
   /** The client does not read. */
   readonly onStalled: () => void;
 }
@@ -38,6 +40,7 @@ export class ReplyWriter<Answered> {
   #handedOverBytes = 0;
   #busy = false;
   #scheduled = false;
+  #hasBeenLong = false;
   #closed = false;
   /** Counts handovers that the kernel has taken. */
   #progress = 0;
@@ -104,6 +107,10 @@ export class ReplyWriter<Answered> {
       batchBytes += bytes.length;
       pieces.push(bytes);
       if (answeredHere !== null) answered.push(answeredHere);
+    }
+    if (!this.#hasBeenLong && batchBytes >= LONG_HANDOVER_BYTES) {
+      this.#hasBeenLong = true;
+      this.#options.onLongHandover();
     }
     writeGathered(this.#stream, pieces, (error) => {
       this.#handedOver(answered, batchBytes, error);

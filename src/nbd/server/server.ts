@@ -15,6 +15,7 @@ import type { Address } from "../../net/address.js";
 import { formatAddress } from "../../net/address.js";
 import type { SocketAccess } from "../../net/listen.js";
 import type { PeerFilter } from "../../net/peer-filter.js";
+import { SendRoom } from "../../net/send-room.js";
 import type { ConnectionInfo, ServerTls } from "./connection.js";
 import { Connection } from "./connection.js";
 import type { ExportTable } from "./exports.js";
@@ -57,6 +58,7 @@ export class NbdServer {
   readonly #listeners = new Map<string, Listener>();
   readonly #connections = new Set<Connection>();
   readonly #turns = new Turns();
+  readonly #sendRoom = new SendRoom();
   readonly #memory = new MemoryPool(SERVER_PAYLOAD_BYTES);
   #accepted = 0;
   /** Accepted, and their turn has not come. */
@@ -169,6 +171,7 @@ export class NbdServer {
         log: this.#options.log,
         memory: this.#memory,
         turns: this.#turns,
+        sendRoom: this.#sendRoom,
         tls: this.#options.tls ?? null,
         handshakeTimeoutMs: this.#options.handshakeTimeoutMs ?? DEFAULT_HANDSHAKE_TIMEOUT_MS,
         stallTimeoutMs: this.#options.stallTimeoutMs ?? DEFAULT_STALL_TIMEOUT_MS,

@@ -43,6 +43,7 @@ describe("ReplyWriter", () => {
   let kernel: Kernel;
   let answered: string[];
   let stalled: number;
+  let long: number;
   let isPatient: boolean;
   let later: (() => void)[];
   let writer: ReplyWriter<string>;
@@ -51,6 +52,7 @@ describe("ReplyWriter", () => {
     kernel = new Kernel();
     answered = [];
     stalled = 0;
+    long = 0;
     isPatient = false;
     later = [];
     writer = new ReplyWriter<string>(kernel, {
@@ -58,6 +60,7 @@ describe("ReplyWriter", () => {
       isPatient: () => isPatient,
       later: (callback) => later.push(callback),
       onHandedOver: (some) => answered.push(...some),
+      onLongHandover: () => long++,
       onStalled: () => stalled++,
     });
   };
@@ -83,6 +86,19 @@ describe("ReplyWriter", () => {
     await kernel.take();
     expect(answered).to.deep.equal(["first", "second"]);
     expect(writer.queuedBytes).to.equal(0);
+  });
+
+  it("tells once of a handover of 256 KiB and more, before it is made", async () => {
+    writer.send(Buffer.alloc(256 * 1024 - 1), null);
+    writer.flush();
+    await kernel.take();
+    expect(long).to.equal(0);
+    for (let i = 0; i < 2; i++) {
+      writer.send(Buffer.alloc(256 * 1024), null);
+      writer.flush();
+      expect(long).to.equal(1);
+      await kernel.take();
+    }
   });
 
   it("hands over at once when flushed", () => {
