@@ -65,6 +65,11 @@ export interface BlockDevice {
   readonly info: DeviceInfo;
   /** Fills `into` with the content at `offset`. */
   read(offset: number, into: Buffer): Promise<void>;
+  /**
+   * As read(), at once, if the content is in memory. False: it is not, or can't be told, and `into` may have been changed.
+   * For who would have it without a promise; absent where a layer has no short way.
+   */
+  tryRead?(offset: number, into: Buffer): boolean;
   write(offset: number, from: Buffer, flags: Flags): Promise<void>;
   /** Makes the range read as zeroes, deallocating it where that is possible unless Flag.NoHole. */
   zero(offset: number, lengthBytes: number, flags: Flags): Promise<void>;

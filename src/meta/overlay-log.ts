@@ -220,15 +220,36 @@ export class OverlayLog {
    * @throws DeviceError if they could not be kept; nothing may be overwritten then
    */
   async append(records: readonly LogRecord[], patient = false): Promise<readonly number[]> {
+    const positions = records.map((record) => this.add(record));
+    await this.commit(patient);
+    return positions;
+  }
+
+  /**
+   * Appends a record, to be made durable by the next commit(). Its content is copied or lent as append() says.
+   * @returns where it is
+   * @throws DeviceError, having taken nothing, after a failure
+   */
+  add(record: LogRecord): number {
     this.#refuseAfterFailure();
     const batch = this.#batch();
-    const positions = records.map((record) => batch.add(record));
+    const position = batch.add(record);
     this.#end = batch.endPosition;
-    if (!patient || batch.lengthBytes >= PATIENCE_BYTES) this.hurry();
+    return position;
+  }
+
+  /** Resolves when all that was added is durable; `patient` and failures as for append(). */
+  async commit(patient = false): Promise<void> {
+    const last = this.#waiting.at(-1);
+    if (last === undefined) {
+      await this.#committed;
+      this.#refuseAfterFailure();
+      return;
+    }
+    if (!patient || last.lengthBytes >= PATIENCE_BYTES) this.hurry();
     else if (this.#underWay === 0)
       this.#cancelPatience ??= this.#clock.after(PATIENCE_MS, this.#outOfPatience);
-    await batch.done.promise;
-    return positions;
+    await last.done.promise;
   }
 
   /** Somebody waits for what was appended. */

@@ -47,6 +47,13 @@ export function describeBlockDevice(
 
     afterEach(() => subject.close());
 
+    it("reads at once what it reads in any case, or says that it can't", async () => {
+      const content = random.bytes(8192);
+      await device.write(4096, content, Flag.None);
+      const into = Buffer.alloc(content.length);
+      if (device.tryRead?.(4096, into) === true) expectSame(into, content, 4096, "read at once");
+    });
+
     it("has an info that is frozen and makes sense", () => {
       const { info } = device;
       const { minimumBytes, preferredBytes, maximumBytes } = info.blockSize;

@@ -107,6 +107,11 @@ export class SimulatedDisk implements BlockDevice {
     await this.#medium.read(offset, into);
   }
 
+  /** Half of it is in memory, by chance. */
+  tryRead(offset: number, into: Buffer): boolean {
+    return this.#random.below(2) === 0 && this.#medium.tryRead(offset, into);
+  }
+
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     await this.#change(offset, from.length, (start, end) =>
       this.#medium.write(start, from.subarray(start - offset, end - offset), flags),

@@ -84,10 +84,14 @@ class RequestRule implements Rule {
     this.#removed = true;
   }
 
+  concerns(request: Request): boolean {
+    return !this.#removed && concerns(this.match, request);
+  }
+
   /** Whether the rule takes this request; counts it if so. */
   takes(request: Request): boolean {
     const { match } = this;
-    if (this.#removed || !concerns(match, request)) return false;
+    if (!this.concerns(request)) return false;
     if (this.#skipped < (match.skip ?? 0)) {
       this.#skipped++;
       return false;
@@ -200,6 +204,15 @@ export class FailingDevice implements BlockDevice {
   read(offset: number, into: Buffer): Promise<void> {
     const request: Request = { operation: "read", offset, lengthBytes: into.length, flags: Flag.None };
     return this.#pass(request, () => this.#next.read(offset, into));
+  }
+
+  /** Whatever a rule is about takes the long way. */
+  tryRead(offset: number, into: Buffer): boolean {
+    const request: Request = { operation: "read", offset, lengthBytes: into.length, flags: Flag.None };
+    if (this.#rules.some((rule) => rule.concerns(request))) return false;
+    if (this.#next.tryRead?.(offset, into) !== true) return false;
+    this.log.push(request);
+    return true;
   }
 
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {

@@ -91,6 +91,11 @@ export class MemoryDevice implements BlockDevice {
     return Promise.resolve();
   }
 
+  tryRead(offset: number, into: Buffer): boolean {
+    void this.read(offset, into);
+    return true;
+  }
+
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     this.counts.write++;
     this.#assertPayload(offset, from.length);

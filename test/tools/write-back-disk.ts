@@ -61,6 +61,10 @@ export class WriteBackDisk implements BlockDevice {
     return this.#cache.read(offset, into);
   }
 
+  tryRead(offset: number, into: Buffer): boolean {
+    return this.#cache.tryRead(offset, into);
+  }
+
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     this.#changing(offset, from.length);
     await this.#cache.write(offset, from, flags);

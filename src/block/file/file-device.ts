@@ -11,7 +11,7 @@ import type { BlockDevice, DeviceInfo, Extent, Flags } from "../device.js";
 import { Flag } from "../device.js";
 import { GroupFlush } from "../group-flush.js";
 import { fileError } from "./file-errors.js";
-import { dataSync, readFully, writeFully } from "./file-io.js";
+import { dataSync, readAtOnce, readFully, writeFully } from "./file-io.js";
 import type { FileOptions, OpenFile } from "./file-open.js";
 import { closeFile, openDiskFile, systemOf } from "./file-open.js";
 import { FileRanges } from "./file-ranges.js";
@@ -69,6 +69,10 @@ class FileDevice implements BlockDevice {
 
   read(offset: number, into: Buffer): Promise<void> {
     return readFully(this.#system, this.#file, into, offset);
+  }
+
+  tryRead(offset: number, into: Buffer): boolean {
+    return readAtOnce(this.#system, this.#file, into, offset) === into.length;
   }
 
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {

@@ -19,12 +19,17 @@ const DONE = Promise.resolve();
 
 /** Fills `into`; rejects with DeviceError. */
 export function readFully(system: Libc | null, file: OpenFile, into: Buffer, offset: number): Promise<void> {
-  const inPlace = system !== null && into.length <= IN_PLACE_MAXIMUM_BYTES;
-  const done = inPlace ? system.readCached(file.fd, into, offset) : 0;
+  const done = readAtOnce(system, file, into, offset);
   if (done === into.length) return DONE;
   return new Promise((resolve, reject) => {
     readRest(file, into, done, offset, resolve, reject);
   });
+}
+
+/** Reads what the page cache holds of a short range. @returns how many bytes */
+export function readAtOnce(system: Libc | null, file: OpenFile, into: Buffer, offset: number): number {
+  const inPlace = system !== null && into.length <= IN_PLACE_MAXIMUM_BYTES;
+  return inPlace ? system.readCached(file.fd, into, offset) : 0;
 }
 
 function readRest(

@@ -5,7 +5,7 @@ import { type BeforeImage, COPY_BLOCK_BYTES } from "../overlay/hidden.js";
 /** The most content that one step of copying holds in memory. */
 export const MAX_IMAGE_BYTES = 1024 * 1024;
 /** From this length on it pays to ask for holes before reading. */
-const ASK_EXTENTS_FROM_BYTES = 64 * 1024;
+export const ASK_EXTENTS_FROM_BYTES = 64 * 1024;
 
 const ZEROES = Buffer.alloc(COPY_BLOCK_BYTES);
 

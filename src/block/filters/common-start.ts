@@ -5,7 +5,6 @@
  * Invariant: what has joined begins within PATIENCE_MS, and at once when there is much of it or somebody waits.
  */
 import type { Cancel, Clock } from "../../clock.js";
-import { Deferred } from "../../deferred.js";
 
 /** At 5,000 writes a second a dozen begin together; a client that waits for the disk hurries it. */
 const PATIENCE_MS = 4;
@@ -13,43 +12,41 @@ const PATIENCE_MS = 4;
 const MANY_REQUESTS = 16;
 const MANY_BYTES = 256 * 1024;
 
-export class CommonStart {
+export class CommonStart<Work> {
   readonly #clock: Clock;
-  #start: Deferred<void> | null = null;
-  #requests = 0;
+  readonly #onStart: (together: readonly Work[]) => void;
+  #joined: Work[] = [];
   #lengthBytes = 0;
   #cancelPatience: Cancel | null = null;
   #isDue = false;
 
-  constructor(clock: Clock) {
+  /** @param onStart gets what has joined, in that order, after all acknowledgements of the turn of the event loop that it falls in */
+  constructor(clock: Clock, onStart: (together: readonly Work[]) => void) {
     this.#clock = clock;
+    this.#onStart = onStart;
   }
 
-  /** Resolves when the work begins: after all acknowledgements of the turn of the event loop that it falls in. */
-  join(lengthBytes: number, isAwaited: boolean): Promise<void> {
-    const start = (this.#start ??= new Deferred<void>());
-    this.#requests++;
+  join(work: Work, lengthBytes: number, isAwaited: boolean): void {
+    this.#joined.push(work);
     this.#lengthBytes += lengthBytes;
-    if (isAwaited || this.#requests >= MANY_REQUESTS || this.#lengthBytes >= MANY_BYTES) this.hurry();
-    else this.#cancelPatience ??= this.#clock.after(PATIENCE_MS, this.#begin);
-    return start.promise;
+    if (isAwaited || this.#joined.length >= MANY_REQUESTS || this.#lengthBytes >= MANY_BYTES) this.hurry();
+    else this.#cancelPatience ??= this.#clock.after(PATIENCE_MS, this.#start);
   }
 
   /** Somebody waits for what has joined. */
   hurry(): void {
-    if (this.#start === null || this.#isDue) return;
+    if (this.#joined.length === 0 || this.#isDue) return;
     this.#isDue = true;
-    setImmediate(this.#begin);
+    setImmediate(this.#start);
   }
 
-  readonly #begin = (): void => {
+  readonly #start = (): void => {
     this.#cancelPatience?.();
-    const start = this.#start;
     this.#cancelPatience = null;
-    this.#start = null;
     this.#isDue = false;
-    this.#requests = 0;
     this.#lengthBytes = 0;
-    start?.resolve();
+    const together = this.#joined;
+    this.#joined = [];
+    if (together.length > 0) this.#onStart(together);
   };
 }

@@ -15,14 +15,13 @@
  */
 import type { Clock } from "../../clock.js";
 import { asError, DeviceError, errnoOf } from "../../errors.js";
-import { COPIED_MAXIMUM_BYTES } from "../../meta/overlay-log-batch.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
-import { CommonStart } from "./common-start.js";
-import { type ArenaCopy, CopyArena, payloadBuffers } from "../buffer-pool.js";
 import type { MemoryBudget } from "../memory-budget.js";
-import { type BeforeImage, COPY_BLOCK_BYTES, type HiddenOverlay } from "../overlay/hidden.js";
+import type { HiddenOverlay } from "../overlay/hidden.js";
 import { type RangeHold, RangeLock, type RangeLockMode } from "../range-lock.js";
-import { imagesOf, isHole, isZeroes, MAX_IMAGE_BYTES, readImages } from "./before-image.js";
+import { CommonStart } from "./common-start.js";
+import { ImageKeeper, type Operation } from "./image-keeper.js";
+import { type WriteBehind, WritesBehind } from "./writes-behind.js";
 
 export interface CopyBeforeWriteOptions {
   /** Memory for acknowledged writes that are not on the disk yet. */
@@ -44,27 +43,17 @@ export interface CopyBeforeWriteOptions {
 
 const DONE = Promise.resolve();
 
-type Operation =
-  | { readonly kind: "write"; readonly offset: number; readonly lengthBytes: number; readonly data: Buffer }
-  | {
-      readonly kind: "zero" | "trim";
-      readonly offset: number;
-      readonly lengthBytes: number;
-      readonly data: null;
-    };
-
 export class CopyBeforeWrite implements BlockDevice {
   readonly info: DeviceInfo;
   readonly #disk: BlockDevice;
   readonly #options: CopyBeforeWriteOptions;
   readonly #locks = new RangeLock();
-  readonly #background = new Set<Promise<void>>();
-  readonly #copies = new CopyArena();
-  readonly #start: CommonStart;
+  readonly #images: ImageKeeper;
+  readonly #behind: WritesBehind;
+  readonly #start: CommonStart<WriteBehind>;
   #hidden: HiddenOverlay | null = null;
   #isClosed = false;
   #failure: DeviceError | null = null;
-  #pendingBytes = 0;
   /** How many wait for what is done in the background; while nobody does, the log may be patient. */
   #awaited = 0;
 
@@ -72,12 +61,14 @@ export class CopyBeforeWrite implements BlockDevice {
     this.info = disk.info;
     this.#disk = disk;
     this.#options = options;
-    this.#start = new CommonStart(options.clock);
+    this.#images = new ImageKeeper(disk, options.onImageError);
+    this.#behind = new WritesBehind(options.memory);
+    this.#start = new CommonStart(options.clock, this.#copyTogether);
   }
 
   /** Bytes acknowledged and not yet on the disk. */
   get pendingBytes(): number {
-    return this.#pendingBytes;
+    return this.#behind.lengthBytes;
   }
 
   /** The failure that has stopped acknowledgements, if any. */
@@ -105,7 +96,7 @@ export class CopyBeforeWrite implements BlockDevice {
 
   /** Resolves when every acknowledged write is on the disk, or has failed (see `failure`). */
   async drain(): Promise<void> {
-    while (this.#background.size > 0) await this.#hurry(Promise.allSettled(this.#background));
+    while (!this.#behind.isEmpty) await this.#hurry(this.#behind.settled());
   }
 
   async read(offset: number, into: Buffer): Promise<void> {
@@ -138,8 +129,7 @@ export class CopyBeforeWrite implements BlockDevice {
   }
 
   async flush(): Promise<void> {
-    // A snapshot: later writes are not this flush's business, and under load there would always be one more.
-    await this.#hurry(Promise.allSettled([...this.#background]));
+    await this.#hurry(this.#behind.settled());
     const refusal = this.#refusal();
     if (refusal !== null) throw refusal;
     await this.#disk.flush();
@@ -170,7 +160,7 @@ export class CopyBeforeWrite implements BlockDevice {
     const refusal = this.#refusal();
     if (refusal !== null) throw refusal;
     try {
-      const [start, end] = this.#blocks(operation.offset, operation.lengthBytes);
+      const [start, end] = this.#images.blocksOf(operation.offset, operation.lengthBytes);
       await this.#apply(operation, flags, this.#take(start, end, "exclusive"), false);
     } catch (error) {
       this.#report(operation, error);
@@ -180,56 +170,110 @@ export class CopyBeforeWrite implements BlockDevice {
 
   /** Acknowledged when it is in memory. The lock is taken at once: it keeps the order of arrival. */
   #submitInBackground(offset: number, from: Buffer): Promise<void> {
-    const { memory } = this.#options;
-    const admitted = memory.tryTake(from.length) ? null : this.#hurry(memory.take(from.length));
-    const copy = this.#copies.copy(from);
-    this.#pendingBytes += from.length;
-    const [start, end] = this.#blocks(offset, from.length);
+    const [start, end] = this.#images.blocksOf(offset, from.length);
     const turn = this.#locks.take(start, end, "exclusive");
-    const applied = this.#applyBehind(offset, copy, turn, admitted).finally(() => {
-      this.#background.delete(applied);
-    });
-    this.#background.add(applied);
-    return admitted ?? DONE;
+    const write = this.#behind.add(offset, from, turn);
+    const { admitted } = write;
+    const acknowledged = admitted === null ? DONE : this.#hurry(admitted);
+    // Whoever waits for the acknowledgement waits for nothing that is begun there.
+    this.#start.join(write, from.length, this.#awaited > 0);
+    return acknowledged;
+  }
+
+  /** The common case in one go, with a promise for all: a block in memory that has no before-image, or has one. */
+  readonly #copyTogether = (together: readonly WriteBehind[]): void => {
+    const hidden = this.#hidden;
+    const staged: { readonly write: WriteBehind; readonly hold: RangeHold }[] = [];
+    for (const write of together) {
+      const { turn } = write;
+      if (hidden === null || turn instanceof Promise) {
+        void this.#copyAlone(write);
+        continue;
+      }
+      switch (this.#images.stage(hidden, write.offset, write.copy.bytes)) {
+        case "staged":
+          staged.push({ write, hold: turn });
+          break;
+        case "kept before":
+          this.#overwriteBehind(write, turn);
+          break;
+        case "no change":
+          turn.release();
+          this.#behind.done(write);
+          break;
+        case "not at once":
+          void this.#copyAlone(write);
+          break;
+      }
+    }
+    if (hidden === null || staged.length === 0) return;
+    hidden.commit(this.#awaited === 0).then(
+      () => {
+        for (const { write, hold } of staged) this.#overwriteBehind(write, hold);
+      },
+      (error: unknown) => {
+        for (const { write, hold } of staged) void this.#overwriteWithoutImage(write, hold, error);
+      },
+    );
+  };
+
+  #overwriteBehind(write: WriteBehind, hold: RangeHold): void {
+    this.#disk.write(write.offset, write.copy.bytes, Flag.None).then(
+      () => {
+        hold.release();
+        this.#behind.done(write);
+      },
+      (error: unknown) => {
+        hold.release();
+        this.#lost(write, error);
+      },
+    );
+  }
+
+  /** Never rejects. @param reason why the image of it could not be kept */
+  async #overwriteWithoutImage(write: WriteBehind, hold: RangeHold, reason: unknown): Promise<void> {
+    try {
+      await this.#options.onImageError(asError(reason));
+      this.#overwriteBehind(write, hold);
+    } catch (error) {
+      hold.release();
+      this.#lost(write, error);
+    }
   }
 
   /** Never rejects. */
-  async #applyBehind(
-    offset: number,
-    copy: ArenaCopy,
-    turn: RangeHold | Promise<RangeHold>,
-    admitted: Promise<void> | null,
-  ): Promise<void> {
-    const { bytes } = copy;
-    const operation = { kind: "write", offset, lengthBytes: bytes.length, data: bytes } as const;
+  async #copyAlone(write: WriteBehind): Promise<void> {
+    const { bytes } = write.copy;
+    const operation = {
+      kind: "write",
+      offset: write.offset,
+      lengthBytes: bytes.length,
+      data: bytes,
+    } as const;
     try {
-      // Whoever waits for the acknowledgement waits for nothing that is begun here.
-      await this.#start.join(bytes.length, this.#awaited > 0);
-      await this.#apply(operation, Flag.None, turn, true);
+      await this.#apply(operation, Flag.None, write.turn, true);
+      this.#behind.done(write);
     } catch (error) {
-      const reason = `an acknowledged write at ${offset} was lost: ${asError(error).message}`;
-      this.#failure ??= new DeviceError(errnoOf(error), reason, { cause: error });
-      this.#report(operation, error);
+      this.#lost(write, error);
     }
-    this.#copies.release(copy);
-    this.#pendingBytes -= bytes.length;
-    if (admitted !== null) await admitted;
-    this.#options.memory.give(bytes.length);
   }
 
-  #report(operation: Operation, error: unknown): void {
+  /** It was acknowledged, and is not on the disk. */
+  #lost(write: WriteBehind, error: unknown): void {
+    const lengthBytes = write.copy.bytes.length;
+    const reason = `an acknowledged write at ${write.offset} was lost: ${asError(error).message}`;
+    this.#failure ??= new DeviceError(errnoOf(error), reason, { cause: error });
+    this.#report({ kind: "write", offset: write.offset, lengthBytes }, error);
+    this.#behind.done(write);
+  }
+
+  #report(operation: Omit<Operation, "data">, error: unknown): void {
     this.#options.onError({
       operation: operation.kind,
       offset: operation.offset,
       lengthBytes: operation.lengthBytes,
       error: asError(error),
     });
-  }
-
-  /** The whole blocks that a range touches. */
-  #blocks(offset: number, lengthBytes: number): [start: number, end: number] {
-    const end = Math.ceil((offset + lengthBytes) / COPY_BLOCK_BYTES) * COPY_BLOCK_BYTES;
-    return [offset - (offset % COPY_BLOCK_BYTES), Math.min(end, this.info.sizeBytes)];
   }
 
   /** A turn that somebody waits for: what is done in the background before it had better be quick. */
@@ -258,7 +302,9 @@ export class CopyBeforeWrite implements BlockDevice {
   ): Promise<void> {
     const hold = turn instanceof Promise ? await turn : turn;
     try {
-      const isChange = await this.#keepBeforeImages(operation, isBehind);
+      const hidden = this.#hidden;
+      const isPatient = (): boolean => isBehind && this.#awaited === 0;
+      const isChange = hidden === null || (await this.#images.keep(hidden, operation, isPatient));
       if (isChange) await this.#overwrite(operation, flags);
       else if ((flags & Flag.Fua) !== 0) await this.#disk.flush();
     } finally {
@@ -275,79 +321,6 @@ export class CopyBeforeWrite implements BlockDevice {
         return this.#disk.zero(offset, lengthBytes, flags);
       case "trim":
         return this.#disk.trim(offset, lengthBytes, flags);
-    }
-  }
-
-  /** @returns false if the request would change nothing: what it writes is there already, and needs no before-image. */
-  async #keepBeforeImages(operation: Operation, isBehind: boolean): Promise<boolean> {
-    const [start, end] = this.#blocks(operation.offset, operation.lengthBytes);
-    const hidden = this.#hidden;
-    if (hidden === null) return true;
-    const missing = hidden.missing(start, end);
-    // Once the checkpoint is given up, copying would only cost.
-    if (missing.length === 0 || hidden.isBroken) return true;
-    if (operation.kind === "write" && end - start <= MAX_IMAGE_BYTES) {
-      return this.#keepUnlessEqual(hidden, operation, [start, end], missing, isBehind);
-    }
-    // A longer range is copied a piece at a time, which bounds memory whatever its length.
-    for (const [gapStart, gapEnd] of missing) {
-      let at = gapStart;
-      while (at < gapEnd) at = await this.#keepPiece(hidden, operation, at, gapEnd);
-    }
-    return true;
-  }
-
-  async #keepUnlessEqual(
-    hidden: HiddenOverlay,
-    operation: Operation & { kind: "write" },
-    [start, end]: readonly [start: number, end: number],
-    missing: readonly [start: number, end: number][],
-    isBehind: boolean,
-  ): Promise<boolean> {
-    const keep = (images: readonly BeforeImage[]): Promise<void> =>
-      hidden.keep(images, isBehind && this.#awaited === 0);
-    const buffer = payloadBuffers.take(end - start);
-    let isHeld = true;
-    const giveBack = (): void => {
-      if (isHeld) payloadBuffers.give(buffer);
-      isHeld = false;
-    };
-    try {
-      // Reading a long hole would fill the page cache with zeroes first.
-      if (await isHole(this.#disk, start, end)) {
-        if (isZeroes(operation.data)) return false;
-        await keep(missing.map(([from, to]) => ({ offset: from, lengthBytes: to - from, data: null })));
-        return true;
-      }
-      const old = buffer.subarray(0, end - start);
-      await this.#disk.read(start, old);
-      const from = operation.offset - start;
-      if (operation.data.equals(old.subarray(from, from + operation.lengthBytes))) return false;
-      const kept = keep(imagesOf(old, start, missing));
-      // A buffer is many times as long as a block: held until that is durable, thousands of them would break the budget.
-      if (old.length <= COPIED_MAXIMUM_BYTES) giveBack();
-      await kept;
-    } catch (error) {
-      await this.#options.onImageError(asError(error));
-    } finally {
-      giveBack();
-    }
-    return true;
-  }
-
-  /** @returns how far it got */
-  async #keepPiece(hidden: HiddenOverlay, operation: Operation, start: number, end: number): Promise<number> {
-    if (hidden.isBroken) return end;
-    try {
-      const piece = await readImages(this.#disk, start, end);
-      // Zeroes written over zeroes change nothing, which spares an empty disk a log of its emptiness.
-      const images =
-        operation.kind === "zero" ? piece.images.filter((image) => image.data !== null) : piece.images;
-      if (images.length > 0) await hidden.keep(images);
-      return piece.end;
-    } catch (error) {
-      await this.#options.onImageError(asError(error));
-      return end;
     }
   }
 }

@@ -9,7 +9,6 @@
  */
 import { DeviceError } from "../../errors.js";
 import type { OverlayLog } from "../../meta/overlay-log.js";
-import type { LogRecord } from "../../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../../meta/overlay-log-recovery.js";
 import type { BlockDevice, DeviceInfo, Extent } from "../device.js";
 import { ABSENT, ExtentMap, ZERO } from "../extent-map.js";
@@ -25,12 +24,20 @@ export interface BeforeImage {
   readonly data: Buffer | null;
 }
 
+/** An image in the log that is not durable yet: what the map will say of it. */
+interface Appended {
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly target: number;
+}
+
 export class HiddenOverlay implements BlockDevice {
   readonly info: DeviceInfo;
   readonly #map = new ExtentMap();
   readonly #log: OverlayLog;
   readonly #diskIndex: number;
   readonly #layer: Layer;
+  #staged: Appended[] = [];
 
   constructor(backing: BlockDevice, log: OverlayLog, diskIndex: number) {
     this.info = Object.freeze({ ...backing.info, writable: false });
@@ -58,6 +65,12 @@ export class HiddenOverlay implements BlockDevice {
     return gaps;
   }
 
+  /** How much of [start, end) has a before-image. */
+  coverage(start: number, end: number): "none" | "part" | "all" {
+    if (!this.#map.intersects(start, end)) return "none";
+    return this.#map.covers(start, end) ? "all" : "part";
+  }
+
   /** All extents, in order of offset. */
   mapped(): [start: number, end: number][] {
     return this.#map.ranges();
@@ -70,16 +83,34 @@ export class HiddenOverlay implements BlockDevice {
    * @throws DeviceError if they can't be kept
    */
   async keep(images: readonly BeforeImage[], patient = false): Promise<void> {
-    const records = images.map((image): LogRecord => ({
-      ...image,
-      disk: this.#diskIndex,
-      kind: image.data === null ? "zero" : "data",
-    }));
-    const positions = await this.#log.append(records, patient);
-    for (const [index, image] of images.entries()) {
-      const position = positions[index];
-      if (position === undefined) throw new RangeError("the log gave fewer positions than it took records");
-      this.#map.set(image.offset, image.offset + image.lengthBytes, image.data === null ? ZERO : position);
+    await this.#commit(
+      images.map((image) => this.#append(image)),
+      patient,
+    );
+  }
+
+  /** Takes a before-image to be kept by the next commit(), as keep() does. @throws DeviceError, having taken nothing */
+  stage(image: BeforeImage): void {
+    this.#staged.push(this.#append(image));
+  }
+
+  /** Resolves when all that was staged is kept; `patient` and failures as for keep(). */
+  commit(patient: boolean): Promise<void> {
+    const staged = this.#staged;
+    this.#staged = [];
+    return this.#commit(staged, patient);
+  }
+
+  #append({ offset, lengthBytes, data }: BeforeImage): Appended {
+    const kind = data === null ? "zero" : "data";
+    const position = this.#log.add({ disk: this.#diskIndex, kind, offset, lengthBytes, data });
+    return { offset, lengthBytes, target: data === null ? ZERO : position };
+  }
+
+  async #commit(appended: readonly Appended[], patient: boolean): Promise<void> {
+    await this.#log.commit(patient);
+    for (const { offset, lengthBytes, target } of appended) {
+      this.#map.set(offset, offset + lengthBytes, target);
     }
   }
 

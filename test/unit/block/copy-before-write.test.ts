@@ -66,6 +66,47 @@ describe("copy-before-write", () => {
     expect(subject.hidden.mappedBytes).to.equal(0);
   });
 
+  it("copies writes together, whether their blocks are in memory, have to be read or have their turn later", async () => {
+    const subject = await CopyingDisk.make();
+    const before = new Random(SEED).bytes(64 * BLOCK_BYTES);
+    subject.memory.fill(0, before);
+    // What a rule is about is not in memory.
+    const slow = subject.disk.reorder(
+      { operation: "read", offset: 8 * BLOCK_BYTES, lengthBytes: 1 },
+      new Random(SEED),
+      0,
+    );
+    await subject.copying.write(4 * BLOCK_BYTES, filled(BLOCK_BYTES, 1), Flag.Fua);
+    subject.directory.log.length = 0;
+    subject.disk.log.length = 0;
+    const writes = [
+      [0, filled(BLOCK_BYTES, 2)],
+      [2 * BLOCK_BYTES + 5, filled(2 * BLOCK_BYTES, 3)],
+      [4 * BLOCK_BYTES + 9, filled(10, 4)],
+      [8 * BLOCK_BYTES, filled(BLOCK_BYTES, 5)],
+      [20 * BLOCK_BYTES, before.subarray(20 * BLOCK_BYTES, 21 * BLOCK_BYTES)],
+      [20 * BLOCK_BYTES + 1, filled(1, 6)],
+    ] as const;
+    const expected = Buffer.from(before);
+    expected.fill(1, 4 * BLOCK_BYTES, 5 * BLOCK_BYTES);
+    for (const [offset, content] of writes) {
+      content.copy(expected, offset);
+      await subject.copying.write(offset, content, Flag.None);
+    }
+    await subject.copying.drain();
+    slow.remove();
+    expect(subject.memory.contents()).to.deep.equal(expected);
+    expect((await subject.checkpoint()).equals(before)).to.equal(true);
+    expect(await subject.images()).to.deep.equal([
+      "data 4-5",
+      "data 0-1",
+      "data 2-4",
+      "data 8-9",
+      "data 20-21",
+    ]);
+    expect(subject.directory.count("write"), "writes of the log").to.be.at.most(2);
+  });
+
   it("holds no buffer for each block while the log is written", async () => {
     const blocks = 200;
     const subject = await CopyingDisk.make({ sizeBytes: blocks * BLOCK_BYTES });
