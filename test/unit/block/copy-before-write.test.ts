@@ -68,7 +68,7 @@ describe("copy-before-write", () => {
 
   it("copies writes together, whether their blocks are in memory, have to be read or have their turn later", async () => {
     const subject = await CopyingDisk.make();
-    const before = new Random(SEED).bytes(64 * BLOCK_BYTES);
+    const before = Buffer.from(Array.from({ length: 64 * BLOCK_BYTES }, (_, at) => 1 + (at % 251)));
     subject.memory.fill(0, before);
     // What a rule is about is not in memory.
     const slow = subject.disk.reorder(
