@@ -130,10 +130,11 @@ const clients = Array.from({ length: Number(count) }, (_, index) => {
   if (attack === undefined) throw new Error(`no attack is called ${names.join(" or ")}`);
   return new HostileClient(path, attack);
 });
-setInterval(() => {
+const dripping = setInterval(() => {
   for (const client of clients) client.drip();
 }, DRIP_MS);
 process.once("SIGTERM", () => {
+  clearInterval(dripping);
   void report(clients).then((result) => {
     process.stdout.write(JSON.stringify(result), () => process.exit());
   });

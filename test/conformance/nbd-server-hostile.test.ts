@@ -13,6 +13,7 @@ import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import { encodeClientFlags } from "../../src/nbd/wire/handshake.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
 import {
+  DEFAULT_MAX_CONNECTIONS_PER_PEER,
   MEMORY_GUARANTEED_BYTES,
   REQUEST_MEMORY_BYTES,
   SERVER_PAYLOAD_BYTES,
@@ -367,6 +368,34 @@ describe("NBD server, hostile clients", () => {
     for (const client of clients.splice(0)) client.destroy();
     await othersGone();
     expect(harness.log.map(({ code }) => code)).to.not.include("memory-short");
+  });
+
+  it("lets in no more from one address than it may have, though they come at once, and others when they have gone", async () => {
+    const { server } = harness;
+    const address = await server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
+    for (let round = 0; round < 3; round++) {
+      const all = await Promise.all(Array.from({ length: 100 }, () => RawNbdClient.connect(address)));
+      const greetings = await Promise.all(all.map((client) => client.read(18).catch(() => null)));
+      expect(greetings.filter((greeting) => greeting !== null)).to.have.length(
+        DEFAULT_MAX_CONNECTIONS_PER_PEER,
+      );
+      await expectServed();
+      for (const client of all) client.destroy();
+      await othersGone();
+    }
+  });
+
+  it("tells of a flood of clients that it cuts off in a few lines", async () => {
+    for (let i = 0; i < 50; i++) (await connect()).send(Buffer.alloc(28, 0x99));
+    await othersGone();
+    const told = harness.log.filter(({ code }) => code === "bad-request-magic");
+    expect(told).to.have.length(10);
+    await harness.server.close(1000);
+    expect(harness.log.at(-1)).to.include({
+      code: "bad-request-magic",
+      count: 40,
+      msg: "40 more of these within 10 s",
+    });
   });
 
   it("cuts a client that ignores the end of its export, after a deadline", async () => {

@@ -214,6 +214,31 @@ describe("NBD server, TLS", () => {
       await enterTransmission(await secure());
     });
 
+    it("takes a TLS handshake that comes byte by byte", async () => {
+      await start("on");
+      const client = await negotiate();
+      const { socket } = client;
+      const write = socket.write.bind(socket);
+      const dripping = (chunk: Buffer | string): boolean => {
+        for (const byte of Buffer.from(chunk)) write(Buffer.of(byte));
+        return true;
+      };
+      await client.option(Option.StartTls);
+      socket.write = dripping;
+      const secured = await client.shakeTlsHands(await identity(null));
+      clients.push(secured);
+      await enterTransmission(secured);
+    });
+
+    it("hangs up at once on what is not TLS, and says so", async () => {
+      await start("on");
+      const client = await negotiate();
+      await client.option(Option.StartTls);
+      client.send(Buffer.from([0x99]));
+      expect(await client.readToEnd()).to.have.length(0);
+      expect(await refusal()).to.equal("connection closed: no TLS session: what it sends is not TLS");
+    });
+
     it("carries 32 MiB requests and hundreds of small ones", async () => {
       await start("on");
       harness?.add("large", new MemoryDevice(64 * MEBIBYTE));

@@ -76,7 +76,8 @@ describe("access to a node", () => {
     expect(status.code).to.equal(Exit.Unreachable);
     await writePattern(`nbd+unix:///disk0?socket=${path}`, 0x11, "0", "64k");
     expect(warnings(node)).to.deep.equal([
-      "client refused: its address is not allowed; further ones like it are not logged",
+      "client refused: its address is not allowed",
+      "client refused: its address is not allowed",
       "QMP client refused: its address is not allowed",
     ]);
   });
@@ -101,7 +102,7 @@ describe("access to a node", () => {
       );
       expect((await tryQemuIo(held, "read 0 4k")).code).to.not.equal(0);
     }
-    expect(warnings(node).map((line) => line.replace(/;.*/, ""))).to.deep.equal([
+    expect(warnings(node)).to.deep.equal([
       "client refused: there are 1 connections from its address already",
       "client refused: there are 2 connections already",
     ]);

@@ -7,22 +7,25 @@
  * - The socket is paused while `#stalled`: the receiver keeps an unparsed rest, or has had its share of this turn. Parsing
  *   goes on when there is room for what comes next, in this client's turn (turns.ts). A handshake waits for its turn
  *   always. The replies of a client that is stalled wait for its turn too.
- * - While `#upgrade` is not "none" nothing is parsed; a byte that came behind NBD_OPT_STARTTLS ends the connection.
+ * - While `#upgrade` is not "none" nothing is parsed; a byte that came behind NBD_OPT_STARTTLS ends the connection. A TLS
+ *   session is made in this client's turn, once its first message is there.
  * - `ended` resolves once, when no device request is in flight and no further reply can be sent.
  */
 import type { Socket } from "node:net";
 
 import type { Logger } from "pino";
 
-import { ProtocolError, asError, describeError } from "../../errors.js";
+import { NegotiationError, ProtocolError, asError, describeError } from "../../errors.js";
 import { readInto, type Reader } from "../../net/read-into.js";
 import type { SendRoom } from "../../net/send-room.js";
 import type { SharedBuffer } from "../../block/buffer-pool.js";
 import type { TlsAcceptor, TlsSession } from "../../net/tls/acceptor.js";
+import { ClientHelloReader } from "../../net/tls/client-hello.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
 import type { Agreement } from "./agreement.js";
+import type { ClientLog } from "./client-log.js";
 import type { ExportTable } from "./exports.js";
 import { DIRECT_READ_BYTES, LINGER_TIMEOUT_MS, QUEUED_OPTION_REPLY_BYTES } from "./limits.js";
 import type { MemoryPool } from "./memory-pool.js";
@@ -53,8 +56,10 @@ export interface ServerTls {
 export interface ConnectionOptions {
   readonly exports: ExportTable;
   readonly log: Logger;
-  readonly tls: ServerTls | null;
   /** Shared with all connections of the server. */
+  readonly clientLog: ClientLog;
+  readonly tls: ServerTls | null;
+  /** Likewise. */
   readonly memory: MemoryPool;
   /** Likewise. */
   readonly turns: Turns;
@@ -103,8 +108,9 @@ export class Connection implements OptionSink, Reader {
   #shuttingDown = false;
   #finished = false;
   #streamClosed = false;
-  /** NBD_OPT_STARTTLS was granted: the reply to it is on its way, then the TLS handshake. */
-  #upgrade: "none" | "granted" | "handshake" = "none";
+  /** NBD_OPT_STARTTLS was granted: the reply to it is on its way, then the client's first message, then the TLS handshake. */
+  #upgrade: "none" | "granted" | "hello" | "handshake" = "none";
+  #hello: ClientHelloReader | null = null;
   #tlsSession: TlsSession | null = null;
   /** This side ended the connection, and said why if there was anything to say. */
   #isGivenUp = false;
@@ -131,7 +137,8 @@ export class Connection implements OptionSink, Reader {
       isStopping: options.isStopping,
       tls: options.tls?.mode ?? null,
       onTlsMissing: () => {
-        options.log.warn({ peer, code: "tls-required" }, "client refused: no TLS, which is required");
+        const event = { host, code: "tls-required" };
+        options.clientLog.warn(event, () => ({ peer }), "client refused: no TLS, which is required");
       },
       send: (bytes) => {
         this.#writer.send(bytes, null);
@@ -228,7 +235,8 @@ export class Connection implements OptionSink, Reader {
         },
       }),
       peer: this.peer,
-      log: this.#options.log,
+      host: this.host,
+      clientLog: this.#options.clientLog,
       onProgress: () => {
         this.#progress();
       },
@@ -261,12 +269,34 @@ export class Connection implements OptionSink, Reader {
   }
 
   /** The client has the reply to NBD_OPT_STARTTLS: what it sends from now on is TLS. */
-  async #secure({ acceptor }: ServerTls): Promise<void> {
+  #awaitHello(): void {
+    this.#upgrade = "hello";
+    this.#hello = new ClientHelloReader();
+    this.#stream.resume();
+  }
+
+  /** @returns whether to read on */
+  #helloBytes(chunk: Buffer): boolean {
+    try {
+      const hello = this.#hello?.push(chunk) ?? null;
+      if (hello === null) return true;
+      this.#hello = null;
+      this.#options.turns.later(() => {
+        if (!this.#streamClosed && this.#options.tls !== null) void this.#secure(this.#options.tls, hello);
+      });
+    } catch (error) {
+      if (!(error instanceof NegotiationError)) throw error;
+      this.#violation(error.code, error.message);
+    }
+    return false;
+  }
+
+  async #secure({ acceptor }: ServerTls, hello: Buffer): Promise<void> {
     this.#upgrade = "handshake";
     const plain = this.#stream;
     plain.removeAllListeners("data");
     try {
-      const secured = await acceptor.secure(plain);
+      const secured = await acceptor.secure(plain, hello);
       this.#stream = secured;
       this.#tlsSession = acceptor.sessionOf(secured);
       this.#writer.close();
@@ -286,7 +316,10 @@ export class Connection implements OptionSink, Reader {
     const stream = this.#stream;
     readInto(stream, this);
     stream.on("data", (chunk: Buffer) => {
-      if (!this.#inputOver && !this.#parse(() => this.#receiver.push(chunk))) stream.pause();
+      if (this.#inputOver) return;
+      const goesOn =
+        this.#upgrade === "hello" ? this.#helloBytes(chunk) : this.#parse(() => this.#receiver.push(chunk));
+      if (!goesOn) stream.pause();
     });
   }
 
@@ -311,6 +344,7 @@ export class Connection implements OptionSink, Reader {
       return false;
     }
     const chunk = this.#buffer.received(lengthBytes);
+    if (this.#upgrade === "hello") return this.#helloBytes(chunk);
     this.#source = this.#buffer.slab;
     this.#source?.hold();
     return this.#parse(() => this.#receiver.push(chunk));
@@ -398,8 +432,9 @@ export class Connection implements OptionSink, Reader {
   }
 
   #warnOfEnd(code: string, message: string): void {
-    const { peer, exportName } = this;
-    this.#options.log.warn({ peer, export: exportName, code }, `connection closed: ${message}`);
+    const { peer, host, exportName } = this;
+    const details = () => ({ peer, export: exportName });
+    this.#options.clientLog.warn({ host, code }, details, `connection closed: ${message}`);
   }
 
   #endInput(): void {
@@ -419,8 +454,8 @@ export class Connection implements OptionSink, Reader {
     const isLast = this.#inputOver || (this.#shuttingDown && this.#transmission !== null);
     if (isLast && this.#isAnswered()) {
       this.#finish();
-    } else if (this.#upgrade === "granted" && this.#options.tls !== null) {
-      if (this.#writer.queuedBytes === 0) void this.#secure(this.#options.tls);
+    } else if (this.#upgrade === "granted") {
+      if (this.#writer.queuedBytes === 0) this.#awaitHello();
     } else if (this.#stalled && this.#hasRoom) {
       this.#awaitTurn();
     }

@@ -79,9 +79,6 @@ export const DEFAULT_MAX_CONNECTIONS = 1024;
 /** Of these from one host; a client that opens several for one disk opens four to sixteen. */
 export const DEFAULT_MAX_CONNECTIONS_PER_PEER = 64;
 
-/** Refusals of clients that the log tells of until one that was let in has gone: a flood of them must not flood the log. */
-export const REPORTED_REFUSALS = 100;
-
 /** From accept to transmission. */
 export const DEFAULT_HANDSHAKE_TIMEOUT_MS = 10_000;
 

@@ -3,7 +3,8 @@
  *
  * Invariants:
  * - `#connections` holds every connection whose socket is open or that has a device request in flight.
- * - There are never more than `maxConnections` of them, nor more than `maxConnectionsPerPeer` from one address.
+ * - There are never more than `maxConnections` of them and of those whose turn has not come, nor more than
+ *   `maxConnectionsPerPeer` from one address.
  * - Once close() was called no listener is opened and no connection enters transmission.
  */
 import type { Socket } from "node:net";
@@ -16,6 +17,7 @@ import { formatAddress } from "../../net/address.js";
 import type { SocketAccess } from "../../net/listen.js";
 import type { PeerFilter } from "../../net/peer-filter.js";
 import { SendRoom } from "../../net/send-room.js";
+import { ClientLog } from "./client-log.js";
 import type { ConnectionInfo, ServerTls } from "./connection.js";
 import { Connection } from "./connection.js";
 import type { ExportTable } from "./exports.js";
@@ -24,7 +26,6 @@ import {
   DEFAULT_MAX_CONNECTIONS,
   DEFAULT_MAX_CONNECTIONS_PER_PEER,
   DEFAULT_STALL_TIMEOUT_MS,
-  REPORTED_REFUSALS,
   SERVER_PAYLOAD_BYTES,
 } from "./limits.js";
 import { MemoryPool } from "./memory-pool.js";
@@ -51,6 +52,12 @@ export interface NbdServerOptions {
   readonly stallTimeoutMs?: number;
 }
 
+/** Why a client may not connect. */
+interface Refusal {
+  readonly code: string;
+  readonly message: string;
+}
+
 export class NbdServer {
   readonly #options: NbdServerOptions;
   readonly #maxConnections: number;
@@ -61,14 +68,15 @@ export class NbdServer {
   readonly #sendRoom = new SendRoom();
   readonly #memory = new MemoryPool(SERVER_PAYLOAD_BYTES);
   #accepted = 0;
-  /** Accepted, and their turn has not come. */
-  #arriving = 0;
+  /** Accepted and not gone, those too whose turn has not come: in all, and from each address. */
+  #present = 0;
+  readonly #presentFrom = new Map<string, number>();
   #stopping = false;
-  /** What was refused and logged since a client last went. */
-  readonly #refusals = new Set<string>();
+  readonly #clientLog: ClientLog;
 
   constructor(options: NbdServerOptions) {
     this.#options = options;
+    this.#clientLog = new ClientLog(options.log);
     this.#maxConnections = options.maxConnections ?? DEFAULT_MAX_CONNECTIONS;
     this.#maxConnectionsPerPeer = options.maxConnectionsPerPeer ?? DEFAULT_MAX_CONNECTIONS_PER_PEER;
   }
@@ -139,6 +147,7 @@ export class NbdServer {
     const inTransmission = [...this.#connections].filter((connection) => connection.exportName !== null);
     await endAll(inTransmission, deadlineMs);
     for (const connection of this.#connections) if (connection.exportName === null) connection.destroy();
+    this.#clientLog.close();
   }
 
   #requireOpen(): void {
@@ -150,15 +159,22 @@ export class NbdServer {
     const refusal = this.#refusal(host);
     if (refusal !== null) {
       socket.destroy();
-      this.#reportRefusal(host, refusal);
+      this.#clientLog.warn(
+        { host, code: refusal.code },
+        () => ({ host }),
+        `client refused: ${refusal.message}`,
+      );
       return;
     }
     // A thousand may come at once; those who are served already don't wait for all of them.
-    this.#arriving++;
+    this.#count(host, 1);
     this.#turns.later(() => {
-      this.#arriving--;
-      if (this.#stopping) socket.destroy();
-      else this.#welcome(socket, host, listenedOn);
+      if (!this.#stopping) {
+        this.#welcome(socket, host, listenedOn);
+        return;
+      }
+      this.#count(host, -1);
+      socket.destroy();
     });
   }
 
@@ -169,6 +185,7 @@ export class NbdServer {
       {
         exports: this.#options.exports,
         log: this.#options.log,
+        clientLog: this.#clientLog,
         memory: this.#memory,
         turns: this.#turns,
         sendRoom: this.#sendRoom,
@@ -177,32 +194,37 @@ export class NbdServer {
         stallTimeoutMs: this.#options.stallTimeoutMs ?? DEFAULT_STALL_TIMEOUT_MS,
         isStopping: () => this.#stopping,
         onClosed: (closed) => {
-          this.#connections.delete(closed);
-          this.#refusals.clear();
+          if (this.#connections.delete(closed)) this.#count(host, -1);
         },
       },
     );
     this.#connections.add(connection);
   }
 
-  #refusal(host: string | null): string | null {
-    if (host !== null && this.#options.allow?.admits(host) === false) return "its address is not allowed";
-    if (this.#connections.size + this.#arriving >= this.#maxConnections) {
-      return `there are ${this.#maxConnections} connections already`;
-    }
-    const fromHost = (): number =>
-      [...this.#connections].filter((connection) => connection.host === host).length;
-    return host !== null && fromHost() >= this.#maxConnectionsPerPeer
-      ? `there are ${this.#maxConnectionsPerPeer} connections from its address already`
-      : null;
+  #count(host: string | null, added: 1 | -1): void {
+    this.#present += added;
+    if (host === null) return;
+    const present = (this.#presentFrom.get(host) ?? 0) + added;
+    if (present === 0) this.#presentFrom.delete(host);
+    else this.#presentFrom.set(host, present);
   }
 
-  /** One line for each address and reason. */
-  #reportRefusal(host: string | null, refusal: string): void {
-    const key = `${host ?? ""} ${refusal}`;
-    if (this.#refusals.has(key) || this.#refusals.size >= REPORTED_REFUSALS) return;
-    this.#refusals.add(key);
-    this.#options.log.warn({ host }, `client refused: ${refusal}; further ones like it are not logged`);
+  #refusal(host: string | null): Refusal | null {
+    if (host !== null && this.#options.allow?.admits(host) === false) {
+      return { code: "address-not-allowed", message: "its address is not allowed" };
+    }
+    if (this.#present >= this.#maxConnections) {
+      return {
+        code: "too-many-connections",
+        message: `there are ${this.#maxConnections} connections already`,
+      };
+    }
+    return host !== null && (this.#presentFrom.get(host) ?? 0) >= this.#maxConnectionsPerPeer
+      ? {
+          code: "too-many-from-address",
+          message: `there are ${this.#maxConnectionsPerPeer} connections from its address already`,
+        }
+      : null;
   }
 }
 

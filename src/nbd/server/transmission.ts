@@ -7,8 +7,6 @@
  * - `#deviceRequests` of them are with the device; it never gets a request that refusalOf() refuses.
  * - While there is no room (`hasRoom`) no further header is parsed, so that what a client can pile up is bounded.
  */
-import type { Logger } from "pino";
-
 import { Loan, type SharedBuffer } from "../../block/buffer-pool.js";
 import type { Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
@@ -21,6 +19,7 @@ import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
 import { blockStatus } from "./block-status.js";
 import { BusyPoll } from "./busy-poll.js";
+import type { ClientLog } from "./client-log.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
 import {
   BLOCK_STATUS_DESCRIPTORS,
@@ -61,7 +60,9 @@ export interface TransmissionOptions {
   /** Calls back when it is the client's turn. */
   readonly later: Soon;
   readonly peer: string;
-  readonly log: Logger;
+  /** Null: a unix socket. */
+  readonly host: string | null;
+  readonly clientLog: ClientLog;
   /** The client disconnected, the kernel took answers, or the device went idle. */
   readonly onProgress: () => void;
 }
@@ -417,11 +418,20 @@ export class Transmission implements RequestSink {
     // FAST_ZERO asks for this answer, and each client would ask a thousand times.
     if (errno !== "ENOTSUP" && !this.#failureLogged) {
       this.#failureLogged = true;
-      const { peer, log } = this.#options;
+      const { peer, host, clientLog } = this.#options;
       const { type, offset, lengthBytes } = open.header;
-      const place = { offset, lengthBytes, failedAt };
-      const details = { peer, export: this.export.name, errno, type, ...place, err: error };
-      log.warn(
+      const details = () => ({
+        peer,
+        export: this.export.name,
+        errno,
+        type,
+        offset,
+        lengthBytes,
+        failedAt,
+        err: error,
+      });
+      clientLog.warn(
+        { host, code: "request-failed" },
         details,
         `request failed: ${describeError(error)}; further failures on this connection are not logged`,
       );

@@ -60,9 +60,10 @@ export class TlsAcceptor {
 
   /**
    * Shakes hands over `plain`, of which nobody else reads or writes any more. To give up, destroy `plain`.
+   * @param received of the client's handshake already; null: nothing was
    * @throws NegotiationError "tls-failed" with the reason; both sockets are destroyed then
    */
-  secure(plain: Socket): Promise<TLSSocket> {
+  secure(plain: Socket, received: Buffer | null = null): Promise<TLSSocket> {
     if (plain.destroyed) return Promise.reject(failure("it hung up before it began"));
     // A FIN in the middle of the handshake has to end it.
     plain.allowHalfOpen = false;
@@ -90,6 +91,8 @@ export class TlsAcceptor {
           settle(tlsReason(unverified ?? error), socket);
         },
       });
+      // Paused, or it would flow to nobody.
+      if (received !== null) plain.pause().unshift(received);
       server.emit("connection", plain);
     });
   }
