@@ -73,34 +73,34 @@ export class Bitmap {
     }
   }
 
-  /** Whether a bit of [start, end) is set. */
+  /** Whether a bit of [start, end) is set; looks no further. */
   intersects(start: number, end: number): boolean {
-    const next = this.nextSet(start);
-    return next !== -1 && next < end;
+    return this.#count > 0 && this.#next(start, Math.min(end, this.length), 0) !== -1;
   }
 
   /** The first set bit at or after `from`, or -1. */
   nextSet(from: number): number {
-    return this.#next(from, 0);
+    return this.#count > 0 ? this.#next(from, this.length, 0) : -1;
   }
 
   /** The first clear bit at or after `from`, or `length`. */
   nextClear(from: number): number {
-    const found = this.#next(from, 0xff_ff_ff_ff);
+    const found = this.#next(from, this.length, 0xff_ff_ff_ff);
     return found === -1 ? this.length : found;
   }
 
-  #next(from: number, invert: number): number {
-    if (from >= this.length) return -1;
+  /** The first set bit of [from, end), with all inverted or none; or -1. */
+  #next(from: number, end: number, invert: number): number {
+    if (from >= end) return -1;
     let wordIndex = from >>> 5;
     let word = (this.#word(wordIndex) ^ invert) & (0xff_ff_ff_ff << (from & 31));
     for (;;) {
       if (word !== 0) {
         const found = wordIndex * 32 + trailingZeros(word);
-        return found < this.length ? found : -1;
+        return found < end ? found : -1;
       }
       wordIndex++;
-      if (wordIndex === this.#words.length) return -1;
+      if (wordIndex * 32 >= end) return -1;
       word = this.#word(wordIndex) ^ invert;
     }
   }

@@ -333,6 +333,7 @@ export class DirtyMap {
 
   /** Whether a resync, and no guest, left something volatile: what guests change is hot, and its sector is written when it cools. */
   #hasVolatileCopy(sector: number): boolean {
+    if (!this.#hasVolatile(sector * BITS_PER_SECTOR, (sector + 1) * BITS_PER_SECTOR)) return false;
     const first = sector * EXTENTS_PER_SECTOR;
     const end = Math.min(first + EXTENTS_PER_SECTOR, this.#hot.bits.length);
     for (let extent = first; extent < end; extent++) {
@@ -341,11 +342,13 @@ export class DirtyMap {
     return false;
   }
 
-  readonly #isVolatile = (extent: number): boolean => {
-    const start = extent * BLOCKS_PER_EXTENT;
-    const end = start + BLOCKS_PER_EXTENT;
+  readonly #isVolatile = (extent: number): boolean =>
+    this.#hasVolatile(extent * BLOCKS_PER_EXTENT, (extent + 1) * BLOCKS_PER_EXTENT);
+
+  /** Whether a block of [start, end) is. */
+  #hasVolatile(start: number, end: number): boolean {
     return this.#volatile.intersects(start, end) || this.#flushing.intersects(start, end);
-  };
+  }
 
   #takeDue(region: Region): Sector[] {
     const due = this.#dueSectors[region];

@@ -80,6 +80,29 @@ describe("Bitmap", () => {
     );
   });
 
+  it("tells whether any bit of a range is set, and minds none beside it", () => {
+    for (const length of LENGTHS) {
+      for (let index = 0; index < length; index++) {
+        const bitmap = new Bitmap(length);
+        bitmap.set(index, index + 1);
+        const ranges = [
+          [0, index],
+          [index, index + 1],
+          [0, length + 7],
+          [index + 1, length],
+          [index, index],
+        ] as const;
+        expect(ranges.map(([start, end]) => bitmap.intersects(start, end))).to.deep.equal([
+          false,
+          true,
+          true,
+          false,
+          false,
+        ]);
+      }
+    }
+  });
+
   it("finds a single bit wherever it is", () => {
     for (const length of LENGTHS) {
       for (let index = 0; index < length; index++) {

@@ -137,6 +137,23 @@ describe("a dirty map's file", () => {
     expect(map.missedRuns(10), "the extent that a guest writes to").to.deep.equal([[0, EXTENT]]);
   });
 
+  it("is soon done with the copy of a disk of 1 TiB, of which the end is volatile", async () => {
+    const terabyte = 1024 ** 4;
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(terabyte, directory);
+    await map.describe(TENURE, false);
+    for (let flushes = 0; flushes < 8; flushes++) {
+      map.resynced(0, terabyte);
+      map.beginFlush();
+      map.resynced(terabyte - EXTENT, EXTENT);
+      map.endFlush(true);
+      await turns();
+    }
+    directory.crash();
+    map = await openDirtyMap(terabyte, directory);
+    expect(map.missedRuns(10)).to.deep.equal([[terabyte - EXTENT, EXTENT]]);
+  });
+
   it("writes no progress with each flush when a copy is over, whatever guests change meanwhile", async () => {
     await map.describe(TENURE, false);
     map.resynced(0, SIZE_BYTES);
