@@ -8,8 +8,6 @@ import type { ReplicationServer } from "./replication-server.js";
 import { primaryJobs, primaryDiskPart, primaryPart } from "./primary-status.js";
 import { clientStatus, listenerStatus, type NodeParts } from "./run-node.js";
 
-const ROLLBACK_LOST = "a before-image could not be kept: there is no rollback until the next checkpoint";
-
 export function secondaryStatus(
   parts: NodeParts,
   secondary: Secondary,
@@ -17,7 +15,7 @@ export function secondaryStatus(
   view: NbdServer,
 ): NodeStatus {
   const { metadata, overlays } = secondary;
-  const isLost = overlays?.isBroken === true;
+  const lost = overlays?.lost ?? null;
   const promoted = secondary.stage === "done" ? secondary.promoted : null;
   return {
     role: "secondary",
@@ -44,8 +42,8 @@ export function secondaryStatus(
     jobs: secondaryJobs(secondary),
     ...(promoted !== null && { primary: primaryPart(promoted, DEFAULT_REPLICATION, parts.startedMs) }),
     secondary: {
-      rollback: overlays === null ? "none" : isLost ? "lost" : "available",
-      rollbackLostReason: isLost ? ROLLBACK_LOST : null,
+      rollback: overlays === null ? "none" : lost === null ? "available" : "lost",
+      rollbackLostReason: lost === null ? null : `the last checkpoint is lost: ${lost}`,
       undoBytes: overlays?.undoBytes ?? 0,
       conflict: secondary.conflict,
       salvage: secondary.salvage,

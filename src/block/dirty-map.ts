@@ -207,6 +207,7 @@ export class DirtyMap {
   }
 
   endFlush(isDurable: boolean): void {
+    if (this.#isHaunted) void this.#removeFile();
     if (!isDurable) this.#volatile.add(this.#flushing);
     this.#flushing.clearAll();
     this.#isFlushing = false;
@@ -234,6 +235,7 @@ export class DirtyMap {
 
   /** Leaves in the file exactly what is missed. Nothing is written to the disk any more. */
   async close(): Promise<void> {
+    if (this.#isHaunted) await this.#removeFile();
     this.linkLost();
     this.#dueAll();
     await this.#write();
@@ -373,13 +375,17 @@ export class DirtyMap {
   async #break(error: Error): Promise<void> {
     if (this.#isBroken) return;
     this.#isBroken = true;
-    const { directory, disk, onBroken } = this.#options;
-    const removal = await directory.remove(dirtyMapName(disk)).then(
-      () => null,
-      (failure: unknown) => asError(failure),
+    await this.#removeFile();
+    this.#options.onBroken(error, !this.#isHaunted);
+  }
+
+  /** It can't be trusted any more. Where it can't be removed either, that is tried again with each flush. */
+  async #removeFile(): Promise<void> {
+    const { directory, disk } = this.#options;
+    this.#isHaunted = await directory.remove(dirtyMapName(disk)).then(
+      () => false,
+      () => true,
     );
-    this.#isHaunted = removal !== null;
-    onBroken(error, removal === null);
   }
 }
 

@@ -18,16 +18,16 @@ export function makingRoom(directory: StateDirectory, makeRoom: () => Promise<bo
       making = null;
     }
   };
-  const retrying = async (write: () => Promise<void>): Promise<void> => {
+  const retrying = async <T>(write: () => Promise<T>): Promise<T> => {
     const timesBefore = timesMade;
     try {
-      await write();
+      return await write();
     } catch (error) {
       if (!(error instanceof DeviceError && error.errno === "ENOSPC")) throw error;
       // Another write that failed beside this one may have seen to it already.
       const isMade = timesMade > timesBefore || (await (making ??= make()));
       if (!isMade) throw error;
-      await write();
+      return await write();
     }
   };
   const wrapped = (file: StateFile): StateFile => ({
@@ -43,9 +43,9 @@ export function makingRoom(directory: StateDirectory, makeRoom: () => Promise<bo
   });
   return {
     path: directory.path,
-    create: async (name) => wrapped(await directory.create(name)),
+    create: async (name) => wrapped(await retrying(() => directory.create(name))),
     open: async (name) => wrapped(await directory.open(name)),
-    replaceText: (name, text) => directory.replaceText(name, text),
+    replaceText: (name, text) => retrying(() => directory.replaceText(name, text)),
     readText: (name) => directory.readText(name),
     remove: (name) => directory.remove(name),
     rename: (name, newName) => directory.rename(name, newName),

@@ -6,7 +6,7 @@ import * as fs from "node:fs";
 import { mkdir, readFile, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { asError, DeviceError, MetadataError } from "../errors.js";
+import { asError, describeError, DeviceError, type Errno, MetadataError } from "../errors.js";
 import { syncDirectory } from "../os/sync-directory.js";
 import { writeFileAtomic } from "./atomic-file.js";
 
@@ -29,6 +29,7 @@ export interface StateFile {
   close(): Promise<void>;
 }
 
+/** Whatever changes something throws a DeviceError, ENOSPC where there is no room; what was changed may be done then or not. */
 export interface StateDirectory {
   readonly path: string;
   /** Creates the file, emptying one that exists; its name is durable when this resolves. */
@@ -68,11 +69,19 @@ export async function openStateDirectory(path: string): Promise<StateDirectory> 
     path,
     create: async (name) => {
       const file = await openFile(join(path, name), "w+");
-      await syncDirectory(path);
+      try {
+        await changing(path, "sync", () => syncDirectory(path));
+      } catch (error) {
+        await file.close();
+        throw error;
+      }
       return file;
     },
     open: (name) => openFile(join(path, name), "r+"),
-    replaceText: (name, text) => writeFileAtomic(join(path, name), text),
+    replaceText: (name, text) => {
+      const file = join(path, name);
+      return changing(file, "replacement", () => writeFileAtomic(file, text));
+    },
     readText: async (name) => {
       try {
         return await readFile(join(path, name), "utf8");
@@ -81,18 +90,21 @@ export async function openStateDirectory(path: string): Promise<StateDirectory> 
         throw unreadable(join(path, name), error);
       }
     },
-    remove: async (name) => {
-      await rm(join(path, name), { force: true });
-      await syncDirectory(path);
-    },
-    rename: async (name, newName) => {
-      await rename(join(path, name), join(path, newName));
-      await syncDirectory(path);
-    },
-    truncate: async (name, lengthBytes) => {
-      const { size } = await stat(join(path, name));
-      if (size > lengthBytes) await truncate(join(path, name), lengthBytes);
-    },
+    remove: (name) =>
+      changing(join(path, name), "removal", async () => {
+        await rm(join(path, name), { force: true });
+        await syncDirectory(path);
+      }),
+    rename: (name, newName) =>
+      changing(join(path, name), `renaming to ${newName}`, async () => {
+        await rename(join(path, name), join(path, newName));
+        await syncDirectory(path);
+      }),
+    truncate: (name, lengthBytes) =>
+      changing(join(path, name), "truncation", async () => {
+        const { size } = await stat(join(path, name));
+        if (size > lengthBytes) await truncate(join(path, name), lengthBytes);
+      }),
     list: () => readdir(path),
     freeBytes: async () => {
       const { bavail, bsize } = await statfs(path);
@@ -101,11 +113,26 @@ export async function openStateDirectory(path: string): Promise<StateDirectory> 
   };
 }
 
+/** @throws DeviceError that names the path and what was done to it */
+async function changing(path: string, change: string, action: () => Promise<void>): Promise<void> {
+  try {
+    await action();
+  } catch (error) {
+    throw changeFailed(change, path, error);
+  }
+}
+
+function changeFailed(change: string, path: string, error: unknown): DeviceError {
+  const reason = `${change} of ${path} failed: ${describeError(error)}`;
+  return new DeviceError(errnoOfSystem(error), reason, { cause: error });
+}
+
 async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
   let fd: number;
   try {
     fd = await open(path, flags, 0o600);
   } catch (error) {
+    if (flags === "w+") throw changeFailed("creation", path, error);
     if (isErrno(error, "ENOENT")) throw new MetadataError("missing", `${path} is missing`, { cause: error });
     throw unreadable(path, error);
   }
@@ -279,10 +306,17 @@ function ioError(
   position: number,
   error: NodeJS.ErrnoException,
 ): DeviceError {
-  const errno = error.code === "ENOSPC" || error.code === "EDQUOT" ? "ENOSPC" : "EIO";
-  return new DeviceError(errno, `${operation} of ${path} at ${position} failed: ${error.message}`, {
-    cause: error,
-  });
+  return new DeviceError(
+    errnoOfSystem(error),
+    `${operation} of ${path} at ${position} failed: ${error.message}`,
+    {
+      cause: error,
+    },
+  );
+}
+
+function errnoOfSystem(error: unknown): Errno {
+  return isErrno(error, "ENOSPC") || isErrno(error, "EDQUOT") ? "ENOSPC" : "EIO";
 }
 
 function isErrno(error: unknown, code: string): boolean {

@@ -11,18 +11,18 @@ import { activeName, dataName } from "./epoch-files.js";
 export class ActiveFiles {
   readonly #directory: StateDirectory;
   readonly #options: LogOptions;
-  readonly #inForce: Promise<void>;
+  readonly #inForce: () => Promise<void>;
   readonly #recovered: boolean;
   #log: Promise<OverlayLog> | null;
 
   /**
-   * @param inForce resolves when the epoch is on record
+   * @param inForce resolves when the epoch is on record, rejects when it can't be
    * @param recovered the log that a restart found, or null
    */
   constructor(
     directory: StateDirectory,
     options: LogOptions,
-    inForce: Promise<void>,
+    inForce: () => Promise<void>,
     recovered: OverlayLog | null,
   ) {
     this.#directory = directory;
@@ -33,7 +33,7 @@ export class ActiveFiles {
   }
 
   async open(diskIndex: number): Promise<{ readonly file: StateFile; readonly log: OverlayLog }> {
-    await this.#inForce;
+    await this.#inForce();
     const directory = this.#directory;
     const { epoch } = this.#options;
     this.#log ??= OverlayLog.create(directory, activeName(epoch), this.#options).catch((error: unknown) => {

@@ -159,7 +159,7 @@ export class DiskGroup {
   }
 
   async flush(): Promise<void> {
-    for (const { disk } of this.disks) await disk.flush();
+    for (const { copyBeforeWrite } of this.disks) await copyBeforeWrite.makeDurable();
   }
 
   async #atOneInstant<T>(change: () => T | Promise<T>): Promise<T> {

@@ -15,6 +15,8 @@ export interface EpochEvents {
   durable(epoch: number): void;
   /** The epoch can't be made durable; its predecessor stays on record. */
   durabilityLost(error: Error): void;
+  /** Files of earlier epochs are still there: the next one removes them. */
+  leftOver(error: Error): void;
 }
 
 export class EpochChanger {
@@ -64,7 +66,7 @@ export class EpochChanger {
   }
 
   /**
-   * Begins an epoch; resolves when every disk is in it. The first one is durable by then, later ones are so later.
+   * Begins an epoch; resolves when every disk is in it. The first one on record is durable by then, later ones are so later.
    * @param lineage what else changes in the metadata with the epoch, in the same step
    * @throws StateError if it can't begin: nothing has changed then
    */
@@ -74,7 +76,15 @@ export class EpochChanger {
       throw new StateError("old-epoch", `epoch ${number} is over: the secondary is in epoch ${this.number}`);
     }
     const durable = new Deferred<void>();
-    const epoch = await this.#store.create(number, durable.promise);
+    const inForce = async (): Promise<void> => {
+      try {
+        await durable.promise;
+      } catch (error) {
+        // What was written later, by a failover, has put it on record all the same.
+        if (this.#metadata.recorded.epoch !== number) throw error;
+      }
+    };
+    const epoch = await this.#store.create(number, inForce);
     let begun: { at: string; old: Epoch | null };
     try {
       begun = await this.#group.begin(epoch);
@@ -83,7 +93,7 @@ export class EpochChanger {
       throw error;
     }
     this.#durable = durable;
-    void this.#makeDurable(number, begun, lineage).then(
+    void this.#makeDurable(number, { ...begun, epoch }, lineage).then(
       () => {
         durable.resolve();
         this.#events.durable(number);
@@ -94,8 +104,14 @@ export class EpochChanger {
         this.#events.durabilityLost(asError(error));
       },
     );
-    // A start has nothing to go back to before it is durable; a checkpoint has the one before.
-    if (begun.old === null) await durable.promise;
+    // A start has nothing to go back to before it is durable, even one after another that failed; a checkpoint has the one before.
+    if (this.#metadata.recorded.stage === "running") return;
+    try {
+      await durable.promise;
+    } catch (error) {
+      await this.#giveUpStart();
+      throw error;
+    }
   }
 
   /** Stops copying; everything received stays. */
@@ -116,15 +132,34 @@ export class EpochChanger {
     await this.#store.removeAllBut(null);
   }
 
+  /** Unless it may be on record that the node runs: then before-images are kept on, until a start succeeds. */
+  async #giveUpStart(): Promise<void> {
+    if (this.#metadata.current.stage === "running") return;
+    const dropped = await this.#group.drop();
+    await dropped?.close();
+  }
+
   async #makeDurable(
-    epoch: number,
-    begun: { at: string; old: Epoch | null },
+    number: number,
+    begun: { at: string; epoch: Epoch; old: Epoch | null },
     lineage: Partial<SecondaryMetadata>,
   ): Promise<void> {
-    await this.#group.flush();
-    await this.#metadata.save({ ...lineage, stage: "running", epoch, checkpointAt: begun.at });
-    await begun.old?.close();
-    await this.#store.removeAllBut(epoch);
+    try {
+      await this.#group.flush();
+    } catch (error) {
+      // What the checkpoint is of may be gone from the disks by now.
+      begun.epoch.distrust(
+        "a disk failed to make durable what it held; started anew, the node goes back to the checkpoint before",
+      );
+      throw error;
+    }
+    await this.#metadata.save({ ...lineage, stage: "running", epoch: number, checkpointAt: begun.at });
+    try {
+      await begun.old?.close();
+      await this.#store.removeAllBut(number);
+    } catch (error) {
+      this.#events.leftOver(asError(error));
+    }
   }
 }
 

@@ -6,12 +6,10 @@
  * are there after a crash between a checkpoint's announcement and its durability: their before-images still count
  * for whatever the epoch in force has none of.
  */
-import type { Logger } from "pino";
 import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
 import { ActiveOverlay } from "../block/overlay/active.js";
 import { HiddenOverlay } from "../block/overlay/hidden.js";
-import { makingRoom } from "../meta/making-room.js";
 import type { LogEnd } from "../meta/metadata.js";
 import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
 import type { LogRecord } from "../meta/overlay-log-format.js";
@@ -21,10 +19,12 @@ import { DeviceError, MetadataError } from "../errors.js";
 import { ActiveFiles } from "./active-files.js";
 import { activeName, dataName, epochOf, epochsOf, hiddenName, isHidden } from "./epoch-files.js";
 import { salvageName } from "./salvage.js";
-import { SpareLog } from "./spare-log.js";
+import type { SpareLog } from "./spare-log.js";
 
 /** More than metadata.json and its directory need. */
 const ROOM_BYTES = 64 * 1024;
+
+const BROKEN = "its before-images could not be kept; there is no rollback until the next one";
 
 /** The overlays of one disk. */
 interface DiskOverlays {
@@ -39,8 +39,15 @@ export interface Epoch {
   readonly undoBytes: number;
   /** Whether before-images were lost: there is no checkpoint to go back to. */
   readonly isBroken: boolean;
+  /** Why the checkpoint can be neither shown nor gone back to, or null. */
+  readonly lost: string | null;
   /** Gives up the checkpoint, for good and on stable storage. */
   breakCheckpoint(): Promise<void>;
+  /**
+   * Nothing of it is shown any more in this life of the node, though before-images are kept on: it may not be what it has to be,
+   * or not be taken for that after a restart.
+   */
+  distrust(reason: string): void;
   flush(): Promise<void>;
   /** Where each log ends, but for those that failed. Nothing is written to the overlays any more. */
   logEnds(): Promise<LogEnd[]>;
@@ -57,7 +64,8 @@ export interface EpochStoreOptions {
   readonly clock?: Clock;
   /** The epoch whose before-images are kept when it is over, or null. */
   readonly salvage: () => number | null;
-  readonly log: Logger;
+  /** The same directory's. */
+  readonly spare: SpareLog;
 }
 
 export class EpochStore {
@@ -66,12 +74,9 @@ export class EpochStore {
   #prepared: { readonly number: number; readonly log: OverlayLog } | null = null;
   /** Logs that failed: what failed once, a bad sector of theirs, would fail each epoch whose log is made of them. */
   readonly #failed = new Set<string>();
-  readonly #spare: SpareLog;
 
   constructor(options: EpochStoreOptions) {
-    const { directory, log } = options;
-    this.#spare = new SpareLog(directory, log);
-    this.#options = { ...options, directory: makingRoom(directory, () => this.#spare.makeRoom()) };
+    this.#options = options;
   }
 
   /** Makes the log of a new epoch before it is needed. A crash leaves it empty, as one of a later epoch. */
@@ -94,7 +99,7 @@ export class EpochStore {
    * Makes the files of a new epoch, empty and durable, unless they were prepared.
    * @param inForce what writes to the view wait for, so that none of them is lost with an epoch that never came to be
    */
-  async create(number: number, inForce: Promise<void>): Promise<Epoch> {
+  async create(number: number, inForce: () => Promise<void>): Promise<Epoch> {
     const log = await this.#takePrepared(number);
     const active = this.#activeFiles(number, inForce, null);
     return this.#assemble(number, log, active);
@@ -126,7 +131,11 @@ export class EpochStore {
         })
       : null;
     await this.#checkData(number, activeRecords, files);
-    const epoch = this.#assemble(number, log, this.#activeFiles(number, Promise.resolve(), activeLog));
+    const epoch = this.#assemble(
+      number,
+      log,
+      this.#activeFiles(number, () => Promise.resolve(), activeLog),
+    );
     for (const record of records) overlaysOf(epoch, record, log.name).hidden.restore(record);
     for (const record of activeRecords) overlaysOf(epoch, record, activeName(number)).active.restore(record);
     for (const later of epochsOf(files)) {
@@ -140,17 +149,17 @@ export class EpochStore {
   /** Removes the files of every other epoch, but for before-images to be kept, which get another name, and the spare. */
   async removeAllBut(number: number | null): Promise<void> {
     await this.discardPrepared();
-    const { directory, salvage } = this.#options;
+    const { directory, salvage, spare } = this.#options;
     for (const file of await directory.list()) {
       const epoch = epochOf(file);
       if (epoch === null || epoch === number) continue;
       const kept = salvage();
       if (kept !== null && file === hiddenName(kept)) await directory.rename(file, salvageName(kept));
       else if (number === null || !isHidden(file) || this.#failed.has(file)) await directory.remove(file);
-      else await this.#spare.keep(file);
+      else await spare.keep(file);
     }
     this.#failed.clear();
-    if (number === null) await this.#spare.remove();
+    if (number === null) await spare.remove();
   }
 
   async #takePrepared(number: number): Promise<OverlayLog> {
@@ -164,13 +173,13 @@ export class EpochStore {
   }
 
   async #createLog(number: number): Promise<OverlayLog> {
-    const { directory } = this.#options;
+    const { directory, spare } = this.#options;
     const hasRoom = async (): Promise<boolean> => (await directory.freeBytes()) >= ROOM_BYTES;
     // Made of the spare log it needs no room, but what makes the epoch durable does: without, it would begin and never count.
-    if (!(await hasRoom())) await this.#spare.makeRoom();
+    if (!(await hasRoom())) await spare.makeRoom();
     if (!(await hasRoom()))
       throw new DeviceError("ENOSPC", `${directory.path} has no space left for a checkpoint: make room`);
-    const options = { ...logOptions(this.#options, number), spare: this.#spare };
+    const options = { ...logOptions(this.#options, number), spare };
     return OverlayLog.create(directory, hiddenName(number), options);
   }
 
@@ -217,14 +226,27 @@ export class EpochStore {
     return files.includes(name) && !(await OverlayLog.isUnborn(this.#options.directory, name));
   }
 
-  #activeFiles(number: number, inForce: Promise<void>, recovered: OverlayLog | null): ActiveFiles {
+  #activeFiles(number: number, inForce: () => Promise<void>, recovered: OverlayLog | null): ActiveFiles {
     return new ActiveFiles(this.#options.directory, logOptions(this.#options, number), inForce, recovered);
   }
 
   #assemble(number: number, log: OverlayLog, files: ActiveFiles): Epoch {
+    let distrust: string | null = null;
+    const doubt = (reason: string): void => {
+      distrust ??= reason;
+      for (const { hidden } of overlays) hidden.refuseReads(`the last checkpoint is lost: ${distrust}`);
+    };
     const overlays = this.#options.disks.map((disk, index): DiskOverlays => {
       const hidden = new HiddenOverlay(disk, log, index);
-      return { hidden, active: new ActiveOverlay(hidden, { open: () => files.open(index) }, index) };
+      const storage = {
+        open: () => files.open(index),
+        lost: (): void => {
+          doubt(
+            "what clients wrote to the view may be gone; started anew, the node has what they had flushed",
+          );
+        },
+      };
+      return { hidden, active: new ActiveOverlay(hidden, storage, index) };
     });
     return {
       number,
@@ -235,7 +257,12 @@ export class EpochStore {
       get isBroken() {
         return log.isBroken;
       },
+      get lost() {
+        if (log.isBroken) return BROKEN;
+        return distrust;
+      },
       breakCheckpoint: () => log.markBroken(),
+      distrust: doubt,
       flush: async () => {
         for (const { active } of overlays) await active.flush();
       },

@@ -46,7 +46,7 @@ export function failoverOptions(
     {
       to: "checkpoint",
       lost: { bytes: received, seconds: received > 0 ? secondsSinceCheckpoint : 0 },
-      refusal: epoch.isBroken ? "the last checkpoint is lost: its before-images could not be kept" : null,
+      refusal: epoch.lost === null ? null : `the last checkpoint is lost: ${epoch.lost}`,
       warning: null,
     },
     {
@@ -92,8 +92,19 @@ export class Failover {
     return this.#ended;
   }
 
-  /** Begins the failover, or begins it again after a failure or a restart; the replication exports are closed. */
+  /**
+   * Begins the failover, or begins it again after a failure or a restart; the replication exports are closed. What keeps it from
+   * beginning is its end: it may be on record already.
+   */
   async begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
+    try {
+      await this.#begin(overlays, target);
+    } catch (error) {
+      this.#ended = this.#finish(overlays, () => Promise.reject(asError(error)));
+    }
+  }
+
+  async #begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
     const { group, metadata } = this.#parts;
     // From here on this node's data has a history of its own; one, however often the failover is begun.
     const isFirst = metadata.current.stage === "running";

@@ -47,7 +47,15 @@ export class IoTrouble {
     const overlays = this.#parts.overlays();
     if (policy === "break-replication" || overlays === null || isSalvage(overlays.number)) throw error;
     if (overlays.isBroken) return;
-    await overlays.breakCheckpoint();
+    try {
+      await overlays.breakCheckpoint();
+    } catch (failure) {
+      // The mark may be there all the same, and then counts after a restart.
+      overlays.distrust(
+        "its before-images could not be kept, nor could that be recorded; started anew, the node tells whether it is there",
+      );
+      throw failure;
+    }
     log.error({ epoch: overlays.number }, "checkpoint lost: no rollback until the next checkpoint");
     this.failed("", { operation: "copy-before-write", offset: 0, lengthBytes: 0, error });
   }

@@ -10,7 +10,8 @@
  *   either sent or in the dirty map.
  * - While a replica is asked to change its epoch, no write is on its way to it; when its answer stays out, the
  *   connections are destroyed before another write is let through.
- * - A connection attempt in all takes no longer than a few time-outs; the time between two is bounded.
+ * - A connection attempt in all takes no longer than a few time-outs; the time between two is bounded, and grows for as long as
+ *   none brings the replica up to date: one that refuses writes is not asked ten times a second.
  */
 import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
@@ -78,6 +79,7 @@ export class Link {
   #since = new Date();
   #lastError: Error | null = null;
   #reconnects = 0;
+  #backoffMs = FIRST_BACKOFF_MS;
   #connections: ReplicaConnections | null = null;
   #resyncs: readonly Resync[] = [];
   #running: Promise<void> = Promise.resolve();
@@ -188,20 +190,18 @@ export class Link {
 
   async #keepUp(first: ReplicaConnections | null): Promise<void> {
     let connections = first;
-    let backoffMs = FIRST_BACKOFF_MS;
     while (!this.#isStopping()) {
       try {
         connections ??= await this.#connect();
-        backoffMs = FIRST_BACKOFF_MS;
         await this.#serve(connections);
       } catch (error) {
         this.#lose(asError(error));
         // To come back at once would be to be congested at once.
-        if (error instanceof LinkError && error.code === CONGESTED) backoffMs = LONGEST_BACKOFF_MS;
+        if (error instanceof LinkError && error.code === CONGESTED) this.#backoffMs = LONGEST_BACKOFF_MS;
       }
       connections = null;
-      await pause(this.#options.clock, backoffMs, this.#stopping.signal);
-      backoffMs = Math.min(backoffMs * 2, LONGEST_BACKOFF_MS);
+      await pause(this.#options.clock, this.#backoffMs, this.#stopping.signal);
+      this.#backoffMs = Math.min(this.#backoffMs * 2, LONGEST_BACKOFF_MS);
       this.#reconnects++;
     }
   }
@@ -326,7 +326,10 @@ export class Link {
     if (state === this.#state) return;
     this.#state = state;
     this.#since = new Date();
-    if (state === "replicating") this.#lastError = null;
+    if (state === "replicating") {
+      this.#lastError = null;
+      this.#backoffMs = FIRST_BACKOFF_MS;
+    }
     this.#options.events.stateChanged(state);
   }
 }

@@ -7,10 +7,13 @@ export class MetadataKeeper<T extends NodeMetadata> {
   readonly #directory: StateDirectory;
   readonly #serial = new Serial();
   #current: T;
+  #recorded: T;
 
+  /** @param initial what the file says, or as little as it says if there is none */
   constructor(directory: StateDirectory, initial: T) {
     this.#directory = directory;
     this.#current = initial;
+    this.#recorded = initial;
   }
 
   /** What the node goes by; on disk as soon as the save() that brought it has resolved. */
@@ -18,11 +21,19 @@ export class MetadataKeeper<T extends NodeMetadata> {
     return this.#current;
   }
 
+  /** The last that is on disk for certain. After a write that failed the file has either this or what was to be written. */
+  get recorded(): T {
+    return this.#recorded;
+  }
+
   /** Changes take effect in memory at once, and are durable when this resolves. */
   save(change: Partial<T>): Promise<void> {
     this.#current = { ...this.#current, ...change };
     const written = this.#current;
-    return this.#serial.run(() => writeMetadata(this.#directory, written));
+    return this.#serial.run(async () => {
+      await writeMetadata(this.#directory, written);
+      this.#recorded = written;
+    });
   }
 
   /** For callers that can't wait. */

@@ -2,7 +2,7 @@
  * A primary's checkpoints: when they are taken, why one is refused, and what becomes of the dirty maps with each.
  *
  * Invariants:
- * - No checkpoint is taken while the replica lacks anything (design, promises 10 and 16).
+ * - No checkpoint is taken while the replica lacks anything (design, promises 10 and 16), or the primary disk may.
  * - Periodic ones are taken between `begin()` and `end()`, that is while a replica is attached.
  */
 import type { Logger } from "pino";
@@ -12,7 +12,7 @@ import { formatSize } from "../config/units.js";
 import { describeError, LinkError } from "../errors.js";
 import { Checkpointer } from "./checkpointer.js";
 import type { Link } from "./link.js";
-import { missedBytesOf, type PrimaryDisk } from "./primary-disk.js";
+import { missedBytesOf, type PrimaryDisk, troubleOf } from "./primary-disk.js";
 import type { PrimaryLineage } from "./primary-lineage.js";
 
 export interface PrimaryCheckpointsParts {
@@ -87,6 +87,8 @@ export class PrimaryCheckpoints {
     if (link.state !== "replicating") {
       return `the replica is ${link.state}: ${formatSize(missedBytes)} are not replicated`;
     }
+    const trouble = troubleOf(this.#parts.disks);
+    if (trouble !== null) return trouble;
     return missedBytes > 0 ? `${formatSize(missedBytes)} are not replicated` : null;
   }
 

@@ -4,12 +4,18 @@ import type { BlockDevice } from "../block/device.js";
 import type { DirtyMap } from "../block/dirty-map.js";
 import { gated } from "../block/filters/gated.js";
 import { held } from "../block/filters/held.js";
+import type { WatchedFlush } from "../block/filters/watched-flush.js";
 import { type ForwardFailure, PrimaryFilter } from "../block/filters/replication.js";
 import type { Gate } from "../block/gate.js";
 import type { Hold } from "../block/hold.js";
 import type { MemoryBudget } from "../block/memory-budget.js";
 import { type AckMode, Mirror } from "../block/mirror.js";
 import type { NamedDisk } from "./secondary-disk.js";
+
+/** A disk whose failed flushes are noticed. */
+export interface WatchedDisk extends NamedDisk {
+  readonly device: WatchedFlush;
+}
 
 export interface PrimaryDiskOptions {
   readonly ackMode: AckMode;
@@ -31,7 +37,7 @@ export class PrimaryDisk {
   readonly name: string;
   readonly path: string;
   /** The primary disk itself. */
-  readonly local: BlockDevice;
+  readonly local: WatchedFlush;
   readonly dirty: DirtyMap;
   readonly mirror: Mirror;
   /** What guests see. */
@@ -39,7 +45,7 @@ export class PrimaryDisk {
   readonly #filter: PrimaryFilter;
   #resyncedBytes = 0;
 
-  constructor(disk: NamedDisk, options: PrimaryDiskOptions) {
+  constructor(disk: WatchedDisk, options: PrimaryDiskOptions) {
     this.name = disk.name;
     this.path = disk.path;
     this.local = disk.device;
@@ -59,6 +65,14 @@ export class PrimaryDisk {
     const gate = gated(this.mirror, options.gate, "writes");
     // Above the gate and all locks: whatever mends the replica must not wait for what waits for the replica.
     this.guestExport = checked(options.hold === null ? gate : held(gate, options.hold));
+  }
+
+  /** Why the disk may lack what guests wrote to it, in this life of the node, or null. */
+  get trouble(): string | null {
+    const { failure } = this.local;
+    return failure === null
+      ? null
+      : `disk ${this.name} may lack what was written, a flush of it has failed: ${failure.message}: fail over to the replica, or start this node anew`;
   }
 
   /** Changes and bytes that the replica has acknowledged. */
@@ -91,7 +105,7 @@ export class PrimaryDisk {
 
 /** A primary's disks, which share everything but their maps. */
 export function primaryDisks(
-  disks: readonly NamedDisk[],
+  disks: readonly WatchedDisk[],
   maps: readonly DirtyMap[],
   options: Omit<PrimaryDiskOptions, "dirty">,
 ): PrimaryDisk[] {
@@ -100,6 +114,11 @@ export function primaryDisks(
     if (dirty === undefined) throw new RangeError(`no dirty map for disk ${disk.name}`);
     return new PrimaryDisk(disk, { ...options, dirty });
   });
+}
+
+/** The first disk's trouble, or null. */
+export function troubleOf(disks: readonly PrimaryDisk[]): string | null {
+  return disks.find(({ trouble }) => trouble !== null)?.trouble ?? null;
 }
 
 /** What the replicas of these disks lack. */

@@ -23,6 +23,8 @@ export type PrimaryFacts = Pick<
 /** What a primary must know after a restart, and how it is kept. */
 export interface PrimaryKeeper {
   readonly current: PrimaryFacts;
+  /** The last that is on record for certain. */
+  readonly recorded: Pick<PrimaryFacts, "replicaGeneration">;
   save(change: Partial<PrimaryFacts>): Promise<void>;
   saveSoon(change: Partial<PrimaryFacts>, onError: (error: unknown) => void): void;
   /** From the next start on the node is the secondary of the one that took over. @param tenure of its dirty maps */
@@ -46,6 +48,9 @@ export async function openPrimaryKeeper(
   const keeper: PrimaryKeeper = {
     get current() {
       return metadata.current;
+    },
+    get recorded() {
+      return metadata.recorded;
     },
     save: (change) => metadata.save(change),
     saveSoon: (change, onError) => {

@@ -40,7 +40,9 @@ export class PrimaryLineage {
 
   /** On record before the replica can have it: what is written without it from then on is another line. */
   async share(): Promise<void> {
-    if (!this.isShared) await this.#metadata.save({ replicaGeneration: this.#metadata.current.generation });
+    const { generation } = this.#metadata.current;
+    if (this.#metadata.recorded.replicaGeneration === generation) return;
+    await this.#metadata.save({ replicaGeneration: generation });
   }
 
   /**

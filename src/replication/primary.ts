@@ -9,6 +9,7 @@
  */
 import { randomUUID } from "node:crypto";
 import type { DirtyMap } from "../block/dirty-map.js";
+import { WatchedFlush } from "../block/filters/watched-flush.js";
 import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import { systemClock } from "../clock.js";
@@ -18,7 +19,7 @@ import { GuestHold } from "./guest-hold.js";
 import { HandOver } from "./hand-over.js";
 import type { Link } from "./link.js";
 import { PrimaryCheckpoints, type ReportedCheckpoint } from "./primary-checkpoints.js";
-import { type PrimaryDisk, primaryDisks } from "./primary-disk.js";
+import { type PrimaryDisk, primaryDisks, troubleOf, type WatchedDisk } from "./primary-disk.js";
 import { openDirtyMaps, openPrimaryKeeper, type PrimaryFacts, type PrimaryKeeper } from "./primary-keeper.js";
 import { PrimaryLineage } from "./primary-lineage.js";
 import type { PrimaryOptions } from "./primary-options.js";
@@ -45,7 +46,12 @@ export class Primary {
   readonly #checkpoints: PrimaryCheckpoints;
   readonly #handOver: HandOver;
 
-  private constructor(options: PrimaryOptions, metadata: PrimaryKeeper, maps: readonly DirtyMap[]) {
+  private constructor(
+    options: PrimaryOptions,
+    watched: readonly WatchedDisk[],
+    metadata: PrimaryKeeper,
+    maps: readonly DirtyMap[],
+  ) {
     this.#options = options;
     this.#metadata = metadata;
     const { ackMode, log, replicaTimeoutMs: timeoutMs, clock = systemClock } = options;
@@ -62,7 +68,7 @@ export class Primary {
       link,
       log,
     });
-    this.disks = primaryDisks(options.disks, maps, {
+    this.disks = primaryDisks(watched, maps, {
       ackMode,
       gate,
       hold: this.#guests.hold,
@@ -139,8 +145,15 @@ export class Primary {
 
   static async #open(options: PrimaryOptions, keeper: PrimaryKeeper): Promise<Primary> {
     const { directory, disks, log } = options;
-    const maps = await openDirtyMaps(directory, disks, log);
-    return new Primary(options, keeper, maps);
+    const watched = disks.map((disk): WatchedDisk => {
+      const { name, device } = disk;
+      const onFailure = (error: Error): void => {
+        log.error({ disk: name, error: error.message }, "flush failed: the disk may lack what was written");
+      };
+      return { ...disk, device: new WatchedFlush(device, onFailure) };
+    });
+    const maps = await openDirtyMaps(directory, watched, log);
+    return new Primary(options, watched, keeper, maps);
   }
 
   get stage(): Stage {
@@ -247,7 +260,8 @@ export class Primary {
 
   /** Which promise can't be kept any more, or null; for the exit code. */
   brokenPromise(): string | null {
-    return this.#handOver.isUndecided ? "whether the secondary has taken over is unknown" : null;
+    if (this.#handOver.isUndecided) return "whether the secondary has taken over is unknown";
+    return troubleOf(this.disks);
   }
 
   /** Takes leave of the replica and records a clean state. The guests' exports are closed already. */

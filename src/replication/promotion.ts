@@ -22,6 +22,7 @@ export type PrimarySettings = Omit<PrimaryOptions, "directory" | "disks" | "log"
 /**
  * Makes the primary that the node is from now on; its guests' exports are to be put under the views by the caller.
  * @param overlays what the failover takes back or keeps; null: it was made durable in an earlier life
+ * @param isResumed whether the failover began in an earlier life
  */
 export async function promote(
   disks: readonly SecondaryDisk[],
@@ -29,8 +30,9 @@ export async function promote(
   options: Pick<PrimaryOptions, "directory" | "log"> & PrimarySettings,
   overlays: Epoch | null,
   target: FailoverTarget,
+  isResumed: boolean,
 ): Promise<Primary> {
-  const { tenure, offeredTenure } = metadata.current;
+  const { tenure, offeredTenure, returning } = metadata.current;
   const primary = await Primary.promoted(
     {
       ...options,
@@ -39,7 +41,13 @@ export async function promote(
     keeperOf(metadata),
   );
   if (overlays === null) return primary;
-  for (const [index, { dirty }] of primary.disks.entries()) {
+  for (const [index, { name: disk, dirty }] of primary.disks.entries()) {
+    // Guests may have been let in: a map that is new by now, or tells nothing, was lost.
+    if (isResumed && returning && dirty.tenure === null) {
+      options.log.warn({ disk }, "what guests have changed since the failover is not known: a full copy");
+      await dirty.describe(null, false);
+      continue;
+    }
     // The old primary's maps go by this name, unless the last answer to it was lost.
     const name = offeredTenure ?? tenure;
     await dirty.describe(name, name !== null);
@@ -48,6 +56,8 @@ export async function promote(
       for (const [start, end] of overlay.mapped()) await dirty.markMissed(start, end - start);
     }
   }
+  // On record before the first guest: from here on the maps are all that tells of its changes.
+  if (!returning) await metadata.save({ returning: true });
   return primary;
 }
 
@@ -62,6 +72,9 @@ function keeperOf(metadata: MetadataKeeper<SecondaryMetadata>): PrimaryKeeper {
       const { generation } = metadata.current;
       if (generation === null) throw new Error("a promoted node without a generation");
       return { ...metadata.current, generation };
+    },
+    get recorded() {
+      return metadata.recorded;
     },
     save: (change) => metadata.save(change),
     saveSoon: (change, onError) => {

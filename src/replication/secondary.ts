@@ -14,6 +14,7 @@
  */
 import { describeError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";
+import { makingRoom } from "../meta/making-room.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { SwallowedError } from "../status.js";
 import type { Commit } from "./commit.js";
@@ -34,6 +35,7 @@ import type { SecondaryOptions } from "./secondary-options.js";
 import { readSecondaryState, recover, refuseLeftovers } from "./secondary-recovery.js";
 import { SecondaryStages } from "./secondary-stages.js";
 import { Serial } from "./serial.js";
+import { SpareLog } from "./spare-log.js";
 import { type FailoverTarget, isPromoted, type Mode, type Stage } from "./stage.js";
 import { Succession } from "./succession.js";
 import { WriterTracker } from "./writer-tracker.js";
@@ -55,7 +57,9 @@ export class Secondary {
 
   private constructor(options: SecondaryOptions, known: SecondaryMetadata) {
     this.#options = options;
-    const { directory, disks, log, clock = systemClock, events } = options;
+    const { disks, log, clock = systemClock, events } = options;
+    const spare = new SpareLog(options.directory, log);
+    const directory = makingRoom(options.directory, () => spare.makeRoom());
     const disconnectWriters = (): Promise<void> => events.disconnectWriters();
     const metadata = new MetadataKeeper(directory, known);
     this.#metadata = metadata;
@@ -72,7 +76,7 @@ export class Secondary {
       sync: true,
       clock,
       salvage: () => this.metadata.salvage,
-      log,
+      spare,
     });
     const tracker = new WriterTracker(known, () => {
       metadata.saveSoon({ gap: tracker.gap, cutOff: tracker.cutOff }, this.#metadataFailed);
@@ -139,7 +143,8 @@ export class Secondary {
     const { metadata, isNew, hasChangedRole } = await readSecondaryState(directory, disks, options);
     const secondary = new Secondary(options, metadata);
     if (isNew) await refuseLeftovers(directory, secondary.#store);
-    else if (!isPromoted(metadata.stage)) await secondary.#own.open(hasChangedRole);
+    else if (metadata.stage === "none" || metadata.stage === "running")
+      await secondary.#own.open(hasChangedRole);
     await recover({
       disks,
       metadata: secondary.#metadata,
@@ -217,8 +222,8 @@ export class Secondary {
     if (this.stage === "failover-failed") return "the failover has failed";
     const undecided = this.#succession.brokenPromise();
     if (undecided !== null) return undecided;
-    const isLost = this.overlays?.isBroken === true;
-    return this.#group.failure ?? this.#epochs.failure ?? (isLost ? "the last checkpoint is lost" : null);
+    const isLost = (this.overlays?.lost ?? null) !== null;
+    return this.#epochs.failure ?? this.#group.failure ?? (isLost ? "the last checkpoint is lost" : null);
   }
 
   start(mode: Mode): Promise<void> {
@@ -317,6 +322,9 @@ export class Secondary {
       },
       durabilityLost: (error) => {
         this.#trouble.failed("", { operation: "flush", offset: 0, lengthBytes: 0, error });
+      },
+      leftOver: (error) => {
+        log.warn({ error: error.message }, "files of an epoch that is over could not be removed");
       },
     });
   }

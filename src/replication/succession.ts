@@ -24,6 +24,7 @@ import type { SecondaryCheckpoints } from "./secondary-checkpoints.js";
 import type { SecondaryStages } from "./secondary-stages.js";
 import type { Serial } from "./serial.js";
 import { type FailoverTarget, isPromoted } from "./stage.js";
+import { TAKE_OVER_FAILED } from "./take-over.js";
 import type { WriterTracker } from "./writer-tracker.js";
 
 export interface SuccessionParts {
@@ -50,6 +51,8 @@ export class Succession {
   readonly #parts: SuccessionParts;
   readonly #failover: Failover;
   #isFenced = false;
+  /** Whether the failover began before this start. */
+  #isResumed = false;
   #promoted: Primary | null = null;
 
   constructor(parts: SuccessionParts) {
@@ -127,8 +130,9 @@ export class Succession {
 
   /** @throws StateError if there is no checkpoint to fail over to */
   refuseLostCheckpoint(target: FailoverTarget | null): void {
-    if (target !== "checkpoint" || this.#parts.group.epoch?.isBroken !== true) return;
-    const refusal = "the last checkpoint is lost: fail over to the latest content instead (--to latest)";
+    const lost = this.#parts.group.epoch?.lost ?? null;
+    if (target !== "checkpoint" || lost === null) return;
+    const refusal = `the last checkpoint is lost, ${lost}: fail over to the latest content instead (--to latest)`;
     throw new StateError("checkpoint-lost", `failover refused: ${refusal}`);
   }
 
@@ -154,16 +158,20 @@ export class Succession {
   /** A primary hands over at a checkpoint. @throws StateError if this node can't take over: nothing has changed then */
   async beginTakeOver(primary: string, epoch: number): Promise<void> {
     const { stages } = this.#parts;
-    if (isPromoted(stages.stage)) return;
+    if (isPromoted(stages.stage) || stages.stage === "failover-failed") return;
     const refusal = this.#takeOverRefusal(primary, epoch);
     if (refusal !== null) throw new StateError("no-take-over", `take-over refused: ${refusal}`);
     await stages.apply({ type: "stop", failover: "latest" });
   }
 
-  /** @returns this node's new generation @throws StateError if it has not taken over, or in another epoch */
+  /** @returns this node's new generation @throws StateError if it has not taken over, or in another epoch, or that is undecided */
   takenOver(epoch: number): string {
     const { stages, metadata } = this.#parts;
     const { generation, epoch: number } = metadata.current;
+    if (stages.stage === "failover-failed") {
+      const remedy = "mend what its log names, then fail over there again";
+      throw new StateError(TAKE_OVER_FAILED, `the take-over has begun and failed: ${remedy}`);
+    }
     if (stages.stage !== "done" || generation === null || number !== epoch) {
       throw new StateError("no-take-over", `take-over refused: this node was promoted in epoch ${number}`);
     }
@@ -179,6 +187,7 @@ export class Succession {
   /** After a restart: goes on where the failover was. @param overlays null: it was done */
   async resume(overlays: Epoch | null, target: FailoverTarget | null): Promise<void> {
     const { group, stages } = this.#parts;
+    this.#isResumed = true;
     if (overlays === null) {
       await group.showDisks(() => this.#promote(null, target ?? "latest"));
       return;
@@ -216,6 +225,7 @@ export class Succession {
       { directory, log, ...asPrimary },
       overlays,
       target,
+      this.#isResumed,
     );
     group.setFronts(guestExportsOf(this.#promoted));
   }

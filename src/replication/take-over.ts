@@ -1,12 +1,15 @@
 /** The end of a switch-over: the secondary is asked to take over, until it is known whether it did. */
 import { type Clock, pause } from "../clock.js";
 import { asError, LinkError, UnreachableError } from "../errors.js";
+import { QmpError } from "../qmp/errors.js";
 import type { Endpoint } from "../net/endpoint.js";
 import type { ReplicaNetwork } from "./replica-network.js";
 
 /** How long to ask for. Guests wait. */
 const DEADLINE_MS = 30_000;
 const RETRY_MS = 250;
+/** Code of the answer of a secondary that began to take over, and failed. */
+export const TAKE_OVER_FAILED = "take-over-failed";
 
 export interface TakeOver {
   /** The secondary's QMP server. */
@@ -39,7 +42,9 @@ export async function requestTakeOver(takeOver: TakeOver): Promise<string> {
       }
     } catch (error) {
       const isLost = error instanceof LinkError || error instanceof UnreachableError;
-      if (!isLost) throw error;
+      // It may be finished after a restart.
+      const hasFailed = error instanceof QmpError && error.code === TAKE_OVER_FAILED;
+      if (!isLost && !hasFailed) throw error;
       if (clock.nowMs() > deadlineMs) {
         if (!wasAsked) throw error;
         throw new LinkError("undecided", `whether it took over is unknown: ${asError(error).message}`, {

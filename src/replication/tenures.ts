@@ -36,13 +36,13 @@ export class Tenures {
 
   /** The primary writes: it has the new name. */
   confirm(): void {
-    const { tenure, offeredTenure } = this.#metadata.current;
+    const { tenure, offeredTenure } = this.#metadata.recorded;
     if (offeredTenure !== null && tenure !== offeredTenure) this.#saveSoon({ tenure: offeredTenure });
   }
 
   /** Somebody wrote who has no dirty map: no map tells what this replica lacks. */
   forget(): void {
-    const { tenure, offeredTenure } = this.#metadata.current;
+    const { tenure, offeredTenure } = this.#metadata.recorded;
     if (tenure !== null || offeredTenure !== null) this.#saveSoon({ tenure: null, offeredTenure: null });
   }
 

@@ -73,7 +73,10 @@ function log(directory: StateDirectory, name: string): Promise<OverlayLog> {
 function activeOver(backing: BlockDevice, directory: StateDirectory): ActiveOverlay {
   return new ActiveOverlay(
     backing,
-    { open: async () => ({ file: await directory.create("data"), log: await log(directory, "active") }) },
+    {
+      open: async () => ({ file: await directory.create("data"), log: await log(directory, "active") }),
+      lost: () => undefined,
+    },
     0,
   );
 }

@@ -132,7 +132,18 @@ export class CopyBeforeWrite implements BlockDevice {
     await this.#hurry(this.#behind.settled());
     const refusal = this.#refusal();
     if (refusal !== null) throw refusal;
-    await this.#disk.flush();
+    await this.makeDurable();
+  }
+
+  /** Flushes the disk. A failure may have lost any write that was acknowledged before. */
+  async makeDurable(): Promise<void> {
+    try {
+      await this.#disk.flush();
+    } catch (error) {
+      const reason = `acknowledged writes may be lost: ${asError(error).message}`;
+      this.#failure ??= new DeviceError(errnoOf(error), reason, { cause: error });
+      throw error;
+    }
   }
 
   /** Waits as a read does: an acknowledged write that is not on the disk yet must not be taken for a hole. */

@@ -9,6 +9,8 @@
  *   oldest first.
  * - A `mapped` record is appended only when the data file's content under it is durable: after a power loss the
  *   log never names bytes that were not written.
+ * - Once a sync of the data file has failed nothing is read from it any more: where it was never durable it may have holes by
+ *   now. A restart finds what the log names.
  */
 import type { OverlayLog } from "../../meta/overlay-log.js";
 import type { LogRecord } from "../../meta/overlay-log-format.js";
@@ -16,6 +18,7 @@ import type { RecoveredRecord } from "../../meta/overlay-log-recovery.js";
 import type { StateFile } from "../../meta/state-directory.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
 import { ABSENT, ExtentMap, ZERO } from "../extent-map.js";
+import { asError, DeviceError } from "../../errors.js";
 import { GroupFlush } from "../group-flush.js";
 import { extentsThrough, type Layer, readThrough } from "./layered.js";
 
@@ -27,6 +30,8 @@ const MAX_UNLOGGED = 4096;
 /** Where an active overlay keeps its content; made at its first write, since most epochs see none. */
 export interface ActiveStorage {
   open(): Promise<{ readonly file: StateFile; readonly log: OverlayLog }>;
+  /** What was written and not flushed may be gone. */
+  lost(): void;
 }
 
 export class ActiveOverlay implements BlockDevice {
@@ -37,6 +42,7 @@ export class ActiveOverlay implements BlockDevice {
   readonly #diskIndex: number;
   #opened: Promise<{ readonly file: StateFile; readonly log: OverlayLog }> | null = null;
   #unlogged: LogRecord[] = [];
+  #failure: DeviceError | null = null;
   readonly #group = new GroupFlush(() => this.#flushOnce());
 
   constructor(backing: BlockDevice, storage: ActiveStorage, diskIndex: number) {
@@ -82,11 +88,13 @@ export class ActiveOverlay implements BlockDevice {
   }
 
   read(offset: number, into: Buffer): Promise<void> {
+    if (this.#failure !== null) return Promise.reject(this.#failure);
     if (this.#map.extentCount === 0) return this.#layer.backing.read(offset, into);
     return readThrough(this.#layer, offset, into);
   }
 
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    if (this.#failure !== null) throw this.#failure;
     const { file } = await this.#open();
     await file.write(offset, [from]);
     this.#enter(offset, from.length, "mapped");
@@ -94,6 +102,7 @@ export class ActiveOverlay implements BlockDevice {
   }
 
   async zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    if (this.#failure !== null) throw this.#failure;
     await this.#open();
     this.#enter(offset, lengthBytes, "zero");
     await this.#afterWrite(flags);
@@ -110,6 +119,7 @@ export class ActiveOverlay implements BlockDevice {
   }
 
   extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    if (this.#failure !== null) return Promise.reject(this.#failure);
     return extentsThrough(this.#layer, offset, lengthBytes, maxExtents);
   }
 
@@ -149,7 +159,14 @@ export class ActiveOverlay implements BlockDevice {
     const { file, log } = await this.#open();
     const records = this.#unlogged;
     this.#unlogged = [];
-    await file.sync();
+    try {
+      await file.sync();
+    } catch (error) {
+      const reason = `what was written to the view may be lost: ${asError(error).message}`;
+      this.#failure = new DeviceError("EIO", reason, { cause: error });
+      this.#storage.lost();
+      throw this.#failure;
+    }
     if (records.length > 0) await log.append(records);
   }
 }

@@ -38,6 +38,7 @@ export class HiddenOverlay implements BlockDevice {
   readonly #diskIndex: number;
   readonly #layer: Layer;
   #staged: Appended[] = [];
+  #refusal: DeviceError | null = null;
 
   constructor(backing: BlockDevice, log: OverlayLog, diskIndex: number) {
     this.info = Object.freeze({ ...backing.info, writable: false });
@@ -54,6 +55,11 @@ export class HiddenOverlay implements BlockDevice {
   /** Whether the checkpoint was given up because a before-image could not be kept. */
   get isBroken(): boolean {
     return this.#log.isBroken;
+  }
+
+  /** The disk below may lack what it held at the checkpoint; before-images are kept on. */
+  refuseReads(reason: string): void {
+    this.#refusal = new DeviceError("EIO", reason);
   }
 
   /** Which parts of [start, end) have no before-image yet. */
@@ -126,16 +132,16 @@ export class HiddenOverlay implements BlockDevice {
   }
 
   async read(offset: number, into: Buffer): Promise<void> {
-    this.#refuseIfBroken();
+    this.#refuseIfLost();
     await readThrough(this.#layer, offset, into);
     // Given up meanwhile, blocks may have been overwritten under the read without an image.
-    this.#refuseIfBroken();
+    this.#refuseIfLost();
   }
 
   async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
-    this.#refuseIfBroken();
+    this.#refuseIfLost();
     const extents = await extentsThrough(this.#layer, offset, lengthBytes, maxExtents);
-    this.#refuseIfBroken();
+    this.#refuseIfLost();
     return extents;
   }
 
@@ -159,7 +165,8 @@ export class HiddenOverlay implements BlockDevice {
     return Promise.resolve();
   }
 
-  #refuseIfBroken(): void {
+  #refuseIfLost(): void {
+    if (this.#refusal !== null) throw this.#refusal;
     if (this.#log.isBroken) {
       throw new DeviceError("EIO", "the last checkpoint is lost: its before-images could not be kept");
     }

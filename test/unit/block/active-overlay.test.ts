@@ -7,8 +7,8 @@ import { DeviceError } from "../../../src/errors.js";
 import { OverlayLog } from "../../../src/meta/overlay-log.js";
 import type { RecoveredRecord } from "../../../src/meta/overlay-log-recovery.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
-import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
-import { isSettled, outcome, turns } from "../../tools/outcome.js";
+import { MemoryStateDirectory, StorageFault } from "../../tools/memory-state-directory.js";
+import { failureOf, isSettled, outcome, turns } from "../../tools/outcome.js";
 
 const BLOCK_BYTES = 4096;
 const SIZE_BYTES = 16 * BLOCK_BYTES;
@@ -18,7 +18,11 @@ function filled(blocks: number, value: number): Buffer {
   return Buffer.alloc(blocks * BLOCK_BYTES, value);
 }
 
-function make(directory: MemoryStateDirectory, backing: BlockDevice): ActiveOverlay {
+function make(
+  directory: MemoryStateDirectory,
+  backing: BlockDevice,
+  lost: () => void = () => undefined,
+): ActiveOverlay {
   return new ActiveOverlay(
     backing,
     {
@@ -26,6 +30,7 @@ function make(directory: MemoryStateDirectory, backing: BlockDevice): ActiveOver
         file: await directory.create("data"),
         log: await OverlayLog.create(directory, "log", OPTIONS),
       }),
+      lost,
     },
     0,
   );
@@ -38,7 +43,7 @@ async function afterCrash(directory: MemoryStateDirectory, backing: BlockDevice)
   const log = await OverlayLog.recover(directory, "log", OPTIONS, (record) => records.push(record));
   const overlay = new ActiveOverlay(
     backing,
-    { open: async () => ({ file: await directory.open("data"), log }) },
+    { open: async () => ({ file: await directory.open("data"), log }), lost: () => undefined },
     0,
   );
   for (const record of records) overlay.restore(record);
@@ -150,6 +155,31 @@ describe("active overlay", () => {
     expect(await outcome(overlay.flush())).to.equal("EIO");
     expect(await outcome(overlay.write(BLOCK_BYTES, filled(1, 1), Flag.Fua))).to.equal("EIO");
     await overlay.close();
+  });
+
+  it("shows nothing any more once its data file could not be synced, and says so: a restart has what was flushed before", async () => {
+    const told: string[] = [];
+    overlay = make(directory, backing, () => told.push("lost"));
+    await overlay.write(0, filled(1, 1), Flag.Fua);
+    await overlay.write(BLOCK_BYTES, filled(1, 2), Flag.None);
+    // What the kernel gives up reads as the hole that it was before.
+    directory.isDone = () => true;
+    directory.intercept = ({ kind, name }) =>
+      kind === "sync" && name === "data" ? Promise.reject(new StorageFault("EIO", "lost")) : undefined;
+    const reason = "what was written to the view may be lost: lost";
+    expect((await failureOf(overlay.flush())).message).to.equal(reason);
+    directory.intercept = () => undefined;
+    expect(told).to.deep.equal(["lost"]);
+    for (const request of [
+      overlay.read(0, Buffer.alloc(BLOCK_BYTES)),
+      overlay.write(0, filled(1, 3), Flag.None),
+      overlay.zero(0, BLOCK_BYTES, Flag.None),
+      overlay.extents(0, BLOCK_BYTES, 1),
+    ])
+      expect((await failureOf(request)).message).to.equal(reason);
+    const expected = filled(16, 7);
+    expected.fill(1, 0, BLOCK_BYTES);
+    expect(await contents(await afterCrash(directory, backing))).to.deep.equal(expected);
   });
 
   it("does not show a write that failed", async () => {

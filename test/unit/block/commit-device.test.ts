@@ -49,7 +49,10 @@ async function open(
     found.active.push(record),
   );
   const hidden = new HiddenOverlay(disk, hiddenLog, 0);
-  const storage = { open: async () => ({ file: await directory.open("data"), log: activeLog }) };
+  const storage = {
+    open: async () => ({ file: await directory.open("data"), log: activeLog }),
+    lost: () => undefined,
+  };
   const active = new ActiveOverlay(hidden, storage, 0);
   for (const record of found.hidden) hidden.restore(record);
   for (const record of found.active) active.restore(record);

@@ -257,6 +257,27 @@ describe("a dirty map's file", () => {
     expect([broken, map.tenure]).to.deep.equal([[false], null]);
   });
 
+  it("a file that can't be written is removed later where it could not be at once, with the next flush or at the end", async () => {
+    for (const ending of ["flush", "end"] as const) {
+      directory = new MemoryStateDirectory();
+      map = await openDirtyMap(SIZE_BYTES, directory, () => undefined);
+      await map.describe(TENURE, true);
+      directory.intercept = ({ kind }) =>
+        kind === "sync" || kind === "remove" ? Promise.reject(new Error("EIO")) : undefined;
+      await map.prepare(0, 1);
+      directory.intercept = () => undefined;
+      expect(await directory.list()).to.deep.equal([FILE]);
+      if (ending === "end") await map.close();
+      else {
+        map.beginFlush();
+        map.endFlush(true);
+        await turns();
+        expect(map.tenure, "trusted in this life").to.equal(TENURE);
+      }
+      expect(await directory.list(), ending).to.deep.equal([]);
+    }
+  });
+
   it("takes a file whose making was cut off for none, wherever that was", async () => {
     const whole = directory.contents(FILE);
     whole.fill(0, 0, 4096);

@@ -5,7 +5,9 @@ import { pino } from "pino";
 import type { BlockDevice } from "../../../src/block/device.js";
 import { Flag } from "../../../src/block/device.js";
 import { DeviceError } from "../../../src/errors.js";
+import { makingRoom } from "../../../src/meta/making-room.js";
 import { type Epoch, EpochStore } from "../../../src/replication/epoch.js";
+import { SpareLog } from "../../../src/replication/spare-log.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
 import { failureOf, isSettled, outcome } from "../../tools/outcome.js";
@@ -59,10 +61,22 @@ describe("epoch store", () => {
     directory = new MemoryStateDirectory();
     disks = [new MemoryDevice(SIZE_BYTES), new MemoryDevice(SIZE_BYTES)];
     for (const disk of disks) disk.fill(0, Buffer.alloc(SIZE_BYTES, 7));
-    store = new EpochStore({ directory, disks, sync: true, salvage: () => null, log });
+    store = open(disks);
   });
 
-  const create = (number: number): Promise<Epoch> => store.create(number, Promise.resolve());
+  /** As the secondary does. */
+  function open(someDisks: readonly MemoryDevice[]): EpochStore {
+    const spare = new SpareLog(directory, log);
+    return new EpochStore({
+      directory: makingRoom(directory, () => spare.makeRoom()),
+      disks: someDisks,
+      sync: true,
+      salvage: () => null,
+      spare,
+    });
+  }
+
+  const create = (number: number): Promise<Epoch> => store.create(number, () => Promise.resolve());
 
   it("brings back images and view writes of every disk after a power loss", async () => {
     const epoch = await create(1);
@@ -133,7 +147,7 @@ describe("epoch store", () => {
     expect((await directory.list()).sort()).to.deep.equal(["hidden-1.log", "hidden-5.log"]);
     await store.prepare(6);
     directory.crash();
-    store = new EpochStore({ directory, disks, sync: true, salvage: () => null, log });
+    store = open(disks);
     expect(await firstBytes(overlaysOf(await store.recover(1), 0).hidden)).to.deep.equal(Array(8).fill(7));
     expect(await directory.list()).to.deep.equal(["hidden-1.log", "spare.log"]);
     await store.prepare(2);
@@ -353,17 +367,17 @@ describe("epoch store", () => {
       { offset: 7 * BLOCK_BYTES, lengthBytes: BLOCK_BYTES, data: null },
     ]);
     const smaller = [disks[0], new MemoryDevice(SIZE_BYTES - 1)];
-    const other = new EpochStore({ directory, disks: smaller, sync: true, salvage: () => null, log });
+    const other = open(smaller);
     expect((await failureOf(other.recover(1))).message).to.equal(
       "hidden-1.log names bytes 28672 to 32768 of disk 1, which has fewer",
     );
-    const fewer = new EpochStore({ directory, disks: [disks[0]], sync: true, salvage: () => null, log });
+    const fewer = open([disks[0]]);
     expect(await outcome(fewer.recover(1))).to.equal("damaged");
   });
 
   it("lets no write to the view be acknowledged before the epoch is in force", async () => {
     const inForce = new Deferred<void>();
-    const epoch = await store.create(1, inForce.promise);
+    const epoch = await store.create(1, () => inForce.promise);
     const write = overlaysOf(epoch, 0).active.write(0, filled(1), Flag.None);
     expect(await isSettled(write)).to.equal(false);
     inForce.resolve();

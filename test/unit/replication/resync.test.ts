@@ -4,6 +4,7 @@ import { checked } from "../../../src/block/checked.js";
 import { Flag } from "../../../src/block/device.js";
 import { DIRTY_BLOCK_BYTES as BLOCK, type DirtyMap } from "../../../src/block/dirty-map.js";
 import { systemClock } from "../../../src/clock.js";
+import { WatchedFlush } from "../../../src/block/filters/watched-flush.js";
 import { Gate } from "../../../src/block/gate.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import type { AckMode } from "../../../src/block/mirror.js";
@@ -38,7 +39,7 @@ class Subject {
     this.local = new FailingDevice(checked(this.localMemory));
     this.replica = new FailingDevice(checked(this.replicaMemory));
     this.disk = new PrimaryDisk(
-      { name: "disk0", path: "disk0.img", device: this.local },
+      { name: "disk0", path: "disk0.img", device: new WatchedFlush(this.local, () => undefined) },
       {
         ackMode: options.ackMode ?? "memsync",
         dirty,

@@ -234,6 +234,13 @@ describe("secondary: durability of a checkpoint lags behind it", () => {
     await expectFailure(node.secondary.checkpointDurable(), /injected EIO/);
     await expectFailure(node.checkpoint(), /could not be made durable/);
     expect(node.secondary.brokenPromise()).to.match(/could not be made durable/);
+    // What the disks lost of it nobody knows.
+    const lost =
+      "the last checkpoint is lost: a disk failed to make durable what it held; started anew, the node goes back to the checkpoint before";
+    await expectFailure(node.view(0).read(0, Buffer.alloc(1)), lost);
+    expect(node.secondary.failoverOptions().map(({ refusal }) => refusal)).to.deep.equal([lost, null]);
+    await expectFailure(node.secondary.stop("checkpoint"), /^failover refused: the last checkpoint is lost/);
+    node.disk(1).clear();
     await put(node.replication(0), PAGE, PAGE, 0x23, Flag.Fua);
     await node.crashAndReopen();
     for (const index of [0, 1] as const) await expectContent(node.view(index), older[index], `view ${index}`);

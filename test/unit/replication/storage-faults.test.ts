@@ -1,0 +1,270 @@
+/** What nodes make of flushes that fail, and of a state directory that can't be written, as a whole or for a moment. */
+import { expect } from "chai";
+import { pino } from "pino";
+
+import { Flag } from "../../../src/block/device.js";
+import { StateError } from "../../../src/errors.js";
+import { newSecondaryMetadata, readMetadata } from "../../../src/meta/metadata.js";
+import { QmpError } from "../../../src/qmp/errors.js";
+import { MetadataKeeper } from "../../../src/replication/metadata-keeper.js";
+import { openPrimaryKeeper } from "../../../src/replication/primary-keeper.js";
+import { PrimaryLineage } from "../../../src/replication/primary-lineage.js";
+import type { ReplicaNetwork } from "../../../src/replication/replica-network.js";
+import { requestTakeOver } from "../../../src/replication/take-over.js";
+import { Tenures } from "../../../src/replication/tenures.js";
+import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
+import { FailingStateDirectory } from "../../tools/failing-state-directory.js";
+import { InProcessPair } from "../../tools/in-process-pair.js";
+import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
+import { failureOf, outcome } from "../../tools/outcome.js";
+import type { SecondaryNode } from "../../tools/secondary-node.js";
+import {
+  content,
+  expectContent,
+  expectFailure,
+  expectMedium,
+  type Fixture,
+  introduce,
+  openSecondary,
+  PAGE,
+  put,
+  sessionCheckpoint,
+} from "./secondary-fixture.js";
+
+const TENURE = "6f9d2b43-60c2-4f2e-9a53-0f8f6b1f0c11";
+
+describe("a secondary whose storage fails", () => {
+  let node: SecondaryNode;
+  let media: Fixture["media"];
+
+  beforeEach(async () => {
+    ({ node, media } = await openSecondary());
+  });
+
+  afterEach(() => node.dispose());
+
+  it("is not running after a start that could not be made durable, nor after another one", async () => {
+    node.disk().fail({ operation: "flush" });
+    for (const attempt of ["first", "second"]) {
+      expect(await outcome(node.start()), attempt).to.equal("EIO");
+      expect(node.secondary.stage, attempt).to.equal("none");
+    }
+    await put(node.replication(), 0, PAGE, 0x22);
+    await node.applied();
+    await node.crashAndReopen();
+    expect(node.secondary.stage).to.equal("none");
+    await node.start();
+    await expectContent(node.view(), content(0, [0, PAGE, 0x22]));
+  });
+
+  it("acknowledges nothing more once a flush has failed, and takes no checkpoint: what was acknowledged may be lost", async () => {
+    await node.start();
+    await put(node.replication(), 0, PAGE, 0x22);
+    node.disk().fail({ operation: "flush", count: 1 });
+    expect(await outcome(node.replication().flush())).to.equal("EIO");
+    expect(await outcome(put(node.replication(), 0, PAGE, 0x23))).to.equal("EIO");
+    await expectFailure(
+      node.checkpoint(),
+      "checkpoint refused: disk disk0: acknowledged writes may be lost: injected EIO: flush at 0, 0 bytes",
+    );
+    await expectContent(node.view(), content(0));
+  });
+
+  for (const [what, match] of [
+    ["the metadata", { operation: "replace", name: /^metadata/, count: 1 }],
+    ["a dirty map", { operation: "create", name: /^dirty-/ }],
+  ] as const) {
+    for (const target of ["checkpoint", "latest"] as const) {
+      it(`a failover to ${target} for which ${what} can't be written has failed, and is done when it is tried again`, async () => {
+        await node.start();
+        await put(node.replication(), 0, PAGE, 0x22);
+        await put(node.view(), PAGE, PAGE, 0x33);
+        node.state.fail(match);
+        await node.failover(target);
+        expect(node.secondary.stage).to.equal("failover-failed");
+        expect(node.commitFailure?.message).to.match(/^injected EIO/);
+        expect(node.secondary.brokenPromise()).to.equal("the failover has failed");
+        expect(await outcome(put(node.replication(), 0, PAGE, 0x24)), "fenced").to.equal("ESHUTDOWN");
+        node.state.clear();
+        await node.failover(target);
+        expect(node.secondary.stage).to.equal("done");
+        expectMedium(
+          media[0],
+          target === "latest" ? content(0, [0, PAGE, 0x22]) : content(0, [PAGE, PAGE, 0x33]),
+        );
+      });
+    }
+  }
+
+  for (const [how, isMapLost] of [
+    ["knows", false],
+    ["does not pretend to know, if its dirty map is gone,", true],
+  ] as const) {
+    it(`${how} what guests changed after a failover that failed, when it is tried again after a crash`, async () => {
+      await introduce(node, "session");
+      await sessionCheckpoint(node, "session");
+      await put(node.replication(), 0, PAGE, 0x22);
+      await node.applied();
+      node.disk().fail({ operation: "write" });
+      await node.failover("checkpoint");
+      expect(node.secondary.stage).to.equal("failover-failed");
+      node.disk().clear();
+      const changed = 32 * PAGE;
+      await put(node.view(), changed, PAGE, 0x33, Flag.Fua);
+      if (isMapLost) await node.state.remove("dirty-0.map");
+      await node.crashAndReopen();
+      await node.failover("checkpoint");
+      expect(node.secondary.stage).to.equal("done");
+      expectMedium(media[0], content(0, [changed, PAGE, 0x33]));
+      const dirty = node.secondary.promoted.disks[0]?.dirty;
+      expect(dirty?.nextMissed(changed, PAGE)?.offset).to.equal(changed);
+      expect(dirty?.tenure === null).to.equal(isMapLost);
+    });
+  }
+
+  it("that began to take over and failed says so, however often it is asked: it may take over later", async () => {
+    await introduce(node, "session");
+    const epoch = await sessionCheckpoint(node, "session");
+    node.state.fail({ operation: "create", name: /^dirty-/ });
+    for (const time of ["once", "again"]) {
+      const error = await failureOf(node.secondary.takeOver("the primary", epoch));
+      expect(error, time).to.be.instanceOf(StateError).with.property("code", "take-over-failed");
+    }
+    node.state.clear();
+    await node.failover("latest");
+    expect(await node.secondary.takeOver("the primary", epoch)).to.equal(node.secondary.metadata.generation);
+  });
+
+  it("reports a checkpoint although files of the one before could not be removed, and removes them with the next", async () => {
+    await node.start();
+    await put(node.replication(), 0, PAGE, 0x22);
+    node.state.fail({ operation: "rename", count: 1 });
+    const epoch = await node.checkpoint();
+    expect(node.durableEpochs).to.include(epoch);
+    expect(node.secondary.checkpointRefusal()).to.equal(null);
+    expect(await node.state.list()).to.include(`hidden-${epoch - 1}.log`);
+    await node.checkpoint();
+    expect(await node.state.list()).to.not.include(`hidden-${epoch - 1}.log`);
+  });
+
+  it("takes writes to its view once a failover has put on record what a checkpoint could not", async () => {
+    await node.start();
+    await put(node.replication(), 0, PAGE, 0x22);
+    node.state.fail({ operation: "replace", count: 1 });
+    expect(await outcome(node.checkpoint())).to.equal("EIO");
+    expect(await outcome(put(node.view(), 0, PAGE, 0x33)), "not on record").to.equal("EIO");
+    for (const page of [1, 9]) await put(node.replication(), page * PAGE, PAGE, 0x23);
+    await node.applied();
+    const held = node.disk().hold({ operation: "write" });
+    await node.secondary.stop("checkpoint");
+    await held.arrived(1);
+    await put(node.view(), 9 * PAGE, PAGE, 0x34);
+    held.release();
+    await node.secondary.commitEnded();
+    expect(node.secondary.stage).to.equal("done");
+    expectMedium(media[0], content(0, [0, PAGE, 0x22], [9 * PAGE, PAGE, 0x34]));
+  });
+
+  it("neither shows nor goes back to a checkpoint that it could not record as lost, and refuses the write: after a restart it may count as lost", async () => {
+    await node.start();
+    node.state.fail({ operation: "sync", name: /^hidden-/ });
+    await put(node.replication(), 0, PAGE, 0x22);
+    await node.applied();
+    expectMedium(media[0], content(0));
+    expect(await outcome(node.view().read(0, Buffer.alloc(1)))).to.equal("EIO");
+    await expectFailure(node.secondary.stop("checkpoint"), /^failover refused: the last checkpoint is lost/);
+    await node.crashAndReopen();
+    await node.failover("latest");
+    expectMedium(media[0], content(0));
+  });
+
+  it("lets the spare log go for metadata that there is no room for", async () => {
+    await node.start();
+    await node.checkpoint();
+    expect(await node.state.list()).to.include("spare.log");
+    // The next epoch's log is made of it, and the log before becomes the next one: it is there when the metadata is written last.
+    const epoch = await node.checkpoint();
+    node.state.fail({ operation: "replace", count: 1 }, "ENOSPC");
+    await node.failover("latest");
+    expect(node.secondary.stage).to.equal("done");
+    expect((await readMetadata(node.state))?.epoch).to.equal(epoch);
+  });
+});
+
+describe("a primary whose storage fails", () => {
+  it("takes no checkpoint once a flush of its disk has failed, and says what to do: the disk may lack what the replica has", async () => {
+    const pair = await InProcessPair.open({ sizes: [1024 * 1024] });
+    try {
+      await pair.attach();
+      await pair.synchronised();
+      await put(pair.guest(), 0, PAGE, 0x22);
+      pair.primaryDisks[0]?.fail({ operation: "flush", count: 1 });
+      expect(await outcome(pair.guest().flush())).to.equal("EIO");
+      const trouble =
+        "disk disk0 may lack what was written, a flush of it has failed: injected EIO: flush at 0, 0 bytes: fail over to the replica, or start this node anew";
+      await expectFailure(pair.primary.checkpoint(), `checkpoint refused: ${trouble}`);
+      expect(pair.primary.brokenPromise()).to.equal(trouble);
+      await put(pair.guest(), PAGE, PAGE, 0x23);
+      await pair.node.applied();
+      expect(pair.secondaryMedia[0]?.contents(PAGE, 1)[0], "replicated all the same").to.equal(0x23);
+    } finally {
+      await pair.dispose();
+    }
+  });
+
+  it("does not share a generation before that is on record, also when the first attempt to write it failed", async () => {
+    const directory = new FailingStateDirectory(new MemoryStateDirectory());
+    const { keeper } = await openPrimaryKeeper(directory, []);
+    const lineage = new PrimaryLineage(keeper, pino({ level: "silent" }));
+    directory.fail({ operation: "replace", count: 1 });
+    expect(await outcome(lineage.share())).to.equal("EIO");
+    await lineage.share();
+    expect((await readMetadata(directory))?.replicaGeneration).to.equal(keeper.current.generation);
+  });
+
+  it("that hands over to a node which began to take over and failed asks on, then doesn't know", async () => {
+    const time = new VirtualTime();
+    let asked = 0;
+    const control = {
+      takeOver: (): Promise<string> => {
+        asked++;
+        return Promise.reject(new QmpError("GenericError", "take-over-failed", "it failed", "state"));
+      },
+      close: (): Promise<void> => Promise.resolve(),
+    };
+    const network = { control: () => Promise.resolve(control) } as unknown as ReplicaNetwork;
+    const request = requestTakeOver({
+      control: { kind: "unix", path: "nowhere" },
+      primary: "the primary",
+      epoch: 1,
+      timeoutMs: 1000,
+      clock: new LifeClock(time),
+      network,
+    });
+    const error = await failureOf(time.until(request));
+    expect(error).to.have.property("code", "undecided");
+    expect(asked).to.be.greaterThan(1);
+  });
+});
+
+describe("the names of dirty maps that could not be written", () => {
+  for (const how of ["forget", "confirm"] as const) {
+    it(`${how}: are written with the next write of a connection`, async () => {
+      const directory = new FailingStateDirectory(new MemoryStateDirectory());
+      const metadata = new MetadataKeeper(directory, newSecondaryMetadata([]));
+      const errors: unknown[] = [];
+      const tenures = new Tenures(metadata, (error) => errors.push(error));
+      await metadata.save({ tenure: TENURE });
+      const { tenure: offered } = await tenures.renew([TENURE]);
+      directory.fail({ operation: "replace", count: 1 });
+      tenures[how]();
+      // Behind the one that fails.
+      await metadata.save({});
+      tenures[how]();
+      await metadata.save({});
+      expect(errors.length).to.equal(1);
+      const { tenure, offeredTenure } = metadata.recorded;
+      expect([tenure, offeredTenure]).to.deep.equal(how === "forget" ? [null, null] : [offered, offered]);
+    });
+  }
+});
