@@ -50,12 +50,15 @@ interface Line {
 export interface Change {
   readonly run: Run;
   readonly places: readonly { readonly line: Line; readonly entry: number }[];
+  /** How often the history had fallen back when it was issued. */
+  readonly falls: number;
 }
 
 const ZEROES: readonly Value[] = [0];
 
 export class History {
   readonly #lines = new Map<number, Line>();
+  #falls = 0;
 
   /** A change arrives. @param values one for each sector of the run */
   issue(run: Run, values: readonly Value[]): Change {
@@ -63,10 +66,12 @@ export class History {
       const line = this.#line(run.disk, run.first + index);
       return { line, entry: line.entries.push([value]) - 1 };
     });
-    return { run, places };
+    return { run, places, falls: this.#falls };
   }
 
-  acknowledge({ places }: Change, isDurable = false): void {
+  /** What was under way when what was acknowledged might get lost may be lost with it. */
+  acknowledge({ places, falls }: Change, isDurable = false): void {
+    if (falls !== this.#falls && !isDurable) return;
     for (const { line, entry } of places) {
       line.acknowledged = Math.max(line.acknowledged, entry);
       if (isDurable) line.durable = Math.max(line.durable, entry);
@@ -94,6 +99,7 @@ export class History {
 
   /** What was only acknowledged may be gone. */
   fallBack(): void {
+    this.#falls++;
     for (const line of this.#lines.values()) line.acknowledged = line.durable;
   }
 
@@ -129,7 +135,10 @@ export class History {
   /** A read begins. @returns what is wrong with a value that it brought for a sector of the run, or null */
   snapshot({ disk, first }: Run): (index: number, value: Value) => string | null {
     const from = new Map([...this.#lines].map(([key, line]) => [key, line.acknowledged]));
+    const falls = this.#falls;
     return (index, value) => {
+      // What it fell back to is not known here.
+      if (falls !== this.#falls) return null;
       const key = keyOf(disk, first + index);
       const line = this.#lines.get(key);
       const entries = line?.entries.slice(from.get(key) ?? 0).flat() ?? ZEROES;

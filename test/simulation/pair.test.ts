@@ -29,8 +29,16 @@ describe("simulation: a pair", function () {
   it("and whose disks and logs of before-images fail, by each policy: shows no checkpoint that it has lost, tells guests of their own disk's errors alone, and comes to rest the same", async () => {
     const total = noCounts();
     for (let run = 0; run < RUNS; run++)
-      add(total, await runSchedule(SEED + run, STEPS, { hasFaults: true }));
+      add(total, await runSchedule(SEED + run, STEPS, { faults: "requests" }));
     process.stderr.write(`${RUNS} schedules with faults: ${JSON.stringify(total)}\n`);
+    expect(total.verified).to.be.at.least(RUNS);
+    expect(total.failures).to.be.at.least(RUNS);
+  });
+
+  it("and whose flushes and state directories fail, too, at any of their changes: the same", async () => {
+    const total = noCounts();
+    for (let run = 0; run < RUNS; run++) add(total, await runSchedule(SEED + run, STEPS, { faults: "all" }));
+    process.stderr.write(`${RUNS} schedules with all faults: ${JSON.stringify(total)}\n`);
     expect(total.verified).to.be.at.least(RUNS);
     expect(total.failures).to.be.at.least(RUNS);
   });

@@ -3,27 +3,38 @@ import { asError, describeError, ReplError } from "../../src/errors.js";
 import type { Stage } from "../../src/replication/stage.js";
 import { Random } from "../tools/seed.js";
 import { REPLICA_ERROR_POLICIES } from "../../src/status.js";
-import type { ComeBack, Death, Policies } from "./simulated-host.js";
+import type { ComeBack, Death, FaultKinds, Policies } from "./simulated-host.js";
 import { alive, type Counts, mediaContent, type ModelledHost, SimulatedPair } from "./simulated-pair.js";
 
 /** Short, so that much happens within one. */
 const REPLICA_TIMEOUT_MS = 500;
 const ADDRESS = { kind: "unix", path: "simulated" } as const;
+/** Of what fails in a state directory, by kind and file; null: anything. */
+const STATE_PATTERNS = [
+  null,
+  /metadata/,
+  /dirty-/,
+  /hidden-/,
+  /active-/,
+  /^(?:rename|remove|truncate)/,
+  /^sync/,
+] as const;
 /** Refusals for the sake of a history, which the operator settles. */
 const HISTORIES: ReadonlySet<string> = new Set(["split-brain", "newer-data", "unrelated-data"]);
 
 export interface ScheduleOptions {
-  /** Whether disks and logs of before-images fail, and policies are drawn; a seed is another schedule then. */
-  readonly hasFaults: boolean;
+  /** What fails; policies are drawn if anything does. A seed is another schedule then. */
+  readonly faults: FaultKinds;
 }
 
 /** Runs one schedule. @throws Error at the first thing that is wrong, with what had happened until then */
 export async function runSchedule(
   seed: number,
   steps: number,
-  { hasFaults }: ScheduleOptions = { hasFaults: false },
+  { faults }: ScheduleOptions = { faults: "none" },
 ): Promise<Counts> {
   const random = new Random(seed);
+  const hasFaults = faults !== "none";
   const ackMode = random.oneOf(["memsync", "memsync", "sync", "async"] as const);
   const policies: Policies = {
     ackMode,
@@ -32,12 +43,14 @@ export async function runSchedule(
       ? random.oneOf(["break-checkpoint", "break-replication"] as const)
       : "break-checkpoint",
   };
-  const pair = new SimulatedPair(random, REPLICA_TIMEOUT_MS, policies, hasFaults);
+  const pair = new SimulatedPair(random, REPLICA_TIMEOUT_MS, policies, faults);
   try {
     await pair.time.until(Promise.race([live(pair, steps), pair.violated]));
   } catch (error) {
     const trace = pair.trace.slice(-60).join("\n");
-    const options = Object.values({ ...policies, ...(hasFaults && { faults: "faults" }) }).join(", ");
+    const options = Object.values({ ...policies, ...(hasFaults && { faults: `faults of ${faults}` }) }).join(
+      ", ",
+    );
     throw new Error(`seed ${seed}, ${options}: ${describeError(error)}\n${trace}`, { cause: error });
   }
   for (const { host } of pair.hosts) pair.counts.failures += host.failures;
@@ -167,12 +180,8 @@ async function stallDisk(pair: SimulatedPair): Promise<void> {
 async function failStorage(pair: SimulatedPair): Promise<void> {
   const { random } = pair;
   const host = random.oneOf(pair.hosts);
-  const isUndo = random.below(2) === 0;
-  const faults = isUndo ? host.host.undoFaults : random.oneOf(host.host.diskFaults);
-  const errno = random.oneOf(["EIO", "ENOSPC"] as const);
-  const count = random.oneOf([1, 1, 2, 5, 50]);
-  pair.note(`${isUndo ? "log of before-images" : "a disk"} of ${host.name} fails ${count} times: ${errno}`);
-  faults.set(count, errno);
+  if (pair.faults === "all" && random.below(2) === 0) failFlushOrState(pair, host);
+  else failRequests(pair, host);
   await guests(pair, pair.active);
   if (random.below(2) === 0) pair.checkpoint();
   await pair.time.sleep(random.below(300));
@@ -182,6 +191,33 @@ async function failStorage(pair: SimulatedPair): Promise<void> {
     await pair.verifyView(viewed);
   }
   if (random.below(2) === 0) host.host.mend();
+}
+
+function failRequests(pair: SimulatedPair, host: ModelledHost): void {
+  const { random } = pair;
+  const isUndo = random.below(2) === 0;
+  const faults = isUndo ? host.host.undoFaults : random.oneOf(host.host.diskFaults).requests;
+  const errno = random.oneOf(["EIO", "ENOSPC"] as const);
+  const count = random.oneOf([1, 1, 2, 5, 50]);
+  pair.note(`${isUndo ? "log of before-images" : "a disk"} of ${host.name} fails ${count} times: ${errno}`);
+  faults.set(count, errno);
+}
+
+/** A flush of a disk fails, or changes of the state directory: any, or those of some files, or of some kind. */
+function failFlushOrState(pair: SimulatedPair, { host, name }: ModelledHost): void {
+  const { random } = pair;
+  if (random.below(3) === 0) {
+    pair.note(`the next flush of a disk of ${name} fails`);
+    random.oneOf(host.diskFaults).flushes.set(1, "EIO");
+    return;
+  }
+  const errno = random.oneOf(["EIO", "ENOSPC"] as const);
+  const count = random.oneOf([1, 1, 2, 5, 50]);
+  const pattern = random.oneOf(STATE_PATTERNS);
+  pair.note(
+    `the state directory of ${name} fails ${count} times: ${errno}, ${pattern?.source ?? "anything"}`,
+  );
+  host.stateFaults.set(count, errno, pattern);
 }
 
 /** Starts a node in its role, as often as it takes; the other one may be anything. */
@@ -267,7 +303,8 @@ async function failover(pair: SimulatedPair): Promise<void> {
       (error: unknown) => describeError(error),
     ),
   );
-  if (refused === null) {
+  if (refused === "done" && pair.faults === "all") await begun(pair, next);
+  if (refused === null || next.host.life === null) {
     await start(pair, next);
     if (stageOf(next) === "running") return;
   } else if (refused !== "done") {
@@ -276,6 +313,17 @@ async function failover(pair: SimulatedPair): Promise<void> {
     return;
   }
   await promoted(pair, old, next, to);
+}
+
+/** A failover whose state directory failed at its beginning may be on record or not: it is tried again. */
+async function begun(pair: SimulatedPair, host: ModelledHost): Promise<void> {
+  for (;;) {
+    const { secondary } = host.host;
+    if (secondary === null || secondary.commit !== null) return;
+    const ended = secondary.commitEnded().then(() => true);
+    if ((await alive(host, ended)) === null || secondary.stage !== "failover-failed") return;
+    await retryFailover(pair, host);
+  }
 }
 
 /** Guests go to the new primary; the old one becomes its secondary, sooner or later. */
@@ -352,7 +400,7 @@ async function finishCommit(pair: SimulatedPair, host: ModelledHost): Promise<vo
       )) === null
     )
       continue;
-    if (secondary.stage === "failover-failed" && host.hasDiskFailed) {
+    if (secondary.stage === "failover-failed" && (host.hasDiskFailed || host.hasLostTrack)) {
       await retryFailover(pair, host);
       continue;
     }
@@ -367,8 +415,9 @@ async function finishCommit(pair: SimulatedPair, host: ModelledHost): Promise<vo
 
 /** Its disk failed in the merge: mended, the failover is begun again. */
 async function retryFailover(pair: SimulatedPair, host: ModelledHost): Promise<void> {
+  if (host.host.hasFlushFailed) await renewLog(pair, host);
   const { secondary } = host.host;
-  if (secondary === null) return;
+  if (secondary?.stage !== "failover-failed") return;
   pair.note(`${host.name} tries its failover again`);
   host.host.mend();
   await alive(host, secondary.stop(secondary.metadata.failoverTarget));
@@ -396,6 +445,7 @@ async function switchOver(pair: SimulatedPair): Promise<void> {
     await stop(old);
   }
   await old.host.dead();
+  if (pair.faults === "all") await begun(pair, next);
   if (next.host.life === null) await start(pair, next);
   if (stageOf(next) === "running") {
     if (result === "done") pair.fail("the switch-over was done, and the other node knows nothing of it");
@@ -428,6 +478,7 @@ async function settle(pair: SimulatedPair, isLast = false): Promise<void> {
     await finishCommit(pair, active);
     const { primary } = active.host;
     if (primary === null) continue;
+    if (await renewAfterFailedFlush(pair)) continue;
     await attach(pair);
     await discardIfRefused(pair, active, other);
     if (!(await synchronised(pair, active))) {
@@ -472,6 +523,16 @@ async function renewLog(pair: SimulatedPair, host: ModelledHost): Promise<void> 
   pair.note(`${host.name} is started anew`);
   if (await stop(host)) settleStopped(pair, host);
   await start(pair, host);
+}
+
+/** A disk whose flush failed fails each flush until its node is started anew. @returns whether there was one */
+async function renewAfterFailedFlush(pair: SimulatedPair): Promise<boolean> {
+  const failed = pair.hosts.filter(({ host }) => host.hasFlushFailed);
+  for (const host of failed) {
+    await pair.quiet();
+    await renewLog(pair, host);
+  }
+  return failed.length > 0;
 }
 
 async function synchronised(pair: SimulatedPair, active: ModelledHost): Promise<boolean> {

@@ -19,7 +19,7 @@ import { WriteBackDisk } from "../tools/write-back-disk.js";
 import { type Dialler, simulatedNetwork } from "./simulated-network.js";
 import type { End } from "./simulated-link.js";
 import { type ServerEvents, SimulatedServer } from "./simulated-server.js";
-import { Faults, Latency, SimulatedDisk } from "./simulated-storage.js";
+import { type DiskFaults, Faults, Latency, SimulatedDisk } from "./simulated-storage.js";
 import { LifeClock, type VirtualTime } from "./virtual-time.js";
 
 /** How a node ends without a word: its process alone, or the host with it. */
@@ -33,7 +33,11 @@ export interface HostOptions {
   readonly sizes: readonly number[];
   readonly replicaTimeoutMs: number;
   readonly policies: Policies;
+  readonly faults: FaultKinds;
 }
+
+/** What may fail: nothing; requests to disks and logs of before-images; flushes and the whole state directory too. */
+export type FaultKinds = "none" | "requests" | "all";
 
 /** What both nodes are started with. */
 export interface Policies {
@@ -47,6 +51,10 @@ export interface HostEvents {
   readonly dialler: Dialler;
   /** A crash is over: nothing of the node is left. */
   died(death: Death): void;
+  /** A flush of a disk failed: what was not durable may be lost. */
+  flushFailed(): void;
+  /** A change of the state directory failed. */
+  stateFailed(): void;
   /** The link of the node that is a primary has changed. */
   linkChanged(state: LinkState): void;
 }
@@ -70,6 +78,8 @@ interface Parts {
 }
 
 const UNDO_CHANGES: ReadonlySet<string> = new Set(["create", "write", "sync"]);
+const UNLINKING: ReadonlySet<string> = new Set(["remove", "rename", "truncate"]);
+const STATE_CHANGES: ReadonlySet<string> = new Set([...UNDO_CHANGES, ...UNLINKING, "replace"]);
 
 export class SimulatedHost {
   readonly name: string;
@@ -77,8 +87,10 @@ export class SimulatedHost {
   readonly state = new MemoryStateDirectory();
   readonly latencies: readonly Latency[];
   /** Of each disk, and of the logs of before-images. */
-  readonly diskFaults: readonly Faults[];
+  readonly diskFaults: readonly DiskFaults[];
   readonly undoFaults = new Faults();
+  /** Of whatever changes the state directory; a request is named by its kind and file. */
+  readonly stateFaults = new Faults();
   /** Whether the host itself is without power. */
   isDown = false;
   events: HostEvents | null = null;
@@ -86,6 +98,16 @@ export class SimulatedHost {
   readonly #time: VirtualTime;
   readonly #random: Random;
   readonly #stateLatency: Latency;
+  /** Files that the log has told the operator to remove. */
+  readonly #condemned = new Set<string>();
+  readonly #log = pino(
+    { level: "error" },
+    {
+      write: (line: string): void => {
+        this.#logged(line);
+      },
+    },
+  );
   #life: Life | null = null;
   #parts: Parts | null = null;
   #death: Death = "killed";
@@ -99,29 +121,53 @@ export class SimulatedHost {
     this.#random = random;
     this.media = options.sizes.map((sizeBytes) => new WriteBackDisk(sizeBytes));
     this.latencies = this.media.map(() => new Latency(time, random));
-    this.diskFaults = this.media.map(() => new Faults());
+    this.diskFaults = this.media.map(() => ({ requests: new Faults(), flushes: new Faults() }));
     const latency = new Latency(time, random);
     this.#stateLatency = latency;
     this.state.intercept = async ({ kind, name }): Promise<void> => {
-      if (kind === "close") return;
+      if (kind === "close" || (options.faults !== "all" && UNLINKING.has(kind))) return;
       if ((await latency.pass()) !== "whole") throw new DeviceError("EIO", "the power went");
       if (UNDO_CHANGES.has(kind) && name.startsWith("hidden-")) this.undoFaults.take();
+      if (STATE_CHANGES.has(kind)) {
+        try {
+          this.stateFaults.take(`${kind} ${name}`);
+        } catch (error) {
+          this.events?.stateFailed();
+          throw error;
+        }
+      }
     };
+    if (options.faults === "all") this.state.isDone = () => random.below(2) === 0;
   }
 
   /** How often its disks have failed. */
   get diskFailures(): number {
-    return this.diskFaults.reduce((sum, { taken }) => sum + taken, 0);
+    return this.diskFaults.reduce((sum, { requests }) => sum + requests.taken, this.flushFailures);
+  }
+
+  /** How often a flush of them has. */
+  get flushFailures(): number {
+    return this.diskFaults.reduce((sum, { flushes }) => sum + flushes.taken, 0);
   }
 
   /** How often its storage has failed. */
   get failures(): number {
-    return this.diskFailures + this.undoFaults.taken;
+    return this.diskFailures + this.undoFaults.taken + this.stateFaults.taken;
+  }
+
+  /** Whether a flush has failed, so that none succeeds any more in this life. */
+  get hasFlushFailed(): boolean {
+    return this.#life?.disks.some((disk) => disk.hasFlushFailed) === true;
   }
 
   /** No request fails any more. */
   mend(): void {
-    for (const faults of [...this.diskFaults, this.undoFaults]) faults.mend();
+    for (const { requests, flushes } of this.diskFaults) {
+      requests.mend();
+      flushes.mend();
+    }
+    this.undoFaults.mend();
+    this.stateFaults.mend();
   }
 
   get life(): Life | null {
@@ -157,7 +203,7 @@ export class SimulatedHost {
       const primary = await Primary.open({
         ...this.#storage(parts),
         ...this.#replication(parts.clock),
-        log: pino({ level: "silent" }),
+        log: this.#log,
       });
       return { ...parts, primary, secondary: null, server: null };
     });
@@ -175,7 +221,7 @@ export class SimulatedHost {
         demote: comeBack === "demote",
         asPrimary: this.#replication(parts.clock),
         clock: parts.clock,
-        log: pino({ level: "silent" }),
+        log: this.#log,
         events: {
           writers: () => server?.peers ?? [],
           disconnectWriters: () => server?.disconnectWriters() ?? Promise.resolve(),
@@ -198,7 +244,18 @@ export class SimulatedHost {
       await (life.primary ?? life.secondary)?.close();
       return true;
     })();
-    const isClosed = await Promise.race([closed, life.power.failed.then(() => false)]);
+    const isClosed = await Promise.race([
+      closed.catch((error: unknown) => {
+        if (this.failures === 0) throw error;
+        return null;
+      }),
+      life.power.failed.then(() => false),
+    ]);
+    if (isClosed === null) {
+      // It exits all the same, with nothing on record.
+      await this.die("killed");
+      return false;
+    }
     if (!isClosed) {
       await this.#dying;
       return false;
@@ -208,7 +265,13 @@ export class SimulatedHost {
     life.clock.end();
     for (const end of life.ends) end.close();
     await life.power.cut();
+    this.#evict();
     return true;
+  }
+
+  /** Whoever starts a node again after a flush failed looks at what the disk really has. */
+  #evict(): void {
+    for (const medium of this.media) medium.evict();
   }
 
   /** Lets so many more changes of disks and files through, then the node dies. */
@@ -247,6 +310,8 @@ export class SimulatedHost {
   }
 
   async #start(open: (parts: Parts) => Promise<Life>): Promise<boolean> {
+    for (const name of this.#condemned) this.state.discard(name);
+    this.#condemned.clear();
     const power = new Power();
     this.isDown = false;
     const parts: Parts = {
@@ -254,7 +319,9 @@ export class SimulatedHost {
       clock: new LifeClock(this.#time),
       disks: this.media.map(
         (medium, index) =>
-          new SimulatedDisk(medium, this.#latencyOf(index), this.#faultsOf(index), this.#random),
+          new SimulatedDisk(medium, this.#latencyOf(index), this.#faultsOf(index), this.#random, () => {
+            this.events?.flushFailed();
+          }),
       ),
       ends: new Set(),
     };
@@ -291,11 +358,19 @@ export class SimulatedHost {
     this.#stateLatency.crash(losesPower);
     for (const latency of this.latencies) latency.crash(losesPower);
     await parts.power.cut();
+    this.#evict();
     if (losesPower) {
       this.state.crash(() => this.#random.below(2) === 0);
       for (const medium of this.media) medium.losePower(this.#random);
     }
     this.events?.died(death);
+  }
+
+  #logged(line: string): void {
+    const name = /: remove \S+\/(\S+) before the next start/.exec(
+      (JSON.parse(line) as { msg: string }).msg,
+    )?.[1];
+    if (name !== undefined) this.#condemned.add(name);
   }
 
   #latencyOf(index: number): Latency {
@@ -304,7 +379,7 @@ export class SimulatedHost {
     return latency;
   }
 
-  #faultsOf(index: number): Faults {
+  #faultsOf(index: number): DiskFaults {
     const faults = this.diskFaults[index];
     if (faults === undefined) throw new RangeError(`no disk ${index}`);
     return faults;

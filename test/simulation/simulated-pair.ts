@@ -14,7 +14,7 @@ import type { Random } from "../tools/seed.js";
 import { SECTOR_BYTES } from "../tools/write-back-disk.js";
 import { type Change, contentOf, History, keyOf, type Run, type Value, valuesOf } from "./history.js";
 import type { DiskRequest, QmpRequest } from "./messages.js";
-import { type Death, type Policies, SimulatedHost } from "./simulated-host.js";
+import { type Death, type FaultKinds, type Life, type Policies, SimulatedHost } from "./simulated-host.js";
 import { type End, SimulatedLink } from "./simulated-link.js";
 import { refusedExport } from "./simulated-network.js";
 import type { SimulatedServer } from "./simulated-server.js";
@@ -79,6 +79,9 @@ export class ModelledHost {
   /** How often its storage had failed when both disks were last seen to be the same. */
   #mendedFailures = 0;
   #mendedDiskFailures = 0;
+  #mendedTrackFailures = 0;
+  /** The life in which it lost track last: a dirty map that broke stays so until the node is started anew. */
+  #lostTrackIn: Life | null = null;
 
   constructor(host: SimulatedHost) {
     this.host = host;
@@ -98,7 +101,21 @@ export class ModelledHost {
     return this.host.diskFailures > this.#mendedDiskFailures;
   }
 
+  /** Whether a flush or its state directory did: what the dirty maps, the names and the history tell may be lost. */
+  get hasLostTrack(): boolean {
+    return this.#trackFailures > this.#mendedTrackFailures;
+  }
+
+  get #trackFailures(): number {
+    return this.host.flushFailures + this.host.stateFaults.taken;
+  }
+
+  losesTrack(): void {
+    this.#lostTrackIn = this.host.life;
+  }
+
   forgetFailures(): void {
+    if (this.#lostTrackIn !== this.host.life) this.#mendedTrackFailures = this.#trackFailures;
     this.#mendedFailures = this.host.failures;
     this.#mendedDiskFailures = this.host.diskFailures;
   }
@@ -151,6 +168,7 @@ export class SimulatedPair {
   readonly policies: Policies;
   /** Whether storage fails. */
   readonly hasFaults: boolean;
+  readonly faults: FaultKinds;
   readonly counts = noCounts();
   /** The host whose guests run. */
   active: ModelledHost;
@@ -167,14 +185,15 @@ export class SimulatedPair {
   #violate: (error: Error) => void = () => undefined;
   #lastValue = 0;
 
-  constructor(random: Random, replicaTimeoutMs: number, policies: Policies, hasFaults: boolean) {
+  constructor(random: Random, replicaTimeoutMs: number, policies: Policies, faults: FaultKinds) {
     this.random = random;
     this.policies = policies;
-    this.hasFaults = hasFaults;
+    this.hasFaults = faults !== "none";
+    this.faults = faults;
     this.link = new SimulatedLink(this.time, random);
     const make = (name: string): ModelledHost =>
       new ModelledHost(
-        new SimulatedHost({ name, sizes: SIZES, policies, replicaTimeoutMs }, this.time, random),
+        new SimulatedHost({ name, sizes: SIZES, policies, replicaTimeoutMs, faults }, this.time, random),
       );
     this.hosts = [make("A"), make("B")];
     this.active = this.hosts[0];
@@ -273,7 +292,7 @@ export class SimulatedPair {
       if (!(error instanceof DeviceError) || !host.hasFailed) throw error;
       return null;
     });
-    if (secondary.overlays?.isBroken === true) this.#verifyLost(secondary, shown);
+    if ((secondary.overlays?.lost ?? null) !== null) this.#verifyLost(secondary, shown);
     if (shown === null || host.host.secondary?.epoch !== epoch) return;
     const wrong = this.viewContents(host, epoch).map((content) =>
       this.#wrongView(host, epoch, content, shown),
@@ -412,6 +431,7 @@ export class SimulatedPair {
   #checkMissed(host: ModelledHost, isKnown: boolean): void {
     const { primary } = host.host;
     if (!isKnown || !this.#isBounded || host.hasLostProgress || this.other(host).hasLostProgress) return;
+    if (this.hosts.some(({ hasLostTrack }) => hasLostTrack)) return;
     const other = this.other(host);
     const touched = new Set([...host.touched, ...other.touched]);
     const hot = new Set(
@@ -472,6 +492,16 @@ export class SimulatedPair {
       },
       died: (death) => {
         this.#died(host, death);
+      },
+      flushFailed: () => {
+        this.note(`a flush of ${host.name} failed`);
+        host.disk.fallBack();
+        host.losesTrack();
+      },
+      stateFailed: () => {
+        host.losesTrack();
+        this.note(`the state directory of ${host.name} failed`);
+        for (const view of host.views.values()) view.fallBack();
       },
       linkChanged: (state) => {
         if (state === "resyncing" && this.#welcome?.host === host) {
@@ -554,7 +584,9 @@ export class SimulatedPair {
         // What it acknowledged and lost is to be sent again: later flushes don't answer for it.
         if (host.hasFailed) host.disk.fallBack();
         const isKnown = (answer as { known: boolean }).known;
-        if (host.mustRefuse && this.policies.ackMode !== "async")
+        const tellsHistory =
+          this.policies.ackMode !== "async" && !this.hosts.some((each) => each.hasLostTrack);
+        if (host.mustRefuse && tellsHistory)
           this.fail(
             `${host.name} acknowledged what the new primary lacks, and takes its writes all the same`,
           );
@@ -563,7 +595,7 @@ export class SimulatedPair {
         this.note(`${host.name} answers: ${isKnown ? "known" : "not known"}, epoch ${epoch}`);
         if (!isKnown) {
           this.counts.fullCopies++;
-          if (this.#isBounded && !host.isGivenUp)
+          if (this.#isBounded && !host.isGivenUp && !this.hosts.some(({ hasLostTrack }) => hasLostTrack))
             this.fail(
               `${this.other(host).name} has to copy everything to ${host.name}, which was its replica`,
             );
@@ -575,7 +607,8 @@ export class SimulatedPair {
     }
     if (name !== "x-repl-checkpoint") return () => undefined;
     const content = instant as Content;
-    const { epoch } = args as { epoch: number };
+    const { epoch, prepare } = args as { epoch: number; prepare?: boolean };
+    if (prepare === true) return () => undefined;
     addTo(host.candidates, epoch, content);
     // The primary says that nothing is missing: what it acknowledged alone is here by now.
     host.adopting.set(epoch, [...this.other(host).alone]);
@@ -635,15 +668,13 @@ export class SimulatedPair {
     const isReplicated = this.other(host).received.has(value);
     if (isReplicated) return;
     const { ackMode, onReplicaError } = this.policies;
-    if (onReplicaError === "stop") {
-      // A newer change may have taken its place before it could be sent again.
-      const bytes = host.host.media[run.disk]?.contents(run.first * SECTOR_BYTES, run.count * SECTOR_BYTES);
-      if (bytes === undefined || !valuesOf(bytes).includes(value)) return;
-      if (ackMode !== "async" && isAttached) {
-        this.fail(
-          `${host.name} acknowledged write ${value}, which its replica lacks, and was not to go on without it`,
-        );
-      }
+    // A newer change may have taken its place before it could be sent again.
+    const bytes = host.host.media[run.disk]?.contents(run.first * SECTOR_BYTES, run.count * SECTOR_BYTES);
+    if (bytes === undefined || !valuesOf(bytes).includes(value)) return;
+    if (onReplicaError === "stop" && ackMode !== "async" && isAttached) {
+      this.fail(
+        `${host.name} acknowledged write ${value}, which its replica lacks, and was not to go on without it`,
+      );
     }
     host.alone.add(value);
     if (host.isReplaced) host.mustRefuse = true;

@@ -3,7 +3,8 @@
  * of one leaves all, a part or nothing of it.
  */
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../src/block/device.js";
-import { DeviceError, type Errno } from "../../src/errors.js";
+import { asError, type Errno } from "../../src/errors.js";
+import { StorageFault } from "../tools/memory-state-directory.js";
 import type { Random } from "../tools/seed.js";
 import { SECTOR_BYTES, type WriteBackDisk } from "../tools/write-back-disk.js";
 import type { VirtualTime } from "./virtual-time.js";
@@ -59,6 +60,7 @@ export class Latency {
 export class Faults {
   #left = 0;
   #errno: Errno = "EIO";
+  #pattern: RegExp | null = null;
   #taken = 0;
 
   /** How many requests failed so far. */
@@ -66,44 +68,67 @@ export class Faults {
     return this.#taken;
   }
 
-  /** So many of the next requests fail. */
-  set(count: number, errno: Errno): void {
+  /** So many of the next requests fail. @param pattern of what is asked for; null: whatever it is */
+  set(count: number, errno: Errno, pattern: RegExp | null = null): void {
     this.#left = count;
     this.#errno = errno;
+    this.#pattern = pattern;
   }
 
   mend(): void {
     this.#left = 0;
   }
 
-  /** @throws DeviceError if the request is to fail */
-  take(): void {
-    if (this.#left === 0) return;
+  /** @throws StorageFault if the request is to fail */
+  take(request = ""): void {
+    if (this.#left === 0 || this.#pattern?.test(request) === false) return;
     this.#left--;
     this.#taken++;
-    throw new DeviceError(this.#errno, `injected ${this.#errno}`);
+    throw new StorageFault(this.#errno, `injected ${this.#errno}${request === "" ? "" : `: ${request}`}`);
   }
+}
+
+/** What fails of a disk. */
+export interface DiskFaults {
+  /** Reads and changes. */
+  readonly requests: Faults;
+  readonly flushes: Faults;
 }
 
 export class SimulatedDisk implements BlockDevice {
   readonly info: DeviceInfo;
   readonly #medium: WriteBackDisk;
   readonly #latency: Latency;
-  readonly #faults: Faults;
+  readonly #faults: DiskFaults;
   readonly #random: Random;
+  readonly #onFlushFailed: () => void;
+  /** The first failure is final, as of a file or block device (src/block/group-flush.ts). */
+  #flushFailure: Error | null = null;
 
-  /** @param faults of reads and changes; flushes don't fail */
-  constructor(medium: WriteBackDisk, latency: Latency, faults: Faults, random: Random) {
+  /** @param onFlushFailed what was not durable may be lost from then on */
+  constructor(
+    medium: WriteBackDisk,
+    latency: Latency,
+    faults: DiskFaults,
+    random: Random,
+    onFlushFailed: () => void,
+  ) {
     this.info = medium.info;
     this.#medium = medium;
     this.#latency = latency;
     this.#faults = faults;
     this.#random = random;
+    this.#onFlushFailed = onFlushFailed;
+  }
+
+  /** Whether no flush succeeds any more. */
+  get hasFlushFailed(): boolean {
+    return this.#flushFailure !== null;
   }
 
   async read(offset: number, into: Buffer): Promise<void> {
     await this.#latency.pass();
-    this.#faults.take();
+    this.#faults.requests.take();
     await this.#medium.read(offset, into);
   }
 
@@ -127,19 +152,36 @@ export class SimulatedDisk implements BlockDevice {
   }
 
   async flush(): Promise<void> {
+    this.#refuseAfterFailure();
     const commit = this.#medium.beginFlush();
-    if ((await this.#latency.pass()) === "whole") commit();
+    const fate = await this.#latency.pass();
+    // One that was under way beside it may cover what that one gave up.
+    this.#refuseAfterFailure();
+    try {
+      this.#faults.flushes.take();
+    } catch (error) {
+      this.#flushFailure = asError(error);
+      this.#medium.failFlush(this.#random);
+      commit();
+      this.#onFlushFailed();
+      throw error;
+    }
+    if (fate === "whole") commit();
   }
 
   async extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
     await this.#latency.pass();
-    this.#faults.take();
+    this.#faults.requests.take();
     return this.#medium.extents(offset, lengthBytes, maxExtents);
   }
 
   /** The medium outlives the node. */
   close(): Promise<void> {
     return Promise.resolve();
+  }
+
+  #refuseAfterFailure(): void {
+    if (this.#flushFailure !== null) throw this.#flushFailure;
   }
 
   async #change(
@@ -150,7 +192,7 @@ export class SimulatedDisk implements BlockDevice {
     const fate = await this.#latency.pass();
     const end = offset + lengthBytes;
     try {
-      this.#faults.take();
+      this.#faults.requests.take();
     } catch (error) {
       // What a failed change leaves is any mixture of old and new.
       await this.#tear(offset, end, apply);

@@ -4,22 +4,34 @@
  *     directory.intercept = ({ kind }) => (kind === "sync" ? held.promise : undefined);
  *
  * Each file has two contents: what reads see, and what its last sync made durable; crash() leaves only the latter.
+ * What a call has done that fails with a StorageFault is up to `isDone`: after a failed sync some of what was written is durable, some
+ * gone at once, and some seen until the crash, though no later sync will make it durable.
  */
-import { DeviceError, MetadataError } from "../../src/errors.js";
+import { asError, DeviceError, MetadataError } from "../../src/errors.js";
 import type { StateDirectory, StateFile } from "../../src/meta/state-directory.js";
 
 /** What a disk writes whole or not at all; some do so with 4096. */
 const SECTOR_BYTES = 512;
 
+/** Rejecting with this, `intercept` fails a call that may have done a part of its work: see `isDone`. */
+export class StorageFault extends DeviceError {}
+
 /** One call on a file, before it is done. */
 export interface StateOperation {
-  readonly kind: "create" | "open" | "read" | "write" | "sync" | "close" | "replace";
+  readonly kind:
+    "create" | "open" | "read" | "write" | "sync" | "close" | "replace" | "remove" | "rename" | "truncate";
   readonly name: string;
 }
 
 interface Content {
   bytes: Buffer;
   durable: Buffer;
+  /** Sectors that a failed sync gave up: no later one makes them durable, unless they are written again. */
+  readonly forgotten: Set<number>;
+  /** What syncs that are under way will have made durable, oldest first. */
+  readonly syncs: { reached: Buffer }[];
+  /** After a crash it is the old or the new one, as a whole. */
+  readonly isReplaced: boolean;
 }
 
 export class MemoryStateDirectory implements StateDirectory {
@@ -28,6 +40,8 @@ export class MemoryStateDirectory implements StateDirectory {
   readonly log: StateOperation[] = [];
   /** Asked before each call: a promise holds it, a rejection fails it. */
   intercept: (operation: StateOperation) => Promise<void> | undefined = () => undefined;
+  /** Asked for each part of a call that fails with a StorageFault, a sector or the whole, whether it was done all the same. */
+  isDone: () => boolean = () => false;
   /** What freeBytes() tells. */
   bytesLeft = Infinity;
   readonly #files = new Map<string, Content>();
@@ -46,7 +60,12 @@ export class MemoryStateDirectory implements StateDirectory {
 
   /** Sets a file's content, past every rule and counter. */
   put(name: string, bytes: Buffer): void {
-    this.#files.set(name, { bytes: Buffer.from(bytes), durable: Buffer.from(bytes) });
+    this.#files.set(name, contentOf(bytes, bytes));
+  }
+
+  /** Removes a file, past every rule and counter. */
+  discard(name: string): void {
+    this.#files.delete(name);
   }
 
   /**
@@ -56,6 +75,12 @@ export class MemoryStateDirectory implements StateDirectory {
    */
   crash(survives: () => boolean = () => false, sectorBytes = SECTOR_BYTES): void {
     for (const content of this.#files.values()) {
+      content.forgotten.clear();
+      if (content.isReplaced) {
+        if (!survives()) content.bytes = content.durable;
+        content.durable = content.bytes;
+        continue;
+      }
       const left = Buffer.alloc(content.bytes.length);
       content.durable.copy(left);
       let lengthBytes = content.durable.length;
@@ -71,8 +96,9 @@ export class MemoryStateDirectory implements StateDirectory {
   }
 
   async create(name: string): Promise<StateFile> {
-    await this.#ask({ kind: "create", name });
-    this.#files.set(name, { bytes: Buffer.alloc(0), durable: Buffer.alloc(0) });
+    await this.#change({ kind: "create", name }, () => {
+      this.#files.set(name, contentOf(Buffer.alloc(0), Buffer.alloc(0)));
+    });
     return this.#file(name);
   }
 
@@ -83,7 +109,12 @@ export class MemoryStateDirectory implements StateDirectory {
   }
 
   async replaceText(name: string, text: string): Promise<void> {
-    await this.#ask({ kind: "replace", name });
+    await this.#ask({ kind: "replace", name }, () => {
+      if (!this.isDone()) return;
+      // The name is the new file's, but not durably.
+      const old = this.#files.get(name)?.durable ?? Buffer.alloc(0);
+      this.#files.set(name, { ...contentOf(Buffer.from(text), old), isReplaced: true });
+    });
     this.put(name, Buffer.from(text));
   }
 
@@ -91,21 +122,24 @@ export class MemoryStateDirectory implements StateDirectory {
     return Promise.resolve(this.#files.get(name)?.bytes.toString() ?? null);
   }
 
-  remove(name: string): Promise<void> {
-    this.#files.delete(name);
-    return Promise.resolve();
+  async remove(name: string): Promise<void> {
+    await this.#change({ kind: "remove", name }, () => {
+      this.#files.delete(name);
+    });
   }
 
-  rename(name: string, newName: string): Promise<void> {
-    this.#files.set(newName, this.#content(name));
-    this.#files.delete(name);
-    return Promise.resolve();
+  async rename(name: string, newName: string): Promise<void> {
+    await this.#change({ kind: "rename", name }, () => {
+      this.#files.set(newName, this.#content(name));
+      this.#files.delete(name);
+    });
   }
 
-  truncate(name: string, lengthBytes: number): Promise<void> {
-    const content = this.#content(name);
-    content.bytes = content.bytes.subarray(0, lengthBytes);
-    return Promise.resolve();
+  async truncate(name: string, lengthBytes: number): Promise<void> {
+    await this.#change({ kind: "truncate", name }, () => {
+      const content = this.#content(name);
+      content.bytes = content.bytes.subarray(0, lengthBytes);
+    });
   }
 
   freeBytes(): Promise<number> {
@@ -116,9 +150,48 @@ export class MemoryStateDirectory implements StateDirectory {
     return Promise.resolve([...this.#files.keys()]);
   }
 
-  async #ask(operation: StateOperation): Promise<void> {
+  /** @param onFailure what a call does that fails */
+  async #ask(operation: StateOperation, onFailure: () => void = () => undefined): Promise<void> {
     this.log.push(operation);
-    await this.intercept(operation);
+    try {
+      await this.intercept(operation);
+    } catch (error) {
+      if (error instanceof StorageFault) onFailure();
+      throw error;
+    }
+  }
+
+  async #change(operation: StateOperation, change: () => void): Promise<void> {
+    await this.#ask(operation, () => {
+      if (this.isDone()) change();
+    });
+    change();
+  }
+
+  /** Some sectors of a write that failed are there. */
+  #tear(content: Content, position: number, by: Buffer): void {
+    for (let at = 0; at < by.length;) {
+      const end = Math.min(by.length, at + SECTOR_BYTES - ((position + at) % SECTOR_BYTES));
+      if (this.isDone()) write(content, position + at, by.subarray(at, end));
+      at = end;
+    }
+  }
+
+  /** Of what a sync was to make durable some sectors are, some are not even seen any more. */
+  #forget(content: Content, reached: Buffer): void {
+    for (let at = 0; at < reached.length; at += SECTOR_BYTES) {
+      const sector = reached.subarray(at, at + SECTOR_BYTES);
+      const old = Buffer.alloc(sector.length);
+      content.durable.subarray(at, at + sector.length).copy(old);
+      if (sector.equals(old)) continue;
+      if (this.isDone()) {
+        content.durable = overwritten(content.durable, at, sector);
+        continue;
+      }
+      content.forgotten.add(at / SECTOR_BYTES);
+      const isSeen = content.bytes.subarray(at, at + sector.length).equals(sector);
+      if (isSeen && this.isDone()) content.bytes = overwritten(content.bytes, at, old);
+    }
   }
 
   #content(name: string): Content {
@@ -131,6 +204,10 @@ export class MemoryStateDirectory implements StateDirectory {
     // As an open file does, it outlives its name.
     const content = this.#content(name);
     const path = `${this.path}/${name}`;
+    let failure: Error | null = null;
+    const refuse = (): void => {
+      if (failure !== null) throw failure;
+    };
     const self: StateFile = {
       path,
       get sizeBytes() {
@@ -143,25 +220,79 @@ export class MemoryStateDirectory implements StateDirectory {
       },
       write: async (position, buffers) => {
         // What is written is what the buffers hold now: a caller that changes them too early is found out.
-        await this.#ask({ kind: "write", name });
-        content.bytes = overwritten(content.bytes, position, Buffer.concat(buffers));
+        await this.#ask({ kind: "write", name }, () => {
+          this.#tear(content, position, Buffer.concat(buffers));
+        });
+        write(content, position, Buffer.concat(buffers));
       },
       sync: async () => {
-        const reached = content.bytes;
-        await this.#ask({ kind: "sync", name });
-        content.durable = Buffer.from(reached);
+        refuse();
+        const sync = { reached: durableAfterSync(content) };
+        content.syncs.push(sync);
+        try {
+          await this.#ask({ kind: "sync", name }, () => {
+            this.#forget(content, sync.reached);
+            failure = new DeviceError("EIO", `${path} could not be synced before`);
+          });
+          // Of those under way, none that began earlier takes back what is durable now.
+          for (const other of content.syncs.slice(0, content.syncs.indexOf(sync)))
+            other.reached = sync.reached;
+          content.durable = sync.reached;
+        } finally {
+          content.syncs.splice(content.syncs.indexOf(sync), 1);
+        }
       },
       // Nothing else becomes durable with it: what lies before may be another such write, that is under way.
       writeDurably: async (position, buffers) => {
-        await self.write(position, buffers);
-        const written = Buffer.concat(buffers);
-        await this.#ask({ kind: "sync", name });
-        content.durable = overwritten(content.durable, position, written);
+        refuse();
+        try {
+          await self.write(position, buffers);
+          const written = Buffer.concat(buffers);
+          await this.#ask({ kind: "sync", name }, () => {
+            this.#tear(content, position, written);
+          });
+          // A sync of another handle that failed meanwhile gave up nothing of it.
+          write(content, position, written);
+          content.durable = overwritten(content.durable, position, written);
+          for (const sync of content.syncs) sync.reached = overwritten(sync.reached, position, written);
+        } catch (error) {
+          if (!(error instanceof DeviceError && error.errno === "ENOSPC")) failure = asError(error);
+          throw error;
+        }
       },
       close: () => this.#ask({ kind: "close", name }),
     };
     return self;
   }
+}
+
+function contentOf(bytes: Buffer, durable: Buffer): Content {
+  return {
+    bytes: Buffer.from(bytes),
+    durable: Buffer.from(durable),
+    forgotten: new Set(),
+    syncs: [],
+    isReplaced: false,
+  };
+}
+
+function write(content: Content, position: number, by: Buffer): void {
+  content.bytes = overwritten(content.bytes, position, by);
+  const end = position + by.length;
+  for (let sector = Math.floor(position / SECTOR_BYTES); sector * SECTOR_BYTES < end; sector++)
+    content.forgotten.delete(sector);
+}
+
+/** What a sync that begins now will have made durable. */
+function durableAfterSync({ bytes, durable, forgotten }: Content): Buffer {
+  if (forgotten.size === 0) return Buffer.from(bytes);
+  const after = Buffer.from(bytes);
+  for (const sector of forgotten) {
+    const at = sector * SECTOR_BYTES;
+    after.fill(0, at, at + SECTOR_BYTES);
+    durable.subarray(at, at + SECTOR_BYTES).copy(after, at);
+  }
+  return after;
 }
 
 function overwritten(bytes: Buffer, position: number, by: Buffer): Buffer {

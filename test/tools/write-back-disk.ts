@@ -1,8 +1,10 @@
 /**
  * A disk in memory with a volatile cache, for tests: at a power loss each sector that was changed and not flushed since
  * keeps its new content or falls back to the old one, as chance has it.
+ * A flush that fails gives up what it was to make durable, as the kernel does: some of it is durable, some gone at once, and some seen
+ * until evict() or a power loss, though no later flush will make it durable.
  *
- * Invariant: `#durable` differs from the cache in sectors of `#dirty` only.
+ * Invariant: `#durable` differs from the cache in sectors of `#dirty` and `#forgotten` only.
  */
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../src/block/device.js";
 import { Flag } from "../../src/block/device.js";
@@ -14,7 +16,7 @@ export const SECTOR_BYTES = 512;
 
 /** A flush under way. */
 interface Flush {
-  readonly covered: ReadonlySet<number>;
+  readonly covered: Set<number>;
   /** What those sectors held that were written to since it began. */
   readonly old: Map<number, Buffer>;
 }
@@ -24,6 +26,8 @@ export class WriteBackDisk implements BlockDevice {
   readonly #cache: MemoryDevice;
   readonly #durable: MemoryDevice;
   readonly #dirty = new Set<number>();
+  /** What a failed flush gave up, and is still seen. */
+  readonly #forgotten = new Set<number>();
   readonly #flushes = new Set<Flush>();
 
   /** @param initial its content, durable; or its size: zeroes */
@@ -49,6 +53,7 @@ export class WriteBackDisk implements BlockDevice {
   }
 
   losePower(random: Random): void {
+    this.evict();
     for (const sector of this.#dirty) {
       const [from, to] = random.below(2) === 0 ? [this.#durable, this.#cache] : [this.#cache, this.#durable];
       this.#copy(sector, from, to);
@@ -104,6 +109,27 @@ export class WriteBackDisk implements BlockDevice {
     };
   }
 
+  /** A flush fails. */
+  failFlush(random: Random): void {
+    for (const sector of [...this.#dirty]) {
+      const fate = random.oneOf(["durable", "gone", "seen"] as const);
+      this.#dirty.delete(sector);
+      for (const { covered, old } of this.#flushes) {
+        covered.delete(sector);
+        old.delete(sector);
+      }
+      if (fate === "durable") this.#copy(sector, this.#cache, this.#durable);
+      else if (fate === "gone") this.#copy(sector, this.#durable, this.#cache);
+      else this.#forgotten.add(sector);
+    }
+  }
+
+  /** What failed flushes gave up is not seen any more. */
+  evict(): void {
+    for (const sector of this.#forgotten) this.#copy(sector, this.#durable, this.#cache);
+    this.#forgotten.clear();
+  }
+
   extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
     return this.#cache.extents(offset, lengthBytes, maxExtents);
   }
@@ -129,6 +155,7 @@ export class WriteBackDisk implements BlockDevice {
     if (isForced) this.#durable.fill(offset, this.#cache.contents(offset, lengthBytes));
     for (const sector of sectorsOf(offset, lengthBytes)) {
       this.#dirty.add(sector);
+      this.#forgotten.delete(sector);
       if (isForced) for (const flush of this.#flushes) flush.old.delete(sector);
     }
   }
