@@ -646,6 +646,7 @@ export class SimulatedPair {
     const change = host.disk.issue(run, values);
     const life = host.host.life;
     const isAttached = (host.host.primary?.link ?? null) !== null;
+    const { flushFailures } = host.host;
     const startMs = this.time.nowMs;
     this.counts.guestChanges++;
     try {
@@ -659,19 +660,31 @@ export class SimulatedPair {
     if (host.host.life !== life) return;
     this.counts.worstStallMs = Math.max(this.counts.worstStallMs, this.time.nowMs - startMs);
     host.disk.acknowledge(change, (flags & Flag.Fua) !== 0);
-    this.#checkAcknowledged(host, run, value, isAttached);
+    this.#checkAcknowledged(host, run, value, { isAttached, flushFailures });
   }
 
-  /** Where an acknowledged change is: at the replica, or known to be missing there. */
-  #checkAcknowledged(host: ModelledHost, run: Run, value: Value, isAttached: boolean): void {
+  /** Where an acknowledged change is: at the replica, or known to be missing there. @param issued how things were when it began */
+  #checkAcknowledged(
+    host: ModelledHost,
+    run: Run,
+    value: Value,
+    issued: { readonly isAttached: boolean; readonly flushFailures: number },
+  ): void {
     if (value === 0) return;
     const isReplicated = this.other(host).received.has(value);
     if (isReplicated) return;
     const { ackMode, onReplicaError } = this.policies;
     // A newer change may have taken its place before it could be sent again.
     const bytes = host.host.media[run.disk]?.contents(run.first * SECTOR_BYTES, run.count * SECTOR_BYTES);
-    if (bytes === undefined || !valuesOf(bytes).includes(value)) return;
-    if (onReplicaError === "stop" && ackMode !== "async" && isAttached) {
+    if (bytes === undefined) return;
+    const shown = [...valuesOf(bytes).entries()].filter(([, each]) => each === value);
+    if (shown.length === 0) return;
+    // A flush that failed has brought back what the newer change had taken the place of.
+    const isOutdated = shown.every(
+      ([index]) => host.disk.valuesAt(run.disk, run.first + index).at(-1) !== value,
+    );
+    if (host.host.flushFailures > issued.flushFailures && isOutdated) return;
+    if (onReplicaError === "stop" && ackMode !== "async" && issued.isAttached) {
       this.fail(
         `${host.name} acknowledged write ${value}, which its replica lacks, and was not to go on without it`,
       );
