@@ -28,6 +28,9 @@ interface Content {
   durable: Buffer;
   /** Sectors that a failed sync gave up: no later one makes them durable, unless they are written again. */
   readonly forgotten: Set<number>;
+  /** The last write of each sector, and of all: they are numbered. */
+  readonly writtenBy: Map<number, number>;
+  lastWrite: number;
   /** What syncs that are under way will have made durable, oldest first. */
   readonly syncs: { reached: Buffer }[];
   /** After a crash it is the old or the new one, as a whole. */
@@ -177,9 +180,11 @@ export class MemoryStateDirectory implements StateDirectory {
     }
   }
 
-  /** Of what a sync was to make durable some sectors are, some are not even seen any more. */
-  #forget(content: Content, reached: Buffer): void {
+  /** Of what a sync was to make durable some sectors are, some are not even seen any more. @param lastWrite when it began */
+  #forget(content: Content, reached: Buffer, lastWrite: number): void {
     for (let at = 0; at < reached.length; at += SECTOR_BYTES) {
+      // What was written since, the same once more too, is another sync's.
+      if ((content.writtenBy.get(at / SECTOR_BYTES) ?? 0) > lastWrite) continue;
       const sector = reached.subarray(at, at + SECTOR_BYTES);
       const old = Buffer.alloc(sector.length);
       content.durable.subarray(at, at + sector.length).copy(old);
@@ -227,11 +232,12 @@ export class MemoryStateDirectory implements StateDirectory {
       },
       sync: async () => {
         refuse();
+        const { lastWrite } = content;
         const sync = { reached: durableAfterSync(content) };
         content.syncs.push(sync);
         try {
           await this.#ask({ kind: "sync", name }, () => {
-            this.#forget(content, sync.reached);
+            this.#forget(content, sync.reached, lastWrite);
             failure = new DeviceError("EIO", `${path} could not be synced before`);
           });
           // Of those under way, none that began earlier takes back what is durable now.
@@ -271,6 +277,8 @@ function contentOf(bytes: Buffer, durable: Buffer): Content {
     bytes: Buffer.from(bytes),
     durable: Buffer.from(durable),
     forgotten: new Set(),
+    writtenBy: new Map(),
+    lastWrite: 0,
     syncs: [],
     isReplaced: false,
   };
@@ -279,8 +287,11 @@ function contentOf(bytes: Buffer, durable: Buffer): Content {
 function write(content: Content, position: number, by: Buffer): void {
   content.bytes = overwritten(content.bytes, position, by);
   const end = position + by.length;
-  for (let sector = Math.floor(position / SECTOR_BYTES); sector * SECTOR_BYTES < end; sector++)
+  content.lastWrite++;
+  for (let sector = Math.floor(position / SECTOR_BYTES); sector * SECTOR_BYTES < end; sector++) {
     content.forgotten.delete(sector);
+    content.writtenBy.set(sector, content.lastWrite);
+  }
 }
 
 /** What a sync that begins now will have made durable. */
