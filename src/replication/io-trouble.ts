@@ -32,6 +32,8 @@ interface Failure {
 export class IoTrouble {
   readonly #parts: IoTroubleParts;
   readonly #record = new ErrorRecord();
+  /** A checkpoint that is being given up: once, for all the writes that have lost their images to one failure of the log. */
+  #givingUp: { readonly overlays: Epoch; readonly done: Promise<void> } | null = null;
 
   constructor(parts: IoTroubleParts) {
     this.#parts = parts;
@@ -43,10 +45,20 @@ export class IoTrouble {
 
   /** Resolves to go on without the checkpoint, rejects to refuse the write. */
   async imageLost(error: Error): Promise<void> {
-    const { policy, isSalvage, log } = this.#parts;
+    const { policy, isSalvage } = this.#parts;
     const overlays = this.#parts.overlays();
     if (policy === "break-replication" || overlays === null || isSalvage(overlays.number)) throw error;
     if (overlays.isBroken) return;
+    if (this.#givingUp?.overlays !== overlays) {
+      const done = this.#giveUp(overlays, error).finally(() => {
+        if (this.#givingUp?.done === done) this.#givingUp = null;
+      });
+      this.#givingUp = { overlays, done };
+    }
+    await this.#givingUp.done;
+  }
+
+  async #giveUp(overlays: Epoch, error: Error): Promise<void> {
     try {
       await overlays.breakCheckpoint();
     } catch (failure) {
@@ -56,6 +68,7 @@ export class IoTrouble {
       );
       throw failure;
     }
+    const { log } = this.#parts;
     log.error({ epoch: overlays.number }, "checkpoint lost: no rollback until the next checkpoint");
     this.failed("", { operation: "copy-before-write", offset: 0, lengthBytes: 0, error });
   }

@@ -50,6 +50,15 @@ describe("secondary: a before-image can't be kept, policy break-checkpoint", () 
     }).to.throw("I/O error occurred");
   });
 
+  it("gives the checkpoint up once, however many writes have lost their images", async () => {
+    node.state.fail({ operation: "write", name: HIDDEN_LOG, count: 1 }, "ENOSPC");
+    const pages = Array.from({ length: 40 }, (_, index) => index + 1);
+    await Promise.all(pages.map((page) => put(node.replication(), page * PAGE, PAGE, 0x23)));
+    await node.replication().flush();
+    expect(node.secondary.error).to.include({ operation: "copy-before-write", errno: "ENOSPC", count: 1 });
+    expectMedium(media[0], content(0, [0, PAGE, 0x22], [PAGE, 40 * PAGE, 0x23]));
+  });
+
   it("the view fails instead of showing what came after the checkpoint", async () => {
     await loseImage();
     for (const offset of [0, PAGE, 2 * PAGE]) {
