@@ -10,8 +10,9 @@
  *   either sent or in the dirty map.
  * - While a replica is asked to change its epoch, no write is on its way to it; when its answer stays out, the
  *   connections are destroyed before another write is let through.
- * - A connection attempt in all takes no longer than a few time-outs; the time between two is bounded, and grows for as long as
- *   none brings the replica up to date: one that refuses writes is not asked ten times a second.
+ * - A connection attempt in all takes no longer than a few time-outs; the time between two is bounded, and grows until one
+ *   brings the replica up to date, for as long if it was lost by an error reply: a replica that refuses writes, or
+ *   flushes, is not asked ten times a second.
  */
 import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
@@ -20,6 +21,7 @@ import { settleAll } from "../block/settle-all.js";
 import { pause } from "../clock.js";
 import {
   asError,
+  DeviceError,
   LinkError,
   NegotiationError,
   ProtocolError,
@@ -80,6 +82,8 @@ export class Link {
   #lastError: Error | null = null;
   #reconnects = 0;
   #backoffMs = FIRST_BACKOFF_MS;
+  /** Since when this connection has been replicating; null: not yet. */
+  #upToDateMs: number | null = null;
   #connections: ReplicaConnections | null = null;
   #resyncs: readonly Resync[] = [];
   #running: Promise<void> = Promise.resolve();
@@ -195,6 +199,8 @@ export class Link {
         connections ??= await this.#connect();
         await this.#serve(connections);
       } catch (error) {
+        if (this.#wasOfUse(error)) this.#backoffMs = FIRST_BACKOFF_MS;
+        this.#upToDateMs = null;
         this.#lose(asError(error));
         // To come back at once would be to be congested at once.
         if (error instanceof LinkError && error.code === CONGESTED) this.#backoffMs = LONGEST_BACKOFF_MS;
@@ -204,6 +210,13 @@ export class Link {
       this.#backoffMs = Math.min(this.#backoffMs * 2, LONGEST_BACKOFF_MS);
       this.#reconnects++;
     }
+  }
+
+  /** Whether the connection that was lost brought the replica up to date, and was not lost at once to another error reply. */
+  #wasOfUse(reason: unknown): boolean {
+    if (this.#upToDateMs === null) return false;
+    const forMs = this.#options.clock.nowMs() - this.#upToDateMs;
+    return !(reason instanceof DeviceError) || forMs >= LONGEST_BACKOFF_MS;
   }
 
   #isStopping(): boolean {
@@ -328,7 +341,7 @@ export class Link {
     this.#since = new Date();
     if (state === "replicating") {
       this.#lastError = null;
-      this.#backoffMs = FIRST_BACKOFF_MS;
+      this.#upToDateMs ??= this.#options.clock.nowMs();
     }
     this.#options.events.stateChanged(state);
   }
