@@ -1,7 +1,7 @@
 /** A host with a disk and a state directory, on which either program may run, as roles go. */
 import { access } from "node:fs/promises";
 import type { NodeStatus } from "../../src/status.js";
-import { NodeProcess } from "./node-process.js";
+import { isSynchronised, NodeProcess } from "./node-process.js";
 import { waitFor } from "./wait-for.js";
 import type { Workspace } from "./workspace.js";
 
@@ -65,11 +65,7 @@ export class Host {
   }
 
   synchronised(): Promise<NodeStatus> {
-    return this.node.waitForStatus(
-      "replicating, with a checkpoint",
-      ({ primary, checkpointRefusal, lastCheckpoint }) =>
-        primary?.link.state === "replicating" && checkpointRefusal === null && lastCheckpoint !== null,
-    );
+    return this.node.waitForStatus("replicating, with a checkpoint", isSynchronised);
   }
 
   /** Its view becomes the disk. */

@@ -129,6 +129,12 @@ export class NodeProcess {
   }
 }
 
+/** Whether the replica of this primary has everything, and a checkpoint of it: one from before the link was up is none. */
+export function isSynchronised({ primary, lastCheckpoint, checkpointRefusal }: NodeStatus): boolean {
+  if (primary?.link.state !== "replicating" || checkpointRefusal !== null) return false;
+  return lastCheckpoint !== null && lastCheckpoint.at >= primary.link.since;
+}
+
 /** Runs one of the programs to its end: a verb, or a node that is not expected to start. */
 export function runNode(role: NodeRole, args: readonly string[]): Promise<Outcome> {
   return run(process.execPath, [program(role), ...args]);

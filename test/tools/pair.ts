@@ -1,6 +1,6 @@
 /** A pair of nodes on loopback TCP, with disks of their own, as two hosts would run it. */
 import type { NodeStatus } from "../../src/status.js";
-import { NodeProcess } from "./node-process.js";
+import { isSynchronised, NodeProcess } from "./node-process.js";
 import type { Workspace } from "./workspace.js";
 
 /** HOST:PORT of what a secondary serves to its primary. */
@@ -115,8 +115,7 @@ export class Pair {
   synchronised(): Promise<NodeStatus> {
     return this.primary.waitForStatus(
       "replicating, with a checkpoint",
-      ({ primary, lastCheckpoint, checkpointRefusal }) =>
-        primary?.link.state === "replicating" && lastCheckpoint !== null && checkpointRefusal === null,
+      isSynchronised,
       this.#options.copyLimitMs,
     );
   }
