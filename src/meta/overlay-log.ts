@@ -207,6 +207,11 @@ export class OverlayLog {
     return this.#failure === null ? this.#end : null;
   }
 
+  /** Whether a write or sync has: add() and commit() throw. */
+  get hasFailed(): boolean {
+    return this.#failure !== null;
+  }
+
   /** Whether a before-image was lost: the checkpoint can't be restored from this log. */
   get isBroken(): boolean {
     return this.#broken;

@@ -3,7 +3,7 @@
  *
  * The caller holds the blocks: nobody else changes them, from here until they have been overwritten.
  */
-import { asError, DeviceError } from "../../errors.js";
+import { asError } from "../../errors.js";
 import { COPIED_MAXIMUM_BYTES } from "../../meta/overlay-log-batch.js";
 import { payloadBuffers } from "../buffer-pool.js";
 import type { BlockDevice } from "../device.js";
@@ -55,19 +55,14 @@ export class ImageKeeper {
    */
   stage(hidden: HiddenOverlay, offset: number, data: Buffer): Staging {
     const [start, end] = this.blocksOf(offset, data.length);
-    if (hidden.isBroken || end - start >= ASK_EXTENTS_FROM_BYTES) return "not at once";
+    // After a failure keep() is refused, and asks what is to become of the checkpoint.
+    if (hidden.isBroken || hidden.hasFailed || end - start >= ASK_EXTENTS_FROM_BYTES) return "not at once";
     const coverage = hidden.coverage(start, end);
     if (coverage !== "none") return coverage === "all" ? "kept before" : "not at once";
     const old = SCRATCH.subarray(0, end - start);
     if (this.#disk.tryRead?.(start, old) !== true) return "not at once";
     if (data.equals(old.subarray(offset - start, offset - start + data.length))) return "no change";
-    try {
-      for (const image of imagesOf(old, start, [[start, end]])) hidden.stage(image);
-    } catch (error) {
-      // The log has failed: who comes to it with keep() is told so, and asks what is to become of the checkpoint.
-      if (error instanceof DeviceError) return "not at once";
-      throw error;
-    }
+    for (const image of imagesOf(old, start, [[start, end]])) hidden.stage(image);
     return "staged";
   }
 

@@ -57,6 +57,11 @@ export class HiddenOverlay implements BlockDevice {
     return this.#log.isBroken;
   }
 
+  /** Whether a before-image could not be kept: no other one will be. */
+  get hasFailed(): boolean {
+    return this.#log.hasFailed;
+  }
+
   /** The disk below may lack what it held at the checkpoint; before-images are kept on. */
   refuseReads(reason: string): void {
     this.#refusal = new DeviceError("EIO", reason);

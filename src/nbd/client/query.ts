@@ -1,8 +1,8 @@
 /** Asking a server what it has, without using it. */
-import type { DeviceInfo } from "../../block/device.js";
 import { parseNbdUri } from "../uri.js";
 import { requireExportName, shakeHands } from "./connect.js";
 import type { NbdEndpoint } from "./connect.js";
+import type { NbdDevice } from "./device.js";
 import { deviceInfo, exportAbilities } from "./export-info.js";
 import { ABORT } from "./negotiate.js";
 import { negotiateContexts, negotiateList, negotiateQuery } from "./negotiate-query.js";
@@ -22,15 +22,13 @@ export interface ListedExport {
   readonly description: string;
 }
 
-/** What a server tells of an export; of the same names as the members of NbdDevice. */
-export interface ExportDescription extends ListedExport {
+/** What is known of an export before it is opened, as NbdDevice tells it. */
+type Known = Pick<NbdDevice, "info" | "canMultiConn" | "canFastZero" | "isRotational" | "hasExtendedHeaders">;
+
+/** What a server tells of an export. */
+export interface ExportDescription extends ListedExport, Known {
   /** The server's own name for it, if it tells; else as it was asked for. */
   readonly name: string;
-  readonly info: DeviceInfo;
-  readonly canMultiConn: boolean;
-  readonly canFastZero: boolean;
-  readonly isRotational: boolean;
-  readonly hasExtendedHeaders: boolean;
   /** All metadata contexts that can be asked for; a server may name a wildcard, such as `x:`, for many: listMetaContexts(). */
   readonly metaContexts: readonly string[];
 }
