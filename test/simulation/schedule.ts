@@ -1,5 +1,5 @@
 /** Random lives of a pair: what guests, operators, networks, disks and power supplies do, step by step. */
-import { asError, describeError, ReplError } from "../../src/errors.js";
+import { asError, describeError, ReplError, StateError } from "../../src/errors.js";
 import type { Stage } from "../../src/replication/stage.js";
 import { Random } from "../tools/seed.js";
 import { REPLICA_ERROR_POLICIES } from "../../src/status.js";
@@ -420,7 +420,15 @@ async function retryFailover(pair: SimulatedPair, host: ModelledHost): Promise<v
   if (secondary?.stage !== "failover-failed") return;
   pair.note(`${host.name} tries its failover again`);
   host.host.mend();
-  await alive(host, secondary.stop(secondary.metadata.failoverTarget));
+  const again = secondary.stop(secondary.metadata.failoverTarget).then(
+    () => "begun" as const,
+    (error: unknown) => {
+      if (error instanceof StateError && error.code === "checkpoint-lost") return "lost" as const;
+      throw error;
+    },
+  );
+  // What the view's clients had flushed is read from its log by the node's next life alone.
+  if ((await alive(host, again)) === "lost") await renewLog(pair, host);
 }
 
 async function switchOver(pair: SimulatedPair): Promise<void> {
