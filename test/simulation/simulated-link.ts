@@ -13,6 +13,9 @@ import type { VirtualTime } from "./virtual-time.js";
  */
 export type LinkMode = "up" | "stalled" | "lost" | "cut";
 
+/** After so much silence a connection has ended. */
+const KEEPALIVE_MS = 40_000;
+
 /** One side of a connection. */
 export class End {
   onMessage: (message: unknown) => void = () => undefined;
@@ -48,9 +51,10 @@ export class End {
     });
   }
 
-  /** The host is dead: nobody says anything. */
+  /** The host is dead: nobody says anything, which the other one's kernel finds out. */
   vanish(): void {
     this.isClosed = true;
+    this.#link.findOut(this);
   }
 
   hearEnd(): void {
@@ -105,6 +109,13 @@ export class SimulatedLink {
     await this.#time.sleep(this.#latencyMs());
     if (near.isClosed) throw new LinkError("closed", "the connection was lost in its first moment");
     return near;
+  }
+
+  /** The keepalive of TCP. */
+  findOut(vanished: End): void {
+    this.#time.after(KEEPALIVE_MS, () => {
+      vanished.peer?.hearEnd();
+    });
   }
 
   transmit(from: End, deliver: () => void): void {
