@@ -7,6 +7,8 @@
  * Invariants:
  * - A block leaves `missed` only when its whole newest content was acknowledged by the replica; it leaves `volatile` only
  *   through a flush of the replica that began after that acknowledgement.
+ * - An acknowledgement counts only while the link holds over which it came: the next flush is another link's, maybe of a replica that
+ *   has lost since what it acknowledged.
  * - The file tells at least what memory does: a block that is missed or volatile is set in it, or its extent is hot there
  *   (hot-extents.ts); so is every block that is being written to. After a crash all of a hot extent is missed.
  * - What the file forgets is durable on both sides: the primary disk is flushed first, since a power loss that takes back a write
@@ -52,6 +54,7 @@ export class DirtyMap {
   #volatile: Bitmap;
   #flushing: Bitmap;
   #isFlushing = false;
+  #isLinked = false;
   #tenure: string | null = null;
   readonly #hot: HotExtents;
   #file: DirtyMapFile | null = null;
@@ -188,11 +191,13 @@ export class DirtyMap {
 
   /** The replica acknowledged a write; that alone makes no missed block whole. */
   acknowledged(offset: number, lengthBytes: number): void {
-    this.#volatile.set(blockOf(offset), blockAfter(offset + lengthBytes));
+    if (this.#isLinked) this.#volatile.set(blockOf(offset), blockAfter(offset + lengthBytes));
+    else this.missed(offset, lengthBytes);
   }
 
   /** The replica acknowledged the whole newest content of these blocks, which are aligned to DIRTY_BLOCK_BYTES. */
   resynced(offset: number, lengthBytes: number): void {
+    if (!this.#isLinked) return;
     this.acknowledged(offset, lengthBytes);
     this.#missed.clear(blockOf(offset), blockAfter(offset + lengthBytes));
     const last = sectorOf(blockAfter(offset + lengthBytes) - 1);
@@ -214,8 +219,14 @@ export class DirtyMap {
     if (isDurable) this.#recordProgress();
   }
 
+  /** There is a link to the replica, whose acknowledgements count from now on. */
+  linkMade(): void {
+    this.#isLinked = true;
+  }
+
   /** The link is gone: whatever the replica had only in memory has to be sent again. */
   linkLost(): void {
+    this.#isLinked = false;
     this.#missed.add(this.#volatile);
     this.#missed.add(this.#flushing);
     this.#volatile.clearAll();

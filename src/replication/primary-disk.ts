@@ -100,6 +100,7 @@ export class PrimaryDisk {
   setReplica(replica: BlockDevice | null): void {
     this.#filter.setReplica(replica);
     if (replica === null) this.dirty.linkLost();
+    else this.dirty.linkMade();
   }
 }
 

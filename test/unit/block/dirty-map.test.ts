@@ -108,6 +108,19 @@ describe("DirtyMap", () => {
     expect(missed(map)).to.deep.equal([0, 1]);
   });
 
+  it("has as missed what is acknowledged when the link is lost already, whatever the next one flushes", () => {
+    map.missed(0, 1);
+    map.linkLost();
+    map.resynced(0, BLOCK);
+    map.acknowledged(2 * BLOCK, BLOCK);
+    map.linkMade();
+    map.beginFlush();
+    map.endFlush(true);
+    expect(missed(map)).to.deep.equal([0, 2]);
+    map.resynced(0, BLOCK);
+    expect(missed(map)).to.deep.equal([2]);
+  });
+
   it("runs one flush at a time", () => {
     map.beginFlush();
     expect(map.isFlushing).to.equal(true);
