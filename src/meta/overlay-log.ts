@@ -172,7 +172,9 @@ export class OverlayLog {
           `it ends at ${position} and ended at ${options.endBytes} when the node stopped`,
         );
       }
-      // What was read may be in the page cache only, and what it guards may be overwritten from now on.
+      // What was read may be in the page cache only, and what it guards may be overwritten from now on. The mark was not written
+      // with the records, and a sync of it that failed has the next one take it for durable, unless it is written again.
+      if (options.sync && broken) await file.write(BROKEN_MARK_POSITION, [BROKEN_MARK]);
       if (options.sync) await file.sync();
       return new OverlayLog(directory, name, file, {
         identity,

@@ -16,6 +16,8 @@ const ONCE_WRONG = [
   { seed: 148, steps: 40, faults: "requests" },
   // Likewise one that refused flushes, in ack mode sync: it was up to date for a moment each time.
   { seed: 100908, steps: 40, faults: "all" },
+  // That a checkpoint was lost was known after a restart from the page cache, where a failed sync had left it, and no more after a power loss.
+  { seed: 205434, steps: 40, faults: "all" },
   // What a replica acknowledged as its link broke was held for flushed by the next one, after the replica had lost it.
   { seed: 204391, steps: 40, faults: "all" },
   // A view showed a checkpoint that a failed flush had taken parts of, and a primary took one of what its disk had lost.

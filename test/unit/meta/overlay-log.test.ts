@@ -5,7 +5,7 @@ import { DeviceError } from "../../../src/errors.js";
 import { OverlayLog } from "../../../src/meta/overlay-log.js";
 import { HEADER_BYTES, type LogRecord } from "../../../src/meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../../../src/meta/overlay-log-recovery.js";
-import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
+import { MemoryStateDirectory, StorageFault } from "../../tools/memory-state-directory.js";
 import { failureOf, isSettled, outcome, turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
 
@@ -279,6 +279,17 @@ describe("overlay log", () => {
         kind === "sync" ? Promise.reject(new DeviceError("EIO", "lost")) : undefined;
       expect(await outcome(log.markBroken())).to.equal("EIO");
       expect(log.isBroken).to.equal(false);
+    });
+
+    it("is durable once a restart has seen it, though it was left in the page cache alone by a failed sync", async () => {
+      const log = await OverlayLog.create(directory, NAME, OPTIONS);
+      directory.intercept = ({ kind }): Promise<void> | undefined =>
+        kind === "sync" ? Promise.reject(new StorageFault("EIO", "lost")) : undefined;
+      expect(await outcome(log.markBroken())).to.equal("EIO");
+      directory.intercept = (): undefined => undefined;
+      expect((await recoverAll(directory)).log.isBroken).to.equal(true);
+      directory.crash();
+      expect((await recoverAll(directory)).log.isBroken).to.equal(true);
     });
   });
 });
