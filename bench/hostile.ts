@@ -7,7 +7,6 @@ import yargs from "yargs";
 
 import { onInterruption } from "../src/os/interruption.js";
 import { Authority } from "../test/tools/certificates.js";
-import { succeed } from "../test/tools/process.js";
 import { ATTACKS } from "./attacks.js";
 import { Lab } from "./lab.js";
 import type { Phase, PhaseName, SiegeFigures, SiegeOptions } from "./siege.js";
@@ -130,8 +129,6 @@ const { seconds, rounds, attacks, control, each, nodeOption } = await yargs(proc
 
 if (availableParallelism() < 2)
   throw new Error("attackers need a processor of their own: there is one in all");
-// This process is none of those who are measured.
-await succeed("taskset", ["-pc", "0", `${process.pid}`]);
 const lab = new Lab();
 const authority = await Authority.make();
 let ended: Promise<void> | null = null;

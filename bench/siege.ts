@@ -10,6 +10,7 @@
  */
 import type { Socket } from "node:net";
 import { connect } from "node:net";
+import { availableParallelism } from "node:os";
 import { open as openFile, readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
@@ -115,13 +116,13 @@ export class Siege {
   }
 
   async measure(): Promise<SiegeFigures> {
-    const measured = await this.#serve("measured", []);
+    const measured = await this.#serve("measured", own());
     const other = this.#options.isControlled ? await this.#serve("other", yielding()) : null;
     const { pid } = measured.node.process;
     await fill(measured.path);
     for (let i = 0; i < IDLE_CLIENTS; i++) this.#idle.push(idle(measured.path));
     const witnesses = await Promise.all(
-      READ_BYTES.map((lengthBytes) => this.#start([], "witness", [measured.path, `${lengthBytes}`])),
+      READ_BYTES.map((lengthBytes) => this.#start(own(), "witness", [measured.path, `${lengthBytes}`])),
     );
     await sleep(WARM_UP_MS);
     const quiet = await residentBytes(pid);
@@ -189,6 +190,11 @@ export class Siege {
     const [program = "", ...rest] = [...launcher, process.execPath, file, ...args];
     return this.#workspace.start(program, rest);
   }
+}
+
+/** What runs a program on the processors that are left. */
+function own(): string[] {
+  return ["taskset", "-c", `1-${availableParallelism() - 1}`];
 }
 
 /** What runs a program so that it gets what nobody else wants, of one processor. */

@@ -4,6 +4,8 @@
  *
  * Invariants: a buffer is with one holder or in the pool, never both; the pool keeps no more than its limit, and what
  * it keeps is what was given back last, whose pages the caches still have. What nobody took for a while is let go.
+ * Beyond the limit one of the longest is kept: whether it is there must not depend on how many short ones are, for a fresh one
+ * makes the garbage collector go through all there is.
  */
 import assert from "node:assert/strict";
 
@@ -30,6 +32,9 @@ export class BufferPool {
   /** The least that was kept since the last trim. */
   #unusedBytes = 0;
   #isTrimDue = false;
+  #longest: Buffer | null = null;
+  /** Nobody took it since the last trim. */
+  #isLongestUnused = false;
 
   /** @param limitBytes of what is kept for later; what is held by others is theirs to bound */
   constructor(limitBytes: number) {
@@ -38,12 +43,17 @@ export class BufferPool {
 
   /** Bytes that wait to be used again. */
   get keptBytes(): number {
-    return this.#keptBytes;
+    return this.#keptBytes + (this.#longest?.length ?? 0);
   }
 
   /** A buffer of at least this length, whole pages, with whatever content; to be given back as it is, not a part of it. */
   take(lengthBytes: number): Buffer {
     if (lengthBytes > LARGEST_BYTES) return allocatePages(Math.ceil(lengthBytes / PAGE_BYTES) * PAGE_BYTES);
+    const longest = this.#longest;
+    if (longest !== null && lengthBytes > LARGEST_BYTES / 2) {
+      this.#longest = null;
+      return longest;
+    }
     const index = classOf(lengthBytes);
     const kept = this.#free[index]?.pop();
     if (kept === undefined) return allocatePages(SMALLEST_BYTES * 2 ** index);
@@ -54,6 +64,12 @@ export class BufferPool {
 
   /** Takes back what take() gave. Nobody reads or writes it any more. */
   give(buffer: Buffer): void {
+    if (buffer.length === LARGEST_BYTES && this.#longest === null) {
+      this.#longest = buffer;
+      this.#isLongestUnused = false;
+      if (!this.#isTrimDue) this.#trimLater();
+      return;
+    }
     if (buffer.length > LARGEST_BYTES || this.#keptBytes + buffer.length > this.#limitBytes) return;
     const index = classOf(buffer.length);
     assert(buffer.length === SMALLEST_BYTES * 2 ** index, "not a buffer of this pool");
@@ -69,12 +85,14 @@ export class BufferPool {
     setTimeout(() => {
       this.#trim();
       this.#isTrimDue = false;
-      if (this.#keptBytes > 0) this.#trimLater();
+      if (this.keptBytes > 0) this.#trimLater();
     }, TRIM_INTERVAL_MS).unref();
   }
 
   /** Lets go of what nobody needed, the longest buffers first. */
   #trim(): void {
+    if (this.#isLongestUnused) this.#longest = null;
+    this.#isLongestUnused = true;
     for (let index = this.#free.length - 1; index >= 0; index--) {
       const free = this.#free[index] ?? [];
       while (free.length > 0 && this.#unusedBytes >= SMALLEST_BYTES * 2 ** index) {

@@ -102,8 +102,11 @@ export class Connection implements OptionSink, Reader {
   #resolveEnded: (() => void) | null = null;
   #stalled = false;
   readonly #share: Share;
-  /** It is this client's turn, or it waits for it. */
-  #turn: "none" | "awaited" | "now" = "none";
+  #awaitsTurn = false;
+  /** When its turn came last; as Turns.number. */
+  #lastTurn = -1;
+  /** Replies wait for its turn. */
+  #handOver: (() => void) | null = null;
   #inputOver = false;
   #shuttingDown = false;
   #finished = false;
@@ -191,7 +194,8 @@ export class Connection implements OptionSink, Reader {
   /** Whether another option or request may be taken up, in its turn. */
   get #hasRoom(): boolean {
     if (this.#inputOver || this.#upgrade !== "none") return false;
-    return this.#transmission?.hasRoom ?? this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES;
+    if (this.#transmission !== null) return this.#transmission.hasRoom;
+    return !this.#writer.isBusy && this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES;
   }
 
   clientFlags(flags: number): void {
@@ -253,11 +257,17 @@ export class Connection implements OptionSink, Reader {
     const { stallTimeoutMs } = this.#options;
     return new ReplyWriter<OpenRequest>(stream, {
       stallTimeoutMs,
-      isPatient: () => this.#stalled,
-      later: this.#options.turns.later,
+      isPatient: () => this.#stalled && !this.#isItsTurn,
+      later: (handOver) => {
+        this.#handOver = handOver;
+        this.#awaitTurn();
+      },
       onHandedOver: (answered) => {
         if (this.#transmission === null) this.#progress();
         else this.#transmission.handedOver(answered);
+      },
+      onDropped: (answered) => {
+        for (const { loan } of answered) loan.release();
       },
       onLongHandover: () => {
         this.#options.sendRoom.widen(stream);
@@ -395,21 +405,26 @@ export class Connection implements OptionSink, Reader {
   }
 
   #awaitTurn(): void {
-    if (this.#turn === "awaited") return;
-    this.#turn = "awaited";
+    if (this.#awaitsTurn) return;
+    this.#awaitsTurn = true;
     this.#options.turns.later(this.#takeTurn);
   }
 
   readonly #takeTurn = (): void => {
+    this.#awaitsTurn = false;
     if (this.#streamClosed) return;
-    this.#turn = "now";
+    this.#lastTurn = this.#options.turns.number;
+    const handOver = this.#handOver;
+    this.#handOver = null;
+    handOver?.();
     const mayRead = !this.#stalled || (this.#hasRoom && this.#parse(() => this.#receiver.resume()));
     if (mayRead && this.#upgrade === "none") this.#stream.resume();
-    if (this.#isItsTurn) this.#turn = "none";
+    // What is answered already would be kept until the next turn, and with a thousand clients moved about by the garbage collector.
+    this.#writer.flush();
   };
 
   get #isItsTurn(): boolean {
-    return this.#turn === "now";
+    return this.#lastTurn === this.#options.turns.number;
   }
 
   #releaseSource(): void {

@@ -15,7 +15,7 @@ import {
 import { encodeExportNameReply, encodeGreeting } from "../wire/handshake.js";
 import type { OptionHeader } from "../wire/option.js";
 import { decodeInfoRequest, decodeMetaContextRequest } from "../wire/option.js";
-import { encodeMetaContext, encodeOptionReply, encodeServerEntry } from "../wire/option-reply.js";
+import { encodeList, encodeMetaContext, encodeOptionReply } from "../wire/option-reply.js";
 import { decodeString, encodeMessage } from "../wire/strings.js";
 import { needsBlockSizeAgreement, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
@@ -138,8 +138,8 @@ export class Negotiation {
     if (option === Option.StructuredReply && this.#state.extendedHeaders) {
       return this.#refuse(option, OptionReplyType.ErrExtHeaderReqd, "extended headers are agreed on already");
     }
-    if (option === Option.List) this.#list();
-    else this.#state.structuredReplies = true;
+    if (option === Option.List) return this.#list();
+    this.#state.structuredReplies = true;
     if (option === Option.ExtendedHeaders) this.#state.extendedHeaders = true;
     return this.#acknowledge(option);
   }
@@ -242,11 +242,12 @@ export class Negotiation {
     return this.#acknowledge(option);
   }
 
-  #list(): void {
-    for (const { name, description } of this.#options.exports.list()) {
-      const entry = encodeServerEntry({ exportName: name, description: description ?? "" });
-      this.#reply(Option.List, OptionReplyType.Server, entry);
-    }
+  #list(): Outcome {
+    const entries = this.#options.exports
+      .list()
+      .map(({ name, description }) => ({ exportName: name, description: description ?? "" }));
+    this.#options.send(encodeList(entries));
+    return CONTINUE;
   }
 
   #agreement(chosen: NbdExport): Agreement {

@@ -20,6 +20,9 @@ import {
   writeOffsetDataHeader,
 } from "../wire/structured-reply.js";
 
+/** Of data whose header is a piece of its own. */
+const SEPARATE_HEADER_BYTES = 1024 * 1024;
+
 export function successReply(target: ReplyTarget): Buffer {
   return target.extended === true ? emptyChunk(target) : simpleReply(target, 0);
 }
@@ -44,18 +47,19 @@ export function emptyReadReply(structured: boolean, target: ReplyTarget): Buffer
   return structured ? emptyChunk(target) : simpleReply(target, 0);
 }
 
-/** A reply to a READ in one buffer: the header, and room for the data behind it. */
+/** A reply to a READ: header, and data. */
 export interface DataReply {
-  readonly bytes: Buffer;
-  /** The part of `bytes` that the device is to fill. */
+  /** What is to be sent, in order. */
+  readonly pieces: Buffer[];
+  /** The part of it that the device is to fill. */
   readonly data: Buffer;
 }
 
-/** Header and data in one buffer: one write for the kernel instead of two. @param loan whom the buffer is borrowed by */
+/** @param loan whom the buffer is borrowed by */
 export function simpleDataReply(target: ReplyTarget, lengthBytes: number, loan: Loan): DataReply {
-  const bytes = loan.take(SIMPLE_REPLY_HEADER_BYTES + lengthBytes);
-  writeSimpleReplyHeader(bytes, 0, target, 0);
-  return { bytes, data: bytes.subarray(SIMPLE_REPLY_HEADER_BYTES) };
+  return dataReply(SIMPLE_REPLY_HEADER_BYTES, lengthBytes, loan, (header) => {
+    writeSimpleReplyHeader(header, 0, target, 0);
+  });
 }
 
 /** As simpleDataReply(), for a chunk of a structured reply. */
@@ -67,9 +71,30 @@ export function dataChunk(
   loan: Loan,
 ): DataReply {
   const headerBytes = chunkHeaderBytes(target) + OFFSET_DATA_PREFIX_BYTES;
+  return dataReply(headerBytes, lengthBytes, loan, (header) => {
+    writeOffsetDataHeader(header, 0, target, flags, offset, lengthBytes);
+  });
+}
+
+/**
+ * One buffer: one write for the kernel instead of two. But buffers of the pool are powers of two: the header of a long answer
+ * has its own, or it would double it.
+ */
+function dataReply(
+  headerBytes: number,
+  lengthBytes: number,
+  loan: Loan,
+  writeHeader: (header: Buffer) => void,
+): DataReply {
+  if (lengthBytes >= SEPARATE_HEADER_BYTES) {
+    const header = Buffer.allocUnsafe(headerBytes);
+    writeHeader(header);
+    const data = loan.take(lengthBytes);
+    return { pieces: [header, data], data };
+  }
   const bytes = loan.take(headerBytes + lengthBytes);
-  writeOffsetDataHeader(bytes, 0, target, flags, offset, lengthBytes);
-  return { bytes, data: bytes.subarray(headerBytes) };
+  writeHeader(bytes);
+  return { pieces: [bytes], data: bytes.subarray(headerBytes) };
 }
 
 function emptyChunk(target: ReplyTarget): Buffer {

@@ -26,6 +26,8 @@ export interface ReplyWriterOptions<Answered> {
   readonly later: Soon;
   /** The kernel has taken these answers, and maybe parts of others. */
   readonly onHandedOver: (answered: readonly Answered[]) => void;
+  /** Nobody uses these answers any more, nor will the kernel have them: the connection is over. */
+  readonly onDropped: (answered: readonly Answered[]) => void;
   /** One of LONG_HANDOVER_BYTES and more comes for the first time. */
   readonly onLongHandover: () => void;
   /** The client does not read. */
@@ -35,7 +37,7 @@ export interface ReplyWriterOptions<Answered> {
 export class ReplyWriter<Answered> {
   readonly #stream: Writable;
   readonly #options: ReplyWriterOptions<Answered>;
-  #queue: QueuedReply<Answered>[] = [];
+  readonly #queue: QueuedReply<Answered>[] = [];
   #queuedBytes = 0;
   #handedOverBytes = 0;
   #busy = false;
@@ -55,6 +57,11 @@ export class ReplyWriter<Answered> {
     return this.#queuedBytes;
   }
 
+  /** Whether the kernel has still to take what was handed over last. */
+  get isBusy(): boolean {
+    return this.#busy;
+  }
+
   /** What the kernel has taken in all. */
   get handedOverBytes(): number {
     return this.#handedOverBytes;
@@ -62,7 +69,10 @@ export class ReplyWriter<Answered> {
 
   /** Queues a reply, or part of one, for a handover soon. `bytes` are lent until handed over. */
   send(bytes: Buffer, answered: Answered | null): void {
-    if (this.#closed) return;
+    if (this.#closed) {
+      if (answered !== null) this.#options.onDropped([answered]);
+      return;
+    }
     this.#queue.push({ bytes, answered });
     this.#queuedBytes += bytes.length;
     if (!this.#busy) this.#schedule();
@@ -77,11 +87,12 @@ export class ReplyWriter<Answered> {
     if (!this.#busy && !this.#closed && this.#queue.length > 0) this.#handOver();
   }
 
-  /** Drops what is queued. */
+  /** Drops what is queued; what was handed over is dropped when the stream lets go of it. The stream is closed. */
   close(): void {
     this.#closed = true;
-    this.#queue = [];
+    const dropped = this.#queue.splice(0).flatMap(({ answered }) => answered ?? []);
     this.#queuedBytes = 0;
+    this.#options.onDropped(dropped);
     if (this.#stallTimer !== null) clearTimeout(this.#stallTimer);
   }
 
@@ -127,11 +138,7 @@ export class ReplyWriter<Answered> {
       room -= bytes.length;
       count++;
     }
-    if (count === this.#queue.length) {
-      const whole = this.#queue;
-      this.#queue = [];
-      return whole;
-    }
+    // A copy: the queue is old, and what an old object holds lives on after it until the collector has gone through all that is.
     const batch = this.#queue.splice(0, count);
     const next = this.#queue[0];
     if (next !== undefined && room > 0) {
@@ -143,7 +150,10 @@ export class ReplyWriter<Answered> {
 
   #handedOver(answered: readonly Answered[], batchBytes: number, error: Error | null | undefined): void {
     // The stream's own "error" and "close" tell of a failure.
-    if (this.#closed || error) return;
+    if (this.#closed || error) {
+      this.#options.onDropped(answered);
+      return;
+    }
     this.#busy = false;
     this.#progress++;
     this.#queuedBytes -= batchBytes;

@@ -18,7 +18,7 @@ export function isWorthLookup(device: BlockDevice, request: RequestHeader): bool
   );
 }
 
-/** The chunks that answer a READ, in the order of their offsets; rejects when any part can't be read. */
+/** The chunks that answer a READ, in the order of their offsets, long ones in two pieces; rejects when any part can't be read. */
 export async function sparseRead(device: BlockDevice, request: RequestHeader, loan: Loan): Promise<Buffer[]> {
   const { offset, lengthBytes } = request;
   const runs = zeroRuns(await device.extents(offset, lengthBytes, SPARSE_READ_EXTENTS), lengthBytes);
@@ -30,8 +30,8 @@ export async function sparseRead(device: BlockDevice, request: RequestHeader, lo
     if (run.zero) {
       chunks.push(encodeOffsetHoleChunk(request, flags, at, run.lengthBytes));
     } else {
-      const { bytes, data } = dataChunk(request, flags, at, run.lengthBytes, loan);
-      chunks.push(bytes);
+      const { pieces, data } = dataChunk(request, flags, at, run.lengthBytes, loan);
+      chunks.push(...pieces);
       reads.push(device.read(at, data).catch(failedAt(at)));
     }
     at += run.lengthBytes;

@@ -371,10 +371,17 @@ export class Transmission implements RequestSink {
       this.#finishWith(open, sparseRead(device, header, open.loan));
       return;
     }
-    const { bytes, data } = this.#rules.structuredReplies
+    const { pieces, data } = this.#rules.structuredReplies
       ? dataChunk(header, ChunkFlag.Done, header.offset, header.lengthBytes, open.loan)
       : simpleDataReply(header, header.lengthBytes, open.loan);
-    this.#finish(open, device.read(header.offset, data), bytes);
+    const done = device.read(header.offset, data);
+    const [whole, ...rest] = pieces;
+    if (whole !== undefined && rest.length === 0) {
+      this.#finish(open, done, whole);
+      return;
+    }
+    const all = done.then(() => pieces);
+    this.#finishWith(open, all);
   }
 
   /** Sends `reply` when the device is done, or an error. */
@@ -390,7 +397,7 @@ export class Transmission implements RequestSink {
     );
   }
 
-  /** As finish(), for a reply of several chunks. */
+  /** As finish(), for a reply of several pieces. */
   #finishWith(open: OpenRequest, chunks: Promise<Buffer[]>): void {
     this.#deviceRequests++;
     chunks.then(

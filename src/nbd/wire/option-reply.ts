@@ -5,7 +5,13 @@
  * NBD_REP_ACK has no data; that of an error is a message for a person.
  */
 import { ProtocolError } from "../../errors.js";
-import { InfoType, OPTION_REPLY_MAGIC_HIGH, OPTION_REPLY_MAGIC_LOW } from "./constants.js";
+import {
+  InfoType,
+  Option,
+  OPTION_REPLY_MAGIC_HIGH,
+  OPTION_REPLY_MAGIC_LOW,
+  OptionReplyType,
+} from "./constants.js";
 import type { ExportGeometry } from "./handshake.js";
 import { decodeString } from "./strings.js";
 import { readUint64, writeUint64 } from "./uint64.js";
@@ -22,13 +28,18 @@ export interface OptionReplyHeader {
 
 export function encodeOptionReply(option: number, type: number, data: Buffer): Buffer {
   const bytes = Buffer.allocUnsafe(OPTION_REPLY_HEADER_BYTES + data.length);
-  bytes.writeUInt32BE(OPTION_REPLY_MAGIC_HIGH, 0);
-  bytes.writeUInt32BE(OPTION_REPLY_MAGIC_LOW, 4);
-  bytes.writeUInt32BE(option, 8);
-  bytes.writeUInt32BE(type, 12);
-  bytes.writeUInt32BE(data.length, 16);
+  writeOptionReplyHeader(bytes, 0, { option, type, lengthBytes: data.length });
   data.copy(bytes, OPTION_REPLY_HEADER_BYTES);
   return bytes;
+}
+
+/** @returns where the reply's data begin */
+function writeOptionReplyHeader(bytes: Buffer, at: number, reply: OptionReplyHeader): number {
+  bytes.writeUInt32BE(OPTION_REPLY_MAGIC_HIGH, at);
+  bytes.writeUInt32BE(OPTION_REPLY_MAGIC_LOW, at + 4);
+  bytes.writeUInt32BE(reply.option, at + 8);
+  bytes.writeUInt32BE(reply.type, at + 12);
+  return bytes.writeUInt32BE(reply.lengthBytes, at + 16);
 }
 
 /** @throws ProtocolError bad-option-reply-magic */
@@ -51,13 +62,34 @@ export interface ServerEntry {
 }
 
 export function encodeServerEntry(entry: ServerEntry): Buffer {
-  const name = Buffer.from(entry.exportName, "utf8");
-  const description = Buffer.from(entry.description, "utf8");
-  const bytes = Buffer.allocUnsafe(4 + name.length + description.length);
-  bytes.writeUInt32BE(name.length, 0);
-  name.copy(bytes, 4);
-  description.copy(bytes, 4 + name.length);
+  const bytes = Buffer.allocUnsafe(lengthOf(entry));
+  writeServerEntry(bytes, 0, entry);
   return bytes;
+}
+
+/** The whole answer to NBD_OPT_LIST in one piece: NBD_REP_SERVER for each entry, then NBD_REP_ACK. */
+export function encodeList(entries: readonly ServerEntry[]): Buffer {
+  const dataBytes = entries.reduce((sum, entry) => sum + lengthOf(entry), 0);
+  const bytes = Buffer.allocUnsafe((entries.length + 1) * OPTION_REPLY_HEADER_BYTES + dataBytes);
+  const option = Option.List;
+  let at = 0;
+  for (const entry of entries) {
+    const reply = { option, type: OptionReplyType.Server, lengthBytes: lengthOf(entry) };
+    at = writeServerEntry(bytes, writeOptionReplyHeader(bytes, at, reply), entry);
+  }
+  writeOptionReplyHeader(bytes, at, { option, type: OptionReplyType.Ack, lengthBytes: 0 });
+  return bytes;
+}
+
+function lengthOf({ exportName, description }: ServerEntry): number {
+  return 4 + Buffer.byteLength(exportName) + Buffer.byteLength(description);
+}
+
+/** @returns where it ends */
+function writeServerEntry(bytes: Buffer, at: number, { exportName, description }: ServerEntry): number {
+  const nameBytes = bytes.write(exportName, at + 4);
+  bytes.writeUInt32BE(nameBytes, at);
+  return at + 4 + nameBytes + bytes.write(description, at + 4 + nameBytes);
 }
 
 /** @throws ProtocolError malformed-option-reply, or one of decodeString() */

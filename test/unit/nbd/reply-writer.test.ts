@@ -42,6 +42,7 @@ const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(reso
 describe("ReplyWriter", () => {
   let kernel: Kernel;
   let answered: string[];
+  let dropped: string[];
   let stalled: number;
   let long: number;
   let isPatient: boolean;
@@ -51,6 +52,7 @@ describe("ReplyWriter", () => {
   const make = (stallTimeoutMs: number): void => {
     kernel = new Kernel();
     answered = [];
+    dropped = [];
     stalled = 0;
     long = 0;
     isPatient = false;
@@ -60,6 +62,7 @@ describe("ReplyWriter", () => {
       isPatient: () => isPatient,
       later: (callback) => later.push(callback),
       onHandedOver: (some) => answered.push(...some),
+      onDropped: (some) => dropped.push(...some),
       onLongHandover: () => long++,
       onStalled: () => stalled++,
     });
@@ -150,13 +153,17 @@ describe("ReplyWriter", () => {
     expect(sent.equals(Buffer.concat([Buffer.from("head"), long, Buffer.from("tail")]))).to.be.true;
   });
 
-  it("drops what is queued when it is closed, and reports nothing any more", async () => {
+  it("drops what is queued when it is closed, what is under way once that is over, and what comes later", async () => {
     writer.send(Buffer.from("a"), "first");
     writer.flush();
     writer.send(Buffer.from("b"), "second");
+    expect(dropped).to.deep.equal([]);
     writer.close();
+    expect(dropped).to.deep.equal(["second"]);
     await kernel.take();
+    expect(dropped).to.deep.equal(["second", "first"]);
     writer.send(Buffer.from("c"), "third");
+    expect(dropped).to.deep.equal(["second", "first", "third"]);
     await nextTurn();
     expect(lengths()).to.deep.equal([[1]]);
     expect(answered).to.deep.equal([]);

@@ -35,6 +35,7 @@ import {
   encodeInfoItem,
   encodeMetaContext,
   encodeOptionReply,
+  encodeList,
   encodeServerEntry,
 } from "../../../src/nbd/wire/option-reply.js";
 import { readRequestHeader, writeRequestHeader } from "../../../src/nbd/wire/request.js";
@@ -202,6 +203,19 @@ describe("wire: option replies", () => {
       "malformed-option-reply",
       decodeServerEntry,
     );
+  });
+
+  it("writes the answer to NBD_OPT_LIST as its replies one after the other", () => {
+    const entries = [
+      { exportName: NAME, description: "first" },
+      { exportName: "", description: "\u00fc" },
+    ];
+    const replies = entries.map((entry) =>
+      encodeOptionReply(Option.List, OptionReplyType.Server, encodeServerEntry(entry)),
+    );
+    const end = encodeOptionReply(Option.List, OptionReplyType.Ack, Buffer.alloc(0));
+    expect(hex(encodeList(entries))).to.equal(hex(Buffer.concat([...replies, end])));
+    expect(hex(encodeList([]))).to.equal(hex(end));
   });
 
   const items: Exclude<InfoItem, { kind: "unknown" }>[] = [
