@@ -179,6 +179,8 @@ export class Siege {
     const attackers = await this.#start(yielding(), "attackers", [path, `${HOSTILE_CLIENTS}`, ...attacks]);
     await sleep(seconds * 1000);
     const endsMs = Date.now();
+    if (!node.process.isRunning)
+      throw new Error(`the server did not survive: ${node.process.stderr.slice(-4000)}`);
     const serverSeconds = ((await cpuMicroseconds(pid)) - before) / 1e6;
     const report = (await reportOf(attackers)) as AttackReport;
     await sleep(SETTLE_MS);
