@@ -18,6 +18,7 @@ import {
   REQUEST_MEMORY_BYTES,
   SERVER_PAYLOAD_BYTES,
 } from "../../src/nbd/server/limits.js";
+import { payloadBuffers } from "../../src/block/buffer-pool.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
@@ -357,6 +358,41 @@ describe("NBD server, hostile clients", () => {
     expect((await written).errorNumber).to.equal(0);
     const { chunks } = await honest.ask(Command.Read, { lengthBytes: payload.length });
     expect(chunks?.[0]?.payload.equals(payload)).to.equal(true);
+  });
+
+  it("uses the buffers of answers that were never read again", async () => {
+    const longBytes = 8 * MEBIBYTE;
+    const held = new Set<Buffer>();
+    const take = payloadBuffers.take.bind(payloadBuffers);
+    const give = payloadBuffers.give.bind(payloadBuffers);
+    payloadBuffers.take = (lengthBytes) => {
+      const buffer = take(lengthBytes);
+      if (lengthBytes >= longBytes) held.add(buffer);
+      return buffer;
+    };
+    payloadBuffers.give = (buffer) => {
+      held.delete(buffer);
+      give(buffer);
+    };
+    try {
+      const deaf = await connect();
+      deaf.socket.pause();
+      const reads = device.hold({ operation: "read" });
+      deaf.send(
+        Buffer.concat([1, 2].map((cookie) => requestBytes(Command.Read, { cookie, lengthBytes: longBytes }))),
+      );
+      await reads.arrived(2);
+      expect(held.size).to.equal(2);
+      reads.release();
+      await until(() => device.log.length >= 2);
+      deaf.socket.destroy();
+      await othersGone();
+      await until(() => held.size === 0);
+    } finally {
+      payloadBuffers.take = take;
+      payloadBuffers.give = give;
+    }
+    await expectServed();
   });
 
   it("forgets clients that hung up while they waited for memory", async () => {

@@ -32,6 +32,27 @@ describe("BufferPool", () => {
     expect(pool.keptBytes).to.equal(192 * KIBIBYTE);
   });
 
+  it("keeps one of the longest beyond its limit, until nobody took it for a while", () => {
+    mock.timers.enable({ apis: ["setTimeout"] });
+    try {
+      const pool = new BufferPool(200 * KIBIBYTE);
+      const longest = 32 * 1024 * KIBIBYTE;
+      const held = [...[1, 2, 3].map(() => pool.take(64 * KIBIBYTE)), pool.take(longest), pool.take(longest)];
+      for (const buffer of held) pool.give(buffer);
+      expect(pool.keptBytes).to.equal(192 * KIBIBYTE + longest);
+      for (let round = 0; round < 3; round++) {
+        mock.timers.tick(2000);
+        const again = pool.take(longest - 1);
+        expect(again).to.equal(held[3]);
+        pool.give(again);
+      }
+      for (let round = 0; round < 2; round++) mock.timers.tick(2000);
+      expect(pool.keptBytes).to.equal(0);
+    } finally {
+      mock.timers.reset();
+    }
+  });
+
   it("lets go of what nobody took for a while, and keeps what was in use", () => {
     mock.timers.enable({ apis: ["setTimeout"] });
     try {
