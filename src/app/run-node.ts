@@ -8,6 +8,7 @@ import { createLogger } from "../log.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
 import { unsafeDirectory } from "../meta/unsafe-directory.js";
 import { type Address, formatAddress } from "../net/address.js";
+import { libc } from "../os/libc.js";
 import { lockStateDirectory } from "../os/lock.js";
 import type { QmpCommand } from "../qmp/command.js";
 import { nodeCommands } from "../qmp/commands/node.js";
@@ -20,6 +21,9 @@ import { readVersion } from "../version.js";
 import { type NbdAccess, nbdAccess, warnOfPlaintext } from "./access.js";
 import { openDisks } from "./disks.js";
 import { Lifecycle } from "./lifecycle.js";
+
+/** Buffers come and go with requests: what a load needed once must not stay with the process. */
+const MMAP_THRESHOLD_BYTES = 64 * 1024;
 
 /** What a node is built from. */
 export interface NodeParts {
@@ -55,6 +59,7 @@ export async function runNode(
   config: NodeConfig,
   build: (parts: NodeParts) => Promise<RunningNode>,
 ): Promise<number> {
+  libc()?.setMmapThreshold(MMAP_THRESHOLD_BYTES);
   const log = createLogger({ level: config.logLevel, format: config.logFormat });
   const lifecycle = new Lifecycle();
   const stopped = new Deferred<string>();

@@ -45,6 +45,9 @@ const RWF_NOWAIT = 8;
 const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
 
+/** mallopt(3) of glibc. */
+const M_MMAP_THRESHOLD = -3;
+
 /** struct flock: short l_type, l_whence; off_t l_start, l_len; pid_t l_pid. Offsets in bytes. */
 const FlockField = { type: 0, start: 8, length: 16, pid: 24 } as const;
 const FLOCK_STRUCT_BYTES = 32;
@@ -93,6 +96,11 @@ export interface Libc {
   address(content: Buffer): bigint;
   /** setsockopt(2) SO_SNDBUF: what the kernel takes of a socket before it waits; net.core.wmem_max at most. */
   setSendBuffer(fd: number, lengthBytes: number): void;
+  /**
+   * mallopt(3) M_MMAP_THRESHOLD: memory of this length and more goes back to the kernel when it is freed. glibc raises its own
+   * bound to the longest that was freed so, and keeps what is shorter. Nothing happens with another C library.
+   */
+  setMmapThreshold(lengthBytes: number): void;
   /** futimens(2): sets the time of the last change, in nanoseconds since the epoch, and no other. */
   setModified(fd: number, modifiedNs: bigint): void;
   /** flock(2), exclusive; false: someone else holds it. */
@@ -133,6 +141,15 @@ function load(): Libc | null {
   }
 }
 
+/** Null where the C library has no such function. */
+function optional(find: () => NativeFunction): NativeFunction | null {
+  try {
+    return find();
+  } catch {
+    return null;
+  }
+}
+
 class KoffiLibc implements Libc {
   readonly #koffi: typeof Koffi;
   readonly #fallocate: NativeFunction;
@@ -142,6 +159,7 @@ class KoffiLibc implements Libc {
   readonly #flock: NativeFunction;
   readonly #fcntl: NativeFunction;
   readonly #setsockopt: NativeFunction;
+  readonly #mallopt: NativeFunction | null;
   readonly #optionValue = new Int32Array(1);
   readonly #iovec = new BigUint64Array(2);
   /** In the byte order of the machine, as typed arrays are. */
@@ -162,6 +180,7 @@ class KoffiLibc implements Libc {
     this.#setsockopt = library.func(
       "int setsockopt(int fd, int level, int name, void *value, uint32_t bytes)",
     );
+    this.#mallopt = optional(() => library.func("int mallopt(int parameter, int value)"));
   }
 
   async fallocate(fd: number, mode: number, offset: number, lengthBytes: number): Promise<void> {
@@ -196,6 +215,10 @@ class KoffiLibc implements Libc {
       this.#optionValue.byteLength,
     );
     if (result !== 0) throw new SystemCallError("setsockopt", this.#koffi.errno());
+  }
+
+  setMmapThreshold(lengthBytes: number): void {
+    this.#mallopt?.(M_MMAP_THRESHOLD, lengthBytes);
   }
 
   setModified(fd: number, modifiedNs: bigint): void {
