@@ -16,10 +16,10 @@ const LARGEST_SLAB_BYTES = 256 * 1024;
 /** A read into less than this is not worth its system call. */
 const LEAST_ROOM_BYTES = 16 * 1024;
 /** Of all connections of the process. */
-const LEFT_MAXIMUM_BYTES = 8 * 1024 * 1024;
+const LEFT_MAXIMUM_BYTES = 4 * 1024 * 1024;
 
 /** What slabs may have beyond the smallest; of all connections of the process. */
-const GROWN_MAXIMUM_BYTES = 8 * 1024 * 1024;
+const GROWN_MAXIMUM_BYTES = 4 * 1024 * 1024;
 
 let grownBytes = 0;
 /** Of slabs that are only used by requests. */
