@@ -81,7 +81,6 @@ export class Link {
   #since = new Date();
   #lastError: Error | null = null;
   #reconnects = 0;
-  #backoffMs = FIRST_BACKOFF_MS;
   /** Since when this connection has been replicating; null: not yet. */
   #upToDateMs: number | null = null;
   #connections: ReplicaConnections | null = null;
@@ -194,20 +193,21 @@ export class Link {
 
   async #keepUp(first: ReplicaConnections | null): Promise<void> {
     let connections = first;
+    let backoffMs = FIRST_BACKOFF_MS;
     while (!this.#isStopping()) {
       try {
         connections ??= await this.#connect();
         await this.#serve(connections);
       } catch (error) {
-        if (this.#wasOfUse(error)) this.#backoffMs = FIRST_BACKOFF_MS;
+        if (this.#wasOfUse(error)) backoffMs = FIRST_BACKOFF_MS;
         this.#upToDateMs = null;
         this.#lose(asError(error));
         // To come back at once would be to be congested at once.
-        if (error instanceof LinkError && error.code === CONGESTED) this.#backoffMs = LONGEST_BACKOFF_MS;
+        if (error instanceof LinkError && error.code === CONGESTED) backoffMs = LONGEST_BACKOFF_MS;
       }
       connections = null;
-      await pause(this.#options.clock, this.#backoffMs, this.#stopping.signal);
-      this.#backoffMs = Math.min(this.#backoffMs * 2, LONGEST_BACKOFF_MS);
+      await pause(this.#options.clock, backoffMs, this.#stopping.signal);
+      backoffMs = Math.min(backoffMs * 2, LONGEST_BACKOFF_MS);
       this.#reconnects++;
     }
   }

@@ -6,7 +6,7 @@
  *   arrives later is dropped.
  * - The socket is paused while `#stalled`: the receiver keeps an unparsed rest, or has had its share of this turn. Parsing
  *   goes on when there is room for what comes next, in this client's turn (turns.ts). A handshake waits for its turn
- *   always. The replies of a client that is stalled wait for its turn too.
+ *   always. The replies of a client that is stalled wait for its turn too, and go with those that the turn brings.
  * - While `#upgrade` is not "none" nothing is parsed; a byte that came behind NBD_OPT_STARTTLS ends the connection. A TLS
  *   session is made in this client's turn, once its first message is there.
  * - `ended` resolves once, when no device request is in flight and no further reply can be sent.
@@ -194,8 +194,7 @@ export class Connection implements OptionSink, Reader {
   /** Whether another option or request may be taken up, in its turn. */
   get #hasRoom(): boolean {
     if (this.#inputOver || this.#upgrade !== "none") return false;
-    if (this.#transmission !== null) return this.#transmission.hasRoom;
-    return !this.#writer.isBusy && this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES;
+    return this.#transmission?.hasRoom ?? this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES;
   }
 
   clientFlags(flags: number): void {

@@ -4,7 +4,7 @@
  * Invariants:
  * - At most one handover (HANDOVER_BYTES or less) is on its way; what comes meanwhile waits in the queue, in order.
  * - `queuedBytes` counts all bytes that the kernel has not taken.
- * - After close() nothing is handed over and nothing reported any more.
+ * - Each answer is reported once, as handed over or as dropped. After close() nothing is handed over any more.
  */
 import type { Writable } from "node:stream";
 
@@ -55,11 +55,6 @@ export class ReplyWriter<Answered> {
 
   get queuedBytes(): number {
     return this.#queuedBytes;
-  }
-
-  /** Whether the kernel has still to take what was handed over last. */
-  get isBusy(): boolean {
-    return this.#busy;
   }
 
   /** What the kernel has taken in all. */
