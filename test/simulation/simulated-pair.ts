@@ -743,7 +743,11 @@ export class SimulatedPair {
 
   #guestFailed(host: ModelledHost, error: unknown): void {
     if (error instanceof DeviceError) {
-      if (host.guestErrorsAllowed || (host.hasDiskFailed && error.errno !== "ESHUTDOWN")) return;
+      // Until a failover's merge is over, what its guests write goes to a file of the state directory: that is their disk as well.
+      const stage = host.host.secondary?.stage;
+      const isMerging = stage === "failover" || stage === "failover-failed";
+      const hasFailed = isMerging ? host.hasFailed : host.hasDiskFailed;
+      if (host.guestErrorsAllowed || (hasFailed && error.errno !== "ESHUTDOWN")) return;
       // What waits for the replica when its node is stopped is refused.
       if (host.isStopping && this.policies.onReplicaError === "stop") return;
     }
