@@ -55,6 +55,7 @@ export class DirtyMap {
   #flushing: Bitmap;
   #isFlushing = false;
   #isLinked = false;
+  #acknowledgements = 0;
   #tenure: string | null = null;
   readonly #hot: HotExtents;
   #file: DirtyMapFile | null = null;
@@ -112,6 +113,11 @@ export class DirtyMap {
   /** Whether the replica acknowledged blocks that no flush has covered yet. */
   get hasVolatile(): boolean {
     return this.#volatile.count > 0;
+  }
+
+  /** How many changes the replica has acknowledged. */
+  get acknowledgements(): number {
+    return this.#acknowledgements;
   }
 
   get isFlushing(): boolean {
@@ -191,6 +197,7 @@ export class DirtyMap {
 
   /** The replica acknowledged a write; that alone makes no missed block whole. */
   acknowledged(offset: number, lengthBytes: number): void {
+    this.#acknowledgements++;
     if (this.#isLinked) this.#volatile.set(blockOf(offset), blockAfter(offset + lengthBytes));
     else this.missed(offset, lengthBytes);
   }

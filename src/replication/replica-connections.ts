@@ -7,11 +7,12 @@ import type { Cancel, Clock } from "../clock.js";
 import { Deferred } from "../deferred.js";
 import { asError, LinkError, NegotiationError } from "../errors.js";
 import type { Endpoint } from "../net/endpoint.js";
+import { FlushPace } from "./flush-pace.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import type { Hello, ReplicaControl, Welcome } from "./replica-control.js";
 import type { ReplicaDisk, ReplicaNetwork } from "./replica-network.js";
 
-/** How often the replica is asked to make durable what it acknowledged. */
+/** How often it is looked whether the replica is to make durable what it acknowledged. */
 const FLUSH_INTERVAL_MS = 1000;
 const HEARTBEAT_INTERVAL_MS = 1000;
 /** A stalled replica is noticed at most this part of the time-out late. */
@@ -44,6 +45,8 @@ export class ReplicaConnections {
   readonly #options: ReplicaConnectionsOptions;
   readonly #lost = new Deferred<never>();
   readonly #timers: Cancel[];
+  readonly #pace = new FlushPace();
+  #isFlushing = false;
 
   private constructor(
     options: ReplicaConnectionsOptions,
@@ -122,7 +125,7 @@ export class ReplicaConnections {
         }
       }),
       clock.every(FLUSH_INTERVAL_MS, () => {
-        this.#flush().catch(giveUp);
+        this.#flushDue().catch(giveUp);
       }),
       clock.every(HEARTBEAT_INTERVAL_MS, () => {
         this.control?.heartbeat().catch(giveUp);
@@ -130,10 +133,27 @@ export class ReplicaConnections {
     ];
   }
 
-  async #flush(): Promise<void> {
+  async #flushDue(): Promise<void> {
+    if (this.#isFlushing) return;
+    const { clock, disks } = this.#options;
+    const begunMs = clock.nowMs();
+    const due = this.#pace.due(
+      begunMs,
+      disks.map(({ dirty }) => dirty),
+    );
+    this.#isFlushing = true;
+    try {
+      await this.#flush((index) => due.has(index));
+    } finally {
+      this.#isFlushing = false;
+      this.#pace.flushed(begunMs, clock.nowMs());
+    }
+  }
+
+  async #flush(isDue: (index: number) => boolean = () => true): Promise<void> {
     for (const [index, { dirty }] of this.#options.disks.entries()) {
       const replica = this.replicas[index];
-      if (replica === undefined || !dirty.hasVolatile || dirty.isFlushing) continue;
+      if (replica === undefined || !isDue(index) || !dirty.hasVolatile || dirty.isFlushing) continue;
       dirty.beginFlush();
       let isDurable = false;
       try {

@@ -1,0 +1,44 @@
+/**
+ * When a replica is to make durable what it acknowledged.
+ *
+ * A flush has its system write out at once what is about to be written to again, on the disk that guests' writes wait for. So
+ * disks under load are flushed for a part of the time only; a disk that rests, or gets a copy, whose progress a flush is, whenever it
+ * is looked at.
+ */
+
+/** The part of the time that flushes may take. */
+const FLUSH_PART = 0.1;
+/** But disks under load are flushed that often, however long it takes. */
+const MAXIMUM_INTERVAL_MS = 5000;
+
+/** Of a disk's dirty map. */
+export interface FlushState {
+  /** Counts up. */
+  readonly acknowledgements: number;
+  /** Of a copy that is under way, or will be. */
+  readonly missedBytes: number;
+}
+
+export class FlushPace {
+  #nextMs = -Infinity;
+  /** What each disk had counted when it was last looked at. */
+  #seen: readonly number[] = [];
+
+  /** The disks, by their places, that are due now. To be followed by flushed(). */
+  due(nowMs: number, disks: readonly FlushState[]): ReadonlySet<number> {
+    const isDue = nowMs >= this.#nextMs;
+    const due = new Set<number>();
+    for (const [index, { acknowledgements, missedBytes }] of disks.entries()) {
+      if (isDue || missedBytes > 0 || acknowledgements === this.#seen[index]) due.add(index);
+    }
+    this.#seen = disks.map(({ acknowledgements }) => acknowledgements);
+    return due;
+  }
+
+  /** The flushes of those that were due at `begunMs` are over. */
+  flushed(begunMs: number, endedMs: number): void {
+    if (begunMs < this.#nextMs) return;
+    const tookMs = endedMs - begunMs;
+    this.#nextMs = begunMs + Math.min(tookMs / FLUSH_PART, MAXIMUM_INTERVAL_MS);
+  }
+}

@@ -1,0 +1,60 @@
+import { expect } from "chai";
+
+import { FlushPace } from "../../../src/replication/flush-pace.js";
+
+describe("FlushPace", () => {
+  let pace: FlushPace;
+  let acknowledgements: number;
+
+  beforeEach(() => {
+    pace = new FlushPace();
+    acknowledgements = 0;
+  });
+
+  /** Looks at a disk that was written to, and flushes it if it is due. @returns whether it was */
+  function look(nowMs: number, tookMs: number, missedBytes = 0): boolean {
+    const isDue = pace.due(nowMs, [{ acknowledgements: acknowledgements++, missedBytes }]).has(0);
+    pace.flushed(nowMs, nowMs + (isDue ? tookMs : 0));
+    return isDue;
+  }
+
+  it("flushes a disk under load at every look while that takes a tenth of the time at most", () => {
+    expect([0, 1000, 2000, 3000].map((nowMs) => look(nowMs, 100))).to.deep.equal([true, true, true, true]);
+  });
+
+  it("gives flushes that take longer a tenth of the time", () => {
+    const looks = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000];
+    expect(looks.filter((nowMs) => look(nowMs, 300))).to.deep.equal([0, 3000, 6000]);
+  });
+
+  it("flushes every 5 s however long it takes", () => {
+    const looks = [0, 3000, 4000, 5000, 6000, 10_000, 14_000, 15_000];
+    expect(looks.filter((nowMs) => look(nowMs, 2500))).to.deep.equal([0, 5000, 10_000, 15_000]);
+  });
+
+  it("goes by the last flush that was due, not by looks between at which nothing was", () => {
+    look(0, 400);
+    expect([1000, 2000, 3000].map((nowMs) => look(nowMs, 0))).to.deep.equal([false, false, false]);
+    expect(look(4000, 0)).to.equal(true);
+    expect(look(5000, 0)).to.equal(true);
+  });
+
+  it("flushes a disk at rest at once, also beside one under load, which waits", () => {
+    const busy = (): { acknowledgements: number; missedBytes: number } => ({
+      acknowledgements: acknowledgements++,
+      missedBytes: 0,
+    });
+    const resting = { acknowledgements: 7, missedBytes: 0 };
+    expect([...pace.due(0, [busy(), resting])]).to.deep.equal([0, 1]);
+    pace.flushed(0, 400);
+    expect([...pace.due(1000, [busy(), resting])]).to.deep.equal([1]);
+    pace.flushed(1000, 1001);
+    expect([...pace.due(2000, [busy(), { ...resting, acknowledgements: 8 }])]).to.deep.equal([]);
+    expect([...pace.due(3000, [busy(), { ...resting, acknowledgements: 8 }])]).to.deep.equal([1]);
+  });
+
+  it("flushes a disk that gets a copy at every look: the copy goes on from there after a crash", () => {
+    look(0, 500);
+    expect([1000, 2000, 3000].map((nowMs) => look(nowMs, 500, 65_536))).to.deep.equal([true, true, true]);
+  });
+});
