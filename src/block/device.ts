@@ -36,6 +36,8 @@ export interface DeviceInfo {
   readonly zero: Capability;
   readonly fua: Capability;
   readonly extents: Capability;
+  /** A disk that turns, where neighbours are read faster; not told: it does not (NBD_FLAG_ROTATIONAL). */
+  readonly rotational?: boolean;
 }
 
 /** Request flags, to be or-ed together. */

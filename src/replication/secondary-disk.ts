@@ -37,7 +37,7 @@ export class SecondaryDisk {
     this.disk = disk.device;
     this.copyBeforeWrite = new CopyBeforeWrite(disk.device, options);
     this.replicationExport = checked(gated(this.copyBeforeWrite, gates.replication, "writes"));
-    const { sizeBytes, blockSize, extents } = disk.device.info;
+    const { sizeBytes, blockSize, extents, rotational = false } = disk.device.info;
     const info: DeviceInfo = {
       sizeBytes,
       blockSize: { ...blockSize, minimumBytes: 1 },
@@ -46,6 +46,7 @@ export class SecondaryDisk {
       zero: "native",
       fua: "native",
       extents,
+      rotational,
     };
     this.#stack = new SecondaryFilter(info);
     this.stack = this.#stack;

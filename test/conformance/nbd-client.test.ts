@@ -347,6 +347,35 @@ describe("NBD client with real servers", () => {
     await harness.close();
   });
 
+  for (const extendedHeaders of [true, false]) {
+    it(`reads content and holes of our own server in one piece, with ${extendedHeaders ? "extended" : "compact"} headers`, async () => {
+      const harness = await startNbdServer();
+      harness.add("disk", new MemoryDevice(MEBIBYTE));
+      const client = await connectNbd({ address: harness.address, exportName: "disk", extendedHeaders });
+      const expected = new Random(SEED).bytes(MEBIBYTE);
+      expected.fill(0, 128 * 1024, 512 * 1024);
+      await client.write(0, expected.subarray(0, 128 * 1024), Flag.None);
+      await client.write(512 * 1024, expected.subarray(512 * 1024), Flag.None);
+      const content = Buffer.alloc(MEBIBYTE);
+      await client.readWhole(0, content);
+      expect(content.equals(expected)).to.equal(true);
+      await client.close();
+      await harness.close();
+    });
+  }
+
+  it("reads of qemu-nbd in one piece what it has in one, 64 KiB at least", async () => {
+    const directory = await NbdPeer.makeDirectory();
+    const image = join(directory, "image");
+    await createImage(image, "raw", MEBIBYTE);
+    const device = await connect(await startQemuNbd(directory, image, "raw"));
+    const expected = new Random(SEED).bytes(64 * 1024);
+    await device.write(4096, expected, Flag.None);
+    const content = Buffer.alloc(64 * 1024);
+    await device.readWhole(4096, content);
+    expect(content.equals(expected)).to.equal(true);
+  });
+
   it("has qemu-nbd read ahead", async () => {
     const directory = await NbdPeer.makeDirectory();
     const image = join(directory, "image");

@@ -174,6 +174,16 @@ describe("NBD server, handshake", () => {
     expect(items).to.deep.include({ kind: "export", sizeBytes: MEBIBYTE, transmissionFlags });
   });
 
+  it("advertises ROTATIONAL for a disk that turns, and for no other", async () => {
+    for (const rotational of [true, false]) {
+      harness.add(`turns: ${String(rotational)}`, new MemoryDevice(MEBIBYTE, { rotational }));
+      const replies = await client.option(Option.Info, infoOf(`turns: ${String(rotational)}`));
+      const items = replies.slice(0, -1).map((reply) => decodeInfoItem(reply.data));
+      const transmissionFlags = FLAGS_OF_WRITABLE | (rotational ? TransmissionFlag.Rotational : 0);
+      expect(items).to.deep.include({ kind: "export", sizeBytes: MEBIBYTE, transmissionFlags });
+    }
+  });
+
   it("advertises neither trim nor zeroes on a read-only export", async () => {
     harness.add("image", new MemoryDevice(MEBIBYTE), { readOnly: true });
     const replies = await client.option(Option.Info, infoOf("image"));

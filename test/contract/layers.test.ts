@@ -1,8 +1,9 @@
 /** The contract on every layer. Add yours: one describeBlockDevice() each. */
+import { expect } from "chai";
 import { existsSync } from "node:fs";
 import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 
 import { checked } from "../../src/block/checked.js";
 import { openFileDevice } from "../../src/block/file/file-device.js";
@@ -57,12 +58,15 @@ async function inFile(
   };
 }
 
-async function onLoopDevice(sectorBytes: number): Promise<ContractSubject> {
+async function onLoopDevice(sectorBytes: number, rotational?: boolean): Promise<ContractSubject> {
   const directory = await mkdtemp(join(tmpdir(), "contract-"));
   const image = join(directory, "disk.img");
   await writeFile(image, "");
   await truncate(image, SIZE_BYTES);
   const path = await attachLoopDevice(image, sectorBytes);
+  if (rotational !== undefined) {
+    await writeFile(`/sys/block/${basename(path)}/queue/rotational`, rotational ? "1" : "0");
+  }
   const device = await openFileDevice(path, { writable: true });
   return {
     device,
@@ -98,6 +102,14 @@ if (existsSync(TMPFS)) describeBlockDevice("a file on a tmpfs", () => inFile(TMP
 if (canMakeLoopDevices()) {
   describeBlockDevice("a block device with sectors of 512", () => onLoopDevice(512));
   describeBlockDevice("a block device with sectors of 4096", () => onLoopDevice(4096));
+
+  for (const rotational of [true, false]) {
+    it(`tells of a block device that it ${rotational ? "turns" : "does not turn"}, as the kernel does`, async () => {
+      const disk = await onLoopDevice(512, rotational);
+      expect(disk.device.info.rotational).to.equal(rotational);
+      await disk.close();
+    });
+  }
 }
 
 describeBlockDevice("checked memory", () => Promise.resolve(checkedMemory(ODD_SIZE_BYTES)), CHECKED);

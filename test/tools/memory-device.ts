@@ -28,6 +28,7 @@ export interface MemoryDeviceOptions {
   readonly zero?: Capability;
   readonly fua?: Capability;
   readonly extents?: Capability;
+  readonly rotational?: boolean;
 }
 
 /** How many requests of each kind reached the device. */
@@ -60,6 +61,7 @@ export class MemoryDevice implements BlockDevice {
       zero: options.zero ?? "native",
       fua: options.fua ?? "native",
       extents: options.extents ?? "native",
+      rotational: options.rotational ?? false,
     });
   }
 

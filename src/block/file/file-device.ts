@@ -64,6 +64,7 @@ class FileDevice implements BlockDevice {
       zero: ranges.canPunch ? "native" : "emulated",
       fua: "emulated",
       extents: ranges.tellsExtents ? "native" : "none",
+      rotational: file.rotational,
     });
   }
 

@@ -41,6 +41,8 @@ export interface OpenFile {
   readonly isBlockDevice: boolean;
   /** fallocate() takes multiples of this only; 1 for regular files. */
   readonly sectorBytes: number;
+  /** As the kernel tells of a block device; of what lies under a file system nothing is known. */
+  readonly rotational: boolean;
 }
 
 /**
@@ -163,7 +165,8 @@ async function describeFile(fd: number, path: string, writable: boolean): Promis
     ? (await sysfsNumber(status.rdev, ["size"])) * SYSFS_SECTOR_BYTES
     : Number(status.size);
   const sectorBytes = isBlockDevice ? await logicalSectorBytes(status.rdev) : 1;
-  return { fd, path, sizeBytes, writable, isBlockDevice, sectorBytes };
+  const rotational = isBlockDevice && (await isRotational(status.rdev));
+  return { fd, path, sizeBytes, writable, isBlockDevice, sectorBytes, rotational };
 }
 
 function checkSize(file: OpenFile, wantedBytes: number | undefined): void {
@@ -183,12 +186,21 @@ function checkSize(file: OpenFile, wantedBytes: number | undefined): void {
   }
 }
 
-/** fallocate() refuses ranges that are not multiples of this; a partition has its disk's. */
-async function logicalSectorBytes(rdev: bigint): Promise<number> {
+/** fallocate() refuses ranges that are not multiples of this. */
+function logicalSectorBytes(rdev: bigint): Promise<number> {
+  return queueNumber(rdev, "logical_block_size", SECTOR_MAXIMUM_BYTES);
+}
+
+async function isRotational(rdev: bigint): Promise<boolean> {
+  return (await queueNumber(rdev, "rotational", 0)) !== 0;
+}
+
+/** An attribute of a block device's queue; a partition has its disk's. */
+async function queueNumber(rdev: bigint, attribute: string, otherwise: number): Promise<number> {
   try {
-    return await sysfsNumber(rdev, ["queue/logical_block_size", "../queue/logical_block_size"]);
+    return await sysfsNumber(rdev, [`queue/${attribute}`, `../queue/${attribute}`]);
   } catch (error) {
-    if (error instanceof ConfigError) return SECTOR_MAXIMUM_BYTES;
+    if (error instanceof ConfigError) return otherwise;
     throw error;
   }
 }

@@ -100,6 +100,18 @@ export class NbdDevice implements BlockDevice {
     return this.#connection.submit(new Request(Command.Read, 0, offset, into.length, into));
   }
 
+  /**
+   * As read(), with the server's answer in one piece (NBD_CMD_FLAG_DF), as it has the content at one time.
+   * @throws DeviceError by rejection: EOVERFLOW for more than the server sends so, which is 64 KiB at least; ENOTSUP where it never does
+   */
+  readWhole(offset: number, into: Buffer): Promise<void> {
+    const { structuredReplies, dontFragment } = this.#abilities;
+    if (structuredReplies && !dontFragment) return notSupported("reads in one piece");
+    if (into.length === 0) return NOTHING_TO_DO;
+    const flags = structuredReplies ? CommandFlag.Df : 0;
+    return this.#connection.submit(new Request(Command.Read, flags, offset, into.length, into));
+  }
+
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     if (from.length === 0) return NOTHING_TO_DO;
     const written = this.#connection.submit(

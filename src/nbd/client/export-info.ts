@@ -29,6 +29,9 @@ export interface ExportAbilities {
   /** Requests have extended headers: lengths of 64 bits, and a flag on what has a payload. */
   readonly extendedHeaders: boolean;
   readonly cache: boolean;
+  readonly structuredReplies: boolean;
+  /** The content of a read comes in one piece if asked for (NBD_FLAG_SEND_DF); without structured replies it always does. */
+  readonly dontFragment: boolean;
   /** A BLOCK_STATUS may name the contexts to tell of (NBD_FLAG_BLOCK_STATUS_PAYLOAD). */
   readonly statusFilter: boolean;
   /** The selected metadata contexts, with the server's numbers for them. */
@@ -60,9 +63,10 @@ export function deviceInfo(
 
 export function exportAbilities({
   geometry,
+  structuredReplies,
   extendedHeaders,
   contexts,
-}: Pick<NegotiatedExport, "geometry" | "extendedHeaders" | "contexts">): ExportAbilities {
+}: Omit<NegotiatedExport, "blockSize">): ExportAbilities {
   const { transmissionFlags } = geometry;
   const has = (flag: number): boolean => (transmissionFlags & flag) !== 0;
   return {
@@ -73,6 +77,8 @@ export function exportAbilities({
     rotational: has(TransmissionFlag.Rotational),
     extendedHeaders,
     cache: has(TransmissionFlag.SendCache),
+    structuredReplies,
+    dontFragment: has(TransmissionFlag.SendDf),
     statusFilter: extendedHeaders && has(TransmissionFlag.BlockStatusPayload),
     contexts,
   };

@@ -17,6 +17,7 @@ import { agreeOnReplies, greet } from "./negotiate.js";
 import { printable } from "./server-text.js";
 
 export interface QueriedExport extends ExportInfo {
+  readonly structuredReplies: boolean;
   readonly extendedHeaders: boolean;
   /** What could be selected, or wildcards for that. */
   readonly metaContexts: readonly string[];
@@ -51,7 +52,12 @@ export async function negotiateQuery(
   const listed = structuredReplies
     ? await listContexts(channel, exportName, [])
     : { names: [], refusal: null };
-  return { ...info, extendedHeaders, metaContexts: isGranted(listed.refusal) ? listed.names : [] };
+  return {
+    ...info,
+    structuredReplies,
+    extendedHeaders,
+    metaContexts: isGranted(listed.refusal) ? listed.names : [],
+  };
 }
 
 /** The metadata contexts that match the queries, without any all; same errors. */

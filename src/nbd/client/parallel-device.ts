@@ -92,6 +92,11 @@ export class ParallelNbdDevice implements BlockDevice {
     return this.#next().read(offset, into);
   }
 
+  /** As NbdDevice. */
+  readWhole(offset: number, into: Buffer): Promise<void> {
+    return this.#next().readWhole(offset, into);
+  }
+
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     return this.#next().write(offset, from, flags);
   }

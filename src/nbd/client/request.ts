@@ -1,6 +1,6 @@
 /** A request of the transmission phase, from the caller's wish to the server's answer. */
-import { DeviceError } from "../../errors.js";
-import { Command } from "../wire/constants.js";
+import { DeviceError, ProtocolError } from "../../errors.js";
+import { Command, CommandFlag } from "../wire/constants.js";
 import { errnoOfNumber } from "../wire/error-number.js";
 import type { RequestHeader } from "../wire/request.js";
 import { ReadCoverage } from "./read-coverage.js";
@@ -75,8 +75,11 @@ export class Request implements RequestHeader {
     return this.status?.lengthBytes ?? this.lengthBytes;
   }
 
-  /** Claims a part of a READ for a chunk; errors as ReadCoverage.add(). */
+  /** Claims a part of a READ for a chunk; errors as ReadCoverage.add(), and ProtocolError fragmented-read. */
   cover(offset: number, lengthBytes: number): void {
+    if (this.coverage !== null && (this.flags & CommandFlag.Df) !== 0) {
+      throw new ProtocolError("fragmented-read", `${this.describe()} was to come in one piece`);
+    }
     this.coverage ??= new ReadCoverage(this.offset, this.lengthBytes);
     this.coverage.add(offset, lengthBytes);
   }

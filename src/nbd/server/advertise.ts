@@ -17,13 +17,14 @@ function isReadOnly(e: NbdExport): boolean {
  */
 export function transmissionFlagsOf(agreement: Agreement): number {
   const { export: e, structuredReplies, extendedHeaders, contexts } = agreement;
-  const { trim, zero, fua } = e.device.info;
+  const { trim, zero, fua, rotational } = e.device.info;
   let flags =
     TransmissionFlag.HasFlags |
     TransmissionFlag.SendFlush |
     TransmissionFlag.SendCache |
     TransmissionFlag.CanMultiConn;
   if (fua !== "none") flags |= TransmissionFlag.SendFua;
+  if (rotational === true) flags |= TransmissionFlag.Rotational;
   if (structuredReplies) flags |= TransmissionFlag.SendDf;
   if (extendedHeaders && contexts.length > 0) flags |= TransmissionFlag.BlockStatusPayload;
   if (isReadOnly(e)) return flags | TransmissionFlag.ReadOnly;

@@ -2,14 +2,16 @@ import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
 import { DeviceError } from "../../../src/errors.js";
-import { Command, CommandFlag, TransmissionFlag } from "../../../src/nbd/wire/constants.js";
+import { ChunkFlag, Command, CommandFlag, TransmissionFlag } from "../../../src/nbd/wire/constants.js";
+import { errorNumberOf } from "../../../src/nbd/wire/error-number.js";
 import { readRequestHeader } from "../../../src/nbd/wire/request.js";
-import { encodeBlockStatusChunk } from "../../../src/nbd/wire/structured-reply.js";
+import { encodeBlockStatusChunk, encodeErrorChunk } from "../../../src/nbd/wire/structured-reply.js";
 import { ALL_FLAGS, offsetData, simpleReply } from "./scripted-server.js";
 import { failureOf } from "../../tools/outcome.js";
 import { useScriptedServer } from "./scripted-suite.js";
 
 const GIBIBYTE = 2 ** 30;
+const WITH_DF = ALL_FLAGS | TransmissionFlag.SendDf;
 const EIO = 5;
 const EPERM = 1;
 
@@ -52,6 +54,39 @@ describe("NbdDevice", () => {
       });
       await Promise.all(contents.map((content) => disk.write(0, content, Flag.None)));
       expect(received).to.deep.equal(contents);
+    });
+
+    for (const structuredReplies of [true, false]) {
+      it(`for content in one piece say so ${structuredReplies ? "where replies are structured" : "only there: simple replies are whole"}`, async () => {
+        const flags: number[] = [];
+        const transmissionFlags = structuredReplies ? WITH_DF : ALL_FLAGS;
+        const disk = await suite.open({ structuredReplies, transmissionFlags }, async (peer) => {
+          for (const request of await peer.requests(2)) {
+            flags.push(request.flags);
+            const content = Buffer.alloc(request.lengthBytes, 7);
+            if (structuredReplies) peer.send(offsetData(request, ChunkFlag.Done, request.offset, content));
+            else peer.send(simpleReply(request, 0, content));
+          }
+        });
+        const [whole, plain] = [Buffer.alloc(512), Buffer.alloc(512)];
+        await Promise.all([disk.readWhole(4096, whole), disk.read(4096, plain)]);
+        expect(flags).to.deep.equal([structuredReplies ? CommandFlag.Df : 0, 0]);
+        expect([whole, plain]).to.deep.equal([Buffer.alloc(512, 7), Buffer.alloc(512, 7)]);
+      });
+    }
+
+    it("for content in one piece are refused where the server may send several, and told what it refuses", async () => {
+      const without = await suite.open({ structuredReplies: true, transmissionFlags: ALL_FLAGS }, () =>
+        Promise.resolve(),
+      );
+      expect(await failureOf(without.readWhole(0, Buffer.alloc(512)))).to.include({ errno: "ENOTSUP" });
+      await without.close();
+      const disk = await suite.open({ structuredReplies: true, transmissionFlags: WITH_DF }, async (peer) => {
+        const request = await peer.request();
+        peer.send(encodeErrorChunk(request, ChunkFlag.Done, errorNumberOf("EOVERFLOW"), "too much in one"));
+      });
+      const error = await failureOf(disk.readWhole(0, Buffer.alloc(128 * 1024)));
+      expect(error).to.be.instanceOf(DeviceError).and.to.include({ errno: "EOVERFLOW" });
     });
 
     it("of no length are not sent", async () => {
@@ -178,7 +213,7 @@ describe("NbdDevice", () => {
 
     it("of a read fill the caller's buffer in place, whatever the size", async () => {
       const content = Buffer.from(Array.from({ length: 300_000 }, (_, i) => (i * 31) % 253));
-      const disk = await suite.open({ structuredReplies: true }, async (peer) => {
+      const disk = await suite.open({ structuredReplies: true, transmissionFlags: WITH_DF }, async (peer) => {
         const request = await peer.request();
         peer.send(
           offsetData(request, 0, 200_000, content.subarray(200_000)),

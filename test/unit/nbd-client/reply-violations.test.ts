@@ -25,6 +25,7 @@ import {
 
 describe("ReplyReceiver", () => {
   const READ = (c: Conversation): Request => c.ask(Command.Read, 4096, 64);
+  const READ_WHOLE = (c: Conversation): Request => c.ask(Command.Read, 4096, 64, { flags: CommandFlag.Df });
   const WRITE = (c: Conversation): Request => c.ask(Command.Write, 4096, 64);
   const STATUS = (c: Conversation): Request => c.ask(Command.BlockStatus, 4096, 64);
   const STATUS_ONE = (c: Conversation): Request =>
@@ -129,6 +130,16 @@ describe("ReplyReceiver", () => {
       READ,
       encodeOffsetHoleChunk(cookie(1), 0, 4096, 65),
       "chunk-out-of-range",
+    ],
+    [
+      "two pieces of a read that was to come in one",
+      STRUCTURED,
+      READ_WHOLE,
+      Buffer.concat([
+        offsetData(cookie(1), 0, 4096, bytes(32, 0)),
+        offsetData(cookie(1), DONE, 4128, bytes(32, 0)),
+      ]),
+      "fragmented-read",
     ],
     [
       "a hole of no length",
