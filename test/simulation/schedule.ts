@@ -336,7 +336,12 @@ async function promoted(
   const { random } = pair;
   pair.counts.failovers++;
   next.host.mend();
-  while (!(await pair.takePromotion(next, to))) await start(pair, next);
+  for (;;) {
+    const taken = await pair.takePromotion(next, to);
+    if (taken === "taken") break;
+    if (taken === "lost") await renewLog(pair, next);
+    else await start(pair, next);
+  }
   pair.active = next;
   pair.reported = null;
   old.isReplaced = true;

@@ -326,16 +326,24 @@ export class SimulatedPair {
     return known === undefined ? (host.candidates.get(epoch) ?? []) : [known];
   }
 
-  /** The view of the last checkpoint is the disk from now on. */
-  async takePromotion(host: ModelledHost, to: "checkpoint" | "latest"): Promise<boolean> {
+  /**
+   * The view of the last checkpoint is the disk from now on.
+   * @returns "dead": the node died before it could be read; "lost": a flush of a client of the view failed while the failover began, and
+   * what it may have lost is shown to nobody before the node is started anew
+   */
+  async takePromotion(host: ModelledHost, to: "checkpoint" | "latest"): Promise<"taken" | "dead" | "lost"> {
     const { secondary } = host.host;
-    if (secondary === null) return false;
+    if (secondary === null) return "dead";
     const { epoch } = secondary;
     // Clients of the view are connected all through: what they were writing is in it, or comes after it.
     const late = [...host.viewWrites];
     while (host.viewWrites.size > 0 && host.host.secondary === secondary) await this.time.sleep(1);
-    const shown = await alive(host, this.#readZones(host));
-    if (shown === null || host.host.secondary !== secondary) return false;
+    const shown = await alive(host, this.#readZones(host)).catch((error: unknown) => {
+      if (!(error instanceof DeviceError) || (secondary.overlays?.lost ?? null) === null) throw error;
+      return "lost" as const;
+    });
+    if (shown === "lost") return shown;
+    if (shown === null || host.host.secondary !== secondary) return "dead";
     if (to === "latest") for (const { run, values } of late) host.disk.issue(run, values);
     if (to === "checkpoint") {
       const wrong = this.viewContents(host, epoch).map((content) =>
@@ -364,7 +372,7 @@ export class SimulatedPair {
     host.views.clear();
     host.epochs.clear();
     host.candidates.clear();
-    return true;
+    return "taken";
   }
 
   /** Both disks are the same, byte for byte, and as the guests left them. Nothing is under way. */
