@@ -60,6 +60,18 @@ export class Bitmap {
     this.#count = count;
   }
 
+  /** Clears every bit that is set in `other`. */
+  remove(other: Bitmap): void {
+    if (this.#count === 0 || other.count === 0) return;
+    let count = 0;
+    for (let index = 0; index < this.#words.length; index++) {
+      const word = this.#word(index) & ~other.#word(index);
+      this.#words[index] = word;
+      count += bitCount(word);
+    }
+    this.#count = count;
+  }
+
   /** 32 bits, of which bit 0 is number 32 * `index`; zero beyond the end. */
   word(index: number): number {
     return this.#words[index] ?? 0;

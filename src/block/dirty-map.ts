@@ -2,13 +2,15 @@
  * What the replica lacks, block by block (DRBD: the bitmap; QEMU: a dirty bitmap), in memory and in a file.
  *
  * A block is *missed* if the replica may not have its newest content: resync has to send it. It is *volatile* if the
- * replica acknowledged it and may still lose it in a power loss: once the link is lost it counts as missed.
+ * replica acknowledged it and may still lose it in a power loss: once the link is lost it counts as missed, until the replica is
+ * found to have lost nothing.
  *
  * Invariants:
  * - A block leaves `missed` only when its whole newest content was acknowledged by the replica; it leaves `volatile` only
  *   through a flush of the replica that began after that acknowledgement.
- * - An acknowledgement counts only while the link holds over which it came: the next flush is another link's, maybe of a replica that
- *   has lost since what it acknowledged.
+ * - An acknowledgement counts only while the link holds over which it came, and from when a replica that has lost nothing since is
+ *   linked again: a flush of one that has would not cover it. A block of `unsure` was volatile when the link was lost, its newest
+ *   content acknowledged, and is missed for that alone.
  * - The file tells at least what memory does: a block that is missed or volatile is set in it, or its extent is hot there
  *   (hot-extents.ts); so is every block that is being written to. After a crash all of a hot extent is missed.
  * - What the file forgets is durable on both sides: the primary disk is flushed first, since a power loss that takes back a write
@@ -53,6 +55,7 @@ export class DirtyMap {
   readonly #missed: Bitmap;
   #volatile: Bitmap;
   #flushing: Bitmap;
+  readonly #unsure: Bitmap;
   #isFlushing = false;
   #isLinked = false;
   #acknowledgements = 0;
@@ -78,6 +81,7 @@ export class DirtyMap {
     this.#missed = new Bitmap(blocks);
     this.#volatile = new Bitmap(blocks);
     this.#flushing = new Bitmap(blocks);
+    this.#unsure = new Bitmap(blocks);
     this.#hot = new HotExtents(options.sizeBytes);
   }
 
@@ -127,6 +131,7 @@ export class DirtyMap {
   /** The replica may not have this content. */
   missed(offset: number, lengthBytes: number): void {
     this.#missed.set(blockOf(offset), blockAfter(offset + lengthBytes));
+    if (this.#unsure.count > 0) this.#unsure.clear(blockOf(offset), blockAfter(offset + lengthBytes));
   }
 
   /** As missed(), for a range that nobody writes to; durable when this resolves. */
@@ -172,6 +177,7 @@ export class DirtyMap {
   async describe(tenure: string | null, isKnown: boolean): Promise<void> {
     if (!isKnown) {
       this.#missed.setAll();
+      this.#unsure.clearAll();
       this.#dueAll();
       await this.#write();
     }
@@ -220,22 +226,37 @@ export class DirtyMap {
 
   endFlush(isDurable: boolean): void {
     if (this.#isHaunted) void this.#removeFile();
-    if (!isDurable) this.#volatile.add(this.#flushing);
+    if (!isDurable && this.#isLinked) this.#volatile.add(this.#flushing);
     this.#flushing.clearAll();
     this.#isFlushing = false;
     if (isDurable) this.#recordProgress();
   }
 
-  /** There is a link to the replica, whose acknowledgements count from now on. */
-  linkMade(): void {
+  /**
+   * There is a link to the replica, whose acknowledgements count from now on.
+   * @param hasKept it has all that it acknowledged before the last link was lost
+   */
+  linkMade(hasKept: boolean): void {
     this.#isLinked = true;
+    if (hasKept) {
+      for (let block = this.#unsure.nextSet(0); block !== -1; ) {
+        const end = this.#unsure.nextClear(block);
+        const offset = block * DIRTY_BLOCK_BYTES;
+        this.resynced(offset, Math.min(end * DIRTY_BLOCK_BYTES, this.sizeBytes) - offset);
+        block = this.#unsure.nextSet(end);
+      }
+    }
+    this.#unsure.clearAll();
   }
 
-  /** The link is gone: whatever the replica had only in memory has to be sent again. */
+  /** The link is gone: whatever the replica had only in memory has to be sent again, if it may have lost that. */
   linkLost(): void {
+    if (!this.#isLinked) return;
     this.#isLinked = false;
-    this.#missed.add(this.#volatile);
-    this.#missed.add(this.#flushing);
+    this.#unsure.add(this.#volatile);
+    this.#unsure.add(this.#flushing);
+    this.#unsure.remove(this.#missed);
+    this.#missed.add(this.#unsure);
     this.#volatile.clearAll();
   }
 

@@ -5,6 +5,7 @@
  * Invariants: a change happens with both gates shut and every acknowledged write on its disk, so that each request
  * falls before or after it; either every disk has the overlays of `epoch`, or none has any.
  */
+import { randomUUID } from "node:crypto";
 import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
 import type { CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
@@ -28,6 +29,7 @@ export class DiskGroup {
   readonly disks: readonly SecondaryDisk[];
   readonly #gates = { replication: new Gate(), view: new Gate() };
   #epoch: Epoch | null = null;
+  #memory = randomUUID();
 
   constructor(disks: readonly NamedDisk[], clock: Clock, events: DiskGroupEvents) {
     const memory = new MemoryBudget(WRITE_BEHIND_BYTES);
@@ -65,6 +67,11 @@ export class DiskGroup {
       if (copyBeforeWrite.failure !== null) return `disk ${name}: ${copyBeforeWrite.failure.message}`;
     }
     return null;
+  }
+
+  /** Names what the disks have in memory: it is another one when something acknowledged may have been lost. */
+  get memory(): string {
+    return this.#memory;
   }
 
   /**
@@ -149,7 +156,9 @@ export class DiskGroup {
     for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.fence();
   }
 
+  /** Whoever calls this knows that what was lost will be sent again, or was given up. */
   forgetFailures(): void {
+    if (this.failure !== null) this.#memory = randomUUID();
     for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.reset();
   }
 

@@ -84,6 +84,8 @@ export class Link {
   /** Since when this connection has been replicating; null: not yet. */
   #upToDateMs: number | null = null;
   #connections: ReplicaConnections | null = null;
+  /** The replica's memory at the last handshake, which all dirty maps heard of; null: there was none. */
+  #memory: string | null = null;
   #resyncs: readonly Resync[] = [];
   #running: Promise<void> = Promise.resolve();
 
@@ -226,6 +228,7 @@ export class Link {
   async #connect(): Promise<ReplicaConnections> {
     const { disks, primary, session, lineage, epoch, events } = this.#options;
     this.#become("connecting");
+    let replicaMemory: string | null = null;
     const connections = await ReplicaConnections.open(this.#options, {
       hello: () => {
         this.#become("handshaking");
@@ -241,8 +244,9 @@ export class Link {
           disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
         };
       },
-      welcomed: async ({ tenure, known, changed, epoch: replicaEpoch }) => {
+      welcomed: async ({ tenure, known, changed, memory, epoch: replicaEpoch }) => {
         events.epochLearned(replicaEpoch);
+        replicaMemory = memory;
         for (const { name, dirty } of disks) {
           for (const [offset, lengthBytes] of changed[name] ?? [])
             await dirty.markMissed(offset, lengthBytes);
@@ -261,11 +265,13 @@ export class Link {
       },
     });
     this.#connections = connections;
+    const hasKept = replicaMemory !== null && replicaMemory === this.#memory;
+    this.#memory = replicaMemory;
     for (const [index, disk] of disks.entries()) {
       // A replica without a handshake may have been written by anybody.
       if (connections.control === null) await disk.dirty.describe(null, false);
       const replica = connections.replicas[index];
-      if (replica !== undefined) disk.setReplica(checked(replica));
+      if (replica !== undefined) disk.setReplica(checked(replica), hasKept);
     }
     return connections;
   }

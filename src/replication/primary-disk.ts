@@ -96,11 +96,14 @@ export class PrimaryDisk {
     this.mirror.setReplica(isReplicated ? this.#filter : null);
   }
 
-  /** Where changes are forwarded to; null while the replica can't be reached. */
-  setReplica(replica: BlockDevice | null): void {
+  /**
+   * Where changes are forwarded to; null while the replica can't be reached.
+   * @param hasKept it has all that it acknowledged before the last link was lost
+   */
+  setReplica(replica: BlockDevice | null, hasKept = false): void {
     this.#filter.setReplica(replica);
     if (replica === null) this.dirty.linkLost();
-    else this.dirty.linkMade();
+    else this.dirty.linkMade(hasKept);
   }
 }
 

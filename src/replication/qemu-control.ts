@@ -56,7 +56,8 @@ export class QemuControl implements ReplicaControl {
       id: TENURE_PREFIX + tenure,
       data: "no secret: this object's name tells a primary what this QEMU has",
     });
-    return { known, tenure, changed: {}, epoch, stage };
+    // Whether a QEMU failed in between can't be asked.
+    return { known, tenure, changed: {}, memory: randomUUID(), epoch, stage };
   }
 
   prepareCheckpoint(): Promise<void> {

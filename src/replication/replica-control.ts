@@ -4,7 +4,7 @@ import { ProtocolError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
 
 /** Version of the handshake; a node refuses another's. */
-export const HANDSHAKE_VERSION = 3;
+export const HANDSHAKE_VERSION = 4;
 
 /** Told by a secondary when a checkpoint is durable, with its epoch. */
 export const CHECKPOINT_EVENT = "X_REPL_CHECKPOINT";
@@ -36,6 +36,11 @@ const welcomeSchema = z.object({
   tenure: z.uuid(),
   /** What the replica changed by itself when it was a primary: disk by disk, ranges of bytes. */
   changed: z.record(z.string(), z.array(z.tuple([z.int().nonnegative(), z.int().positive()]))),
+  /**
+   * Names what the replica has in memory: if it is the one of the last handshake, the replica has all that it acknowledged since, durable
+   * or not.
+   */
+  memory: z.uuid(),
   epoch: z.int().nonnegative(),
   stage: z.string(),
 });

@@ -27,6 +27,8 @@ export interface Introduced {
   readonly tenure: string;
   /** What this node changed by itself. */
   readonly changed: ChangedRanges;
+  /** As DiskGroup.memory. */
+  readonly memory: string;
 }
 
 export interface WriterSessionsParts {
@@ -82,7 +84,7 @@ export class WriterSessions {
     if (group.epoch !== null) await own.keep(group.epoch.number);
     tracker.introduce(introduction.session);
     const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures);
-    return { isKnown, tenure, changed: own.changed() };
+    return { isKnown, tenure, changed: own.changed(), memory: group.memory };
   }
 
   /** The first write over a connection. @param isIntroduced whether of the primary that introduced itself */

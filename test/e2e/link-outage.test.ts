@@ -82,6 +82,34 @@ describe("link outage", () => {
     });
   }
 
+  it("cut behind writes that the replica has in memory only: they are sent again if it died, and not if it lives", async () => {
+    const { pair, links } = await startRoutedPair();
+    const resynced = async (): Promise<number> =>
+      (await pair.primary.status()).disks[0]?.primary?.bytesResynced ?? Number.NaN;
+    for (const dies of [false, true]) {
+      const before = await resynced();
+      await writePattern(pair.primaryUri(), dies ? 0x44 : 0x33, "4M", "8M");
+      for (const link of links) link.cut();
+      await pair.primary.waitForStatus(
+        "not replicating",
+        ({ primary }) => primary?.link.state !== "replicating",
+      );
+      // Without a write nothing is missed but what was in memory.
+      if (dies) await pair.secondary.process.kill();
+      if (dies) await pair.startSecondary();
+      for (const link of links) link.heal();
+      await pair.synchronised();
+      const sent = (await resynced()) - before;
+      if (dies)
+        expect(sent)
+          .to.be.greaterThan(0)
+          .and.at.most(8 * 1024 * 1024);
+      else expect(sent).to.equal(0);
+    }
+    await pair.checkpoint();
+    await expectSameContent(pair.primaryFile(), pair.secondaryFile());
+  });
+
   it("a black hole under load: fio sees no error, and the nodes are identical afterwards", async () => {
     const { pair, links } = await startRoutedPair();
     // Long enough for both rounds, resyncs beside it included.

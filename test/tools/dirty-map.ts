@@ -12,6 +12,6 @@ export async function openDirtyMap(
   flushDisk: () => Promise<void> = () => Promise.resolve(),
 ): Promise<DirtyMap> {
   const map = await DirtyMap.open({ directory, disk: 0, sizeBytes, flushDisk, onBroken });
-  map.linkMade();
+  map.linkMade(false);
   return map;
 }

@@ -85,11 +85,12 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
       arguments: helloSchema,
       run: async (hello) => {
         refuseMismatch(secondary, hello);
-        const { isKnown: known, tenure, changed } = await secondary.introduce(hello);
+        const { isKnown: known, tenure, changed, memory } = await secondary.introduce(hello);
         return {
           known,
           tenure,
           changed,
+          memory,
           epoch: secondary.epoch,
           stage: secondary.stage,
           version: HANDSHAKE_VERSION,

@@ -20,7 +20,7 @@ class Model {
 }
 
 const step = fc.record({
-  kind: fc.constantFrom("set", "clear", "set", "clear", "setAll", "clearAll", "add"),
+  kind: fc.constantFrom("set", "clear", "set", "clear", "setAll", "clearAll", "add", "remove"),
   start: fc.nat(),
   length: fc.nat(70),
   other: fc.array(fc.nat(), { maxLength: 5 }),
@@ -63,13 +63,14 @@ describe("Bitmap", () => {
               bitmap.clearAll();
               model.bits.fill(false);
               break;
-            case "add": {
-              const added = new Bitmap(length);
+            case "add":
+            case "remove": {
+              const others = new Bitmap(length);
               for (const index of other) {
-                added.set(index % length, (index % length) + 1);
-                model.bits[index % length] = true;
+                others.set(index % length, (index % length) + 1);
+                model.bits[index % length] = kind === "add";
               }
-              bitmap.add(added);
+              bitmap[kind](others);
               break;
             }
           }

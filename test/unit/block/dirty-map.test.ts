@@ -113,12 +113,44 @@ describe("DirtyMap", () => {
     map.linkLost();
     map.resynced(0, BLOCK);
     map.acknowledged(2 * BLOCK, BLOCK);
-    map.linkMade();
+    map.linkMade(false);
     map.beginFlush();
     map.endFlush(true);
     expect(missed(map)).to.deep.equal([0, 2]);
     map.resynced(0, BLOCK);
     expect(missed(map)).to.deep.equal([2]);
+  });
+
+  it("has as missed, once a replica that has lost nothing is linked again, only what it had not acknowledged last", () => {
+    map.acknowledged(0, BLOCK);
+    map.beginFlush();
+    map.acknowledged(2 * BLOCK, BLOCK);
+    map.acknowledged(4 * BLOCK, 6 * BLOCK + 100);
+    map.missed(4 * BLOCK, 1);
+    map.linkLost();
+    map.endFlush(false);
+    map.missed(5 * BLOCK, 1);
+    map.acknowledged(6 * BLOCK, 1);
+    expect(missed(map)).to.deep.equal([0, 2, 4, 5, 6, 7, 8, 9, 10]);
+    map.linkMade(true);
+    expect(missed(map)).to.deep.equal([4, 5, 6]);
+    expect(map.hasVolatile).to.equal(true);
+    // Not durable there yet: the next loss tells whether it still has it.
+    map.linkLost();
+    expect(missed(map)).to.deep.equal([0, 2, 4, 5, 6, 7, 8, 9, 10]);
+    map.linkMade(false);
+    expect(missed(map)).to.deep.equal([0, 2, 4, 5, 6, 7, 8, 9, 10]);
+    map.linkLost();
+    map.linkMade(true);
+    expect(missed(map)).to.deep.equal([0, 2, 4, 5, 6, 7, 8, 9, 10]);
+  });
+
+  it("has everything as missed by a replica that does not know it, whatever that has kept", async () => {
+    map.acknowledged(0, BLOCK);
+    map.linkLost();
+    await map.describe(null, false);
+    map.linkMade(true);
+    expect(map.missedBytes).to.equal(SIZE_BYTES);
   });
 
   it("runs one flush at a time", () => {

@@ -70,6 +70,25 @@ describe("a secondary whose storage fails", () => {
     await expectContent(node.view(), content(0));
   });
 
+  it("names its memory at each handshake: the same until something acknowledged may be lost", async () => {
+    await node.start();
+    const { memory: first } = await introduce(node, "session");
+    await put(node.replication(), 0, PAGE, 0x22);
+    expect((await introduce(node, "session")).memory).to.equal(first);
+    node.disk().fail({ operation: "flush", count: 1 });
+    expect(await outcome(node.replication().flush())).to.equal("EIO");
+    const { memory: second } = await introduce(node, "session");
+    expect(second).not.to.equal(first);
+    expect((await introduce(node, "session")).memory).to.equal(second);
+    await put(node.replication(), 0, PAGE, 0x23);
+    node.disk().fail({ operation: "write", count: 1 });
+    await put(node.replication(), 2 * PAGE, PAGE, 0x24);
+    const { memory: third } = await introduce(node, "session");
+    expect(third).not.to.equal(second);
+    await node.crashAndReopen();
+    expect((await introduce(node, "session")).memory).not.to.equal(third);
+  });
+
   for (const [what, match] of [
     ["the metadata", { operation: "replace", name: /^metadata/, count: 1 }],
     ["a dirty map", { operation: "create", name: /^dirty-/ }],
