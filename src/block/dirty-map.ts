@@ -239,7 +239,7 @@ export class DirtyMap {
   linkMade(hasKept: boolean): void {
     this.#isLinked = true;
     if (hasKept) {
-      for (let block = this.#unsure.nextSet(0); block !== -1; ) {
+      for (let block = this.#unsure.nextSet(0); block !== -1;) {
         const end = this.#unsure.nextClear(block);
         const offset = block * DIRTY_BLOCK_BYTES;
         this.resynced(offset, Math.min(end * DIRTY_BLOCK_BYTES, this.sizeBytes) - offset);
