@@ -228,7 +228,6 @@ export class Link {
   async #connect(): Promise<ReplicaConnections> {
     const { disks, primary, session, lineage, epoch, events } = this.#options;
     this.#become("connecting");
-    let replicaMemory: string | null = null;
     const connections = await ReplicaConnections.open(this.#options, {
       hello: () => {
         this.#become("handshaking");
@@ -244,9 +243,8 @@ export class Link {
           disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
         };
       },
-      welcomed: async ({ tenure, known, changed, memory, epoch: replicaEpoch }) => {
+      welcomed: async ({ tenure, known, changed, epoch: replicaEpoch }) => {
         events.epochLearned(replicaEpoch);
-        replicaMemory = memory;
         for (const { name, dirty } of disks) {
           for (const [offset, lengthBytes] of changed[name] ?? [])
             await dirty.markMissed(offset, lengthBytes);
@@ -265,8 +263,8 @@ export class Link {
       },
     });
     this.#connections = connections;
-    const hasKept = replicaMemory !== null && replicaMemory === this.#memory;
-    this.#memory = replicaMemory;
+    const hasKept = connections.memory !== null && connections.memory === this.#memory;
+    this.#memory = connections.memory;
     for (const [index, disk] of disks.entries()) {
       // A replica without a handshake may have been written by anybody.
       if (connections.control === null) await disk.dirty.describe(null, false);

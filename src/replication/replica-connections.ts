@@ -42,6 +42,8 @@ export class ReplicaConnections {
   readonly control: ReplicaControl | null;
   /** In the order of the disks. */
   readonly replicas: readonly ReplicaDisk[];
+  /** As Welcome.memory; null: there was no handshake. */
+  readonly memory: string | null;
   readonly #options: ReplicaConnectionsOptions;
   readonly #lost = new Deferred<never>();
   readonly #timers: Cancel[];
@@ -52,10 +54,12 @@ export class ReplicaConnections {
     options: ReplicaConnectionsOptions,
     control: ReplicaControl | null,
     replicas: readonly ReplicaDisk[],
+    memory: string | null,
   ) {
     this.#options = options;
     this.control = control;
     this.replicas = replicas;
+    this.memory = memory;
     for (const { ended } of control === null ? replicas : [...replicas, control]) {
       void ended.then((reason) => {
         this.giveUp(reason ?? new LinkError("closed", "the link was closed"));
@@ -70,6 +74,7 @@ export class ReplicaConnections {
     events: ReplicaConnectionsEvents,
   ): Promise<ReplicaConnections> {
     let control: ReplicaControl | null = null;
+    let memory: string | null = null;
     const replicas: ReplicaDisk[] = [];
     try {
       if (options.control !== null) {
@@ -77,12 +82,14 @@ export class ReplicaConnections {
           events.durable(epoch);
         });
         // Before the disks: it cuts off older connections, whose late writes would overwrite newer ones.
-        await events.welcomed(await control.handshake(events.hello()));
+        const welcome = await control.handshake(events.hello());
+        await events.welcomed(welcome);
+        memory = welcome.memory;
       }
       for (const disk of options.disks) replicas.push(await connectDisk(disk, options));
       // A node that died after its answer and is up again knows nothing of the handshake, and takes the connections all the same.
       await control?.heartbeat();
-      return new ReplicaConnections(options, control, replicas);
+      return new ReplicaConnections(options, control, replicas, memory);
     } catch (error) {
       await control?.close();
       for (const replica of replicas) replica.destroy(asError(error));
