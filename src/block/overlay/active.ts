@@ -87,10 +87,12 @@ export class ActiveOverlay implements BlockDevice {
     );
   }
 
-  read(offset: number, into: Buffer): Promise<void> {
-    if (this.#failure !== null) return Promise.reject(this.#failure);
+  async read(offset: number, into: Buffer): Promise<void> {
+    if (this.#failure !== null) throw this.#failure;
     if (this.#map.extentCount === 0) return this.#layer.backing.read(offset, into);
-    return readThrough(this.#layer, offset, into);
+    await readThrough(this.#layer, offset, into);
+    // A sync that failed meanwhile may have taken back what was read: a commit would make that the disk's.
+    if (this.#failure !== null) throw this.#failure;
   }
 
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {

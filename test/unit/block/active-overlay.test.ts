@@ -182,6 +182,20 @@ describe("active overlay", () => {
     expect(await contents(await afterCrash(directory, backing))).to.deep.equal(expected);
   });
 
+  it("shows nothing of what it was reading when the sync failed: that may be gone from its data file already", async () => {
+    await overlay.write(0, filled(1, 1), Flag.None);
+    directory.isDone = () => true;
+    const held = new Deferred<void>();
+    directory.intercept = ({ kind }) => {
+      if (kind === "read") return held.promise;
+      return kind === "sync" ? Promise.reject(new StorageFault("EIO", "lost")) : undefined;
+    };
+    const read = outcome(overlay.read(0, Buffer.alloc(BLOCK_BYTES)));
+    expect(await outcome(overlay.flush())).to.equal("EIO");
+    held.resolve();
+    expect(await read).to.equal("EIO");
+  });
+
   it("does not show a write that failed", async () => {
     await overlay.write(0, filled(1, 1), Flag.None);
     directory.intercept = ({ kind }): Promise<void> | undefined =>
