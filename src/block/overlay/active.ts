@@ -88,15 +88,15 @@ export class ActiveOverlay implements BlockDevice {
   }
 
   async read(offset: number, into: Buffer): Promise<void> {
-    if (this.#failure !== null) throw this.#failure;
+    this.#refuseIfLost();
     if (this.#map.extentCount === 0) return this.#layer.backing.read(offset, into);
     await readThrough(this.#layer, offset, into);
     // A sync that failed meanwhile may have taken back what was read: a commit would make that the disk's.
-    if (this.#failure !== null) throw this.#failure;
+    this.#refuseIfLost();
   }
 
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
-    if (this.#failure !== null) throw this.#failure;
+    this.#refuseIfLost();
     const { file } = await this.#open();
     await file.write(offset, [from]);
     this.#enter(offset, from.length, "mapped");
@@ -104,7 +104,7 @@ export class ActiveOverlay implements BlockDevice {
   }
 
   async zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
-    if (this.#failure !== null) throw this.#failure;
+    this.#refuseIfLost();
     await this.#open();
     this.#enter(offset, lengthBytes, "zero");
     await this.#afterWrite(flags);
@@ -128,6 +128,10 @@ export class ActiveOverlay implements BlockDevice {
   async close(): Promise<void> {
     if (this.#opened === null) return;
     await (await this.#opened).file.close();
+  }
+
+  #refuseIfLost(): void {
+    if (this.#failure !== null) throw this.#failure;
   }
 
   #open(): Promise<{ readonly file: StateFile; readonly log: OverlayLog }> {
