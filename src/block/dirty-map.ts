@@ -24,7 +24,7 @@ import { BITS_PER_SECTOR, emptyWords, type Region, type Sector } from "../meta/d
 import type { StateDirectory } from "../meta/state-directory.js";
 import { Bitmap } from "./bitmap.js";
 import { GroupFlush } from "./group-flush.js";
-import { EXTENT_BYTES, HotExtents } from "./hot-extents.js";
+import { EXTENT_BYTES, HotExtents, MAX_HOT_EXTENTS } from "./hot-extents.js";
 
 /** Coarse enough that a terabyte costs 2 MiB a bitmap, fine enough that a hot block costs little to send again. */
 export const DIRTY_BLOCK_BYTES = 64 * 1024;
@@ -122,6 +122,11 @@ export class DirtyMap {
   /** How many changes the replica has acknowledged. */
   get acknowledgements(): number {
     return this.#acknowledgements;
+  }
+
+  /** Far more extents are hot than should be: only a flush of the replica lets them cool down. */
+  get isCrowded(): boolean {
+    return this.#hot.bits.count > 2 * MAX_HOT_EXTENTS;
   }
 
   get isFlushing(): boolean {

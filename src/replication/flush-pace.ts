@@ -2,8 +2,8 @@
  * When a replica is to make durable what it acknowledged.
  *
  * A flush has its system write out at once what is about to be written to again, on the disk that guests' writes wait for. So
- * disks under load are flushed for a part of the time only; a disk that rests, or gets a copy, whose progress a flush is, whenever it
- * is looked at.
+ * disks under load are flushed for a part of the time only. Whenever it is looked at: a disk that rests; one that gets a copy, whose
+ * progress a flush is; one whose dirty map waits for it to forget what a crash of the primary would have copied.
  */
 
 /** The part of the time that flushes may take. */
@@ -17,6 +17,8 @@ export interface FlushState {
   readonly acknowledgements: number;
   /** Of a copy that is under way, or will be. */
   readonly missedBytes: number;
+  /** As DirtyMap.isCrowded. */
+  readonly isCrowded: boolean;
 }
 
 export class FlushPace {
@@ -28,8 +30,9 @@ export class FlushPace {
   due(nowMs: number, disks: readonly FlushState[]): ReadonlySet<number> {
     const isDue = nowMs >= this.#nextMs;
     const due = new Set<number>();
-    for (const [index, { acknowledgements, missedBytes }] of disks.entries()) {
-      if (isDue || missedBytes > 0 || acknowledgements === this.#seen[index]) due.add(index);
+    for (const [index, { acknowledgements, missedBytes, isCrowded }] of disks.entries()) {
+      const isResting = acknowledgements === this.#seen[index];
+      if (isDue || isResting || missedBytes > 0 || isCrowded) due.add(index);
     }
     this.#seen = disks.map(({ acknowledgements }) => acknowledgements);
     return due;

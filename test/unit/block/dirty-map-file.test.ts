@@ -231,6 +231,21 @@ describe("a dirty map's file", () => {
     expect(map.missedRuns(1e6)[0]?.[1]).to.be.at.least(2 * EXTENT);
   });
 
+  it("is crowded while far more extents are hot than should be, until a flush of the replica lets them cool", async () => {
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(3 * MAX_HOT_EXTENTS * EXTENT, directory);
+    const crowded: number[] = [];
+    for (let extent = 0; extent < 3 * MAX_HOT_EXTENTS - 1; extent++) {
+      await change(extent * EXTENT, 1);
+      if (map.isCrowded) crowded.push(extent + 1);
+    }
+    expect(crowded[0]).to.equal(2 * MAX_HOT_EXTENTS + 1);
+    map.beginFlush();
+    map.endFlush(true);
+    await change((3 * MAX_HOT_EXTENTS - 1) * EXTENT, 1);
+    expect(map.isCrowded).to.equal(false);
+  });
+
   it("a file that can't be written is removed, and the guest goes on", async () => {
     const broken: boolean[] = [];
     directory = new MemoryStateDirectory();

@@ -1,6 +1,6 @@
 import { expect } from "chai";
 
-import { FlushPace } from "../../../src/replication/flush-pace.js";
+import { FlushPace, type FlushState } from "../../../src/replication/flush-pace.js";
 
 describe("FlushPace", () => {
   let pace: FlushPace;
@@ -12,8 +12,9 @@ describe("FlushPace", () => {
   });
 
   /** Looks at a disk that was written to, and flushes it if it is due. @returns whether it was */
-  function look(nowMs: number, tookMs: number, missedBytes = 0): boolean {
-    const isDue = pace.due(nowMs, [{ acknowledgements: acknowledgements++, missedBytes }]).has(0);
+  function look(nowMs: number, tookMs: number, told: Partial<FlushState> = {}): boolean {
+    const state = { acknowledgements: acknowledgements++, missedBytes: 0, isCrowded: false, ...told };
+    const isDue = pace.due(nowMs, [state]).has(0);
     pace.flushed(nowMs, nowMs + (isDue ? tookMs : 0));
     return isDue;
   }
@@ -40,11 +41,12 @@ describe("FlushPace", () => {
   });
 
   it("flushes a disk at rest at once, also beside one under load, which waits", () => {
-    const busy = (): { acknowledgements: number; missedBytes: number } => ({
+    const busy = (): FlushState => ({
       acknowledgements: acknowledgements++,
       missedBytes: 0,
+      isCrowded: false,
     });
-    const resting = { acknowledgements: 7, missedBytes: 0 };
+    const resting = { acknowledgements: 7, missedBytes: 0, isCrowded: false };
     expect([...pace.due(0, [busy(), resting])]).to.deep.equal([0, 1]);
     pace.flushed(0, 400);
     expect([...pace.due(1000, [busy(), resting])]).to.deep.equal([1]);
@@ -55,6 +57,14 @@ describe("FlushPace", () => {
 
   it("flushes a disk that gets a copy at every look: the copy goes on from there after a crash", () => {
     look(0, 500);
-    expect([1000, 2000, 3000].map((nowMs) => look(nowMs, 500, 65_536))).to.deep.equal([true, true, true]);
+    const copy = { missedBytes: 65_536 };
+    expect([1000, 2000, 3000].map((nowMs) => look(nowMs, 500, copy))).to.deep.equal([true, true, true]);
+  });
+
+  it("flushes a disk at every look while far more extents are hot than should be: a crash would cost their copy", () => {
+    look(0, 500);
+    const crowded = { isCrowded: true };
+    expect([1000, 2000].map((nowMs) => look(nowMs, 500, crowded))).to.deep.equal([true, true]);
+    expect(look(3000, 500)).to.equal(false);
   });
 });
