@@ -8,7 +8,7 @@
  * - Before a change is acknowledged, the replica has acknowledged it, or the dirty map has it as missed; in ack mode
  *   `async` that holds before the next drain() resolves.
  */
-import { DeviceError } from "../errors.js";
+import { DeviceError, errnoOf } from "../errors.js";
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "./device.js";
 import { Flag } from "./device.js";
 import type { DirtyMap } from "./dirty-map.js";
@@ -214,7 +214,11 @@ export class Mirror implements BlockDevice {
     await dirty.prepare(offset, lengthBytes);
     try {
       await this.exclusively(offset, lengthBytes, async () => {
-        await change.local(this.#local, change.flags);
+        await change.local(this.#local, change.flags).catch((error: unknown) => {
+          // Only a refusal is sure to have changed nothing.
+          if (errnoOf(error) !== "ENOTSUP") dirty.missed(offset, lengthBytes);
+          throw error;
+        });
         await this.#send({ ...change, flags: change.flags & ~Flag.FastZero });
       });
     } finally {

@@ -23,6 +23,8 @@ export interface DiskGroupEvents {
   /** As CopyBeforeWriteOptions.onImageError. */
   imageLost(error: Error): Promise<void>;
   ioError(disk: string, failure: Parameters<CopyBeforeWriteOptions["onError"]>[0]): void;
+  /** Resolves when nobody who wrote until now is connected. */
+  disconnectWriters(): Promise<void>;
 }
 
 export class DiskGroup {
@@ -30,9 +32,11 @@ export class DiskGroup {
   readonly #gates = { replication: new Gate(), view: new Gate() };
   #epoch: Epoch | null = null;
   #memory = randomUUID();
+  readonly #events: DiskGroupEvents;
 
   constructor(disks: readonly NamedDisk[], clock: Clock, events: DiskGroupEvents) {
     const memory = new MemoryBudget(WRITE_BEHIND_BYTES);
+    this.#events = events;
     this.disks = disks.map(
       (disk) =>
         new SecondaryDisk(disk, this.#gates, {
@@ -82,7 +86,7 @@ export class DiskGroup {
   async begin(epoch: Epoch): Promise<{ at: string; old: Epoch | null }> {
     const old = this.#epoch;
     const at = await this.#atOneInstant(() => {
-      if (old === null) this.forgetFailures();
+      if (old === null) this.#forgive();
       else if (this.failure !== null)
         throw new StateError("checkpoint-refused", `checkpoint refused: ${this.failure}`);
       this.resume(epoch);
@@ -115,7 +119,7 @@ export class DiskGroup {
         disk.copyBeforeWrite.setOverlay(null);
         disk.setView(null);
       }
-      this.forgetFailures();
+      this.#forgive();
       this.#epoch = null;
     });
     return old;
@@ -158,8 +162,23 @@ export class DiskGroup {
 
   /** Whoever calls this knows that what was lost will be sent again, or was given up. */
   forgetFailures(): void {
-    if (this.failure !== null) this.#memory = randomUUID();
+    if (this.#mayHaveLost) this.#memory = randomUUID();
     for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.reset();
+  }
+
+  /**
+   * Forgets failures as soon as those who wrote are cut off: a primary learns of a loss by its next handshake, and would take the next
+   * flush that succeeds for one that covers what was lost.
+   */
+  #forgive(): void {
+    if (!this.#mayHaveLost) return;
+    void this.#events.disconnectWriters().then(() => {
+      this.forgetFailures();
+    });
+  }
+
+  get #mayHaveLost(): boolean {
+    return this.disks.some(({ copyBeforeWrite }) => copyBeforeWrite.mayHaveLost);
   }
 
   /** Resolves when every acknowledged write is on its disk, or has failed. */

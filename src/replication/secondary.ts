@@ -68,6 +68,7 @@ export class Secondary {
       ioError: (disk, failure) => {
         this.#trouble.failed(disk, failure);
       },
+      disconnectWriters,
     });
     this.#group = group;
     this.#store = new EpochStore({

@@ -653,6 +653,7 @@ export class SimulatedPair {
     }
     const change = host.disk.issue(run, values);
     const life = host.host.life;
+    const wasMerging = this.#isMerging(host);
     const isAttached = (host.host.primary?.link ?? null) !== null;
     const { flushFailures } = host.host;
     const startMs = this.time.nowMs;
@@ -662,7 +663,7 @@ export class SimulatedPair {
       else if (kind === "zero") await alive(host, device.zero(offset, lengthBytes, flags));
       else await alive(host, device.trim(offset, lengthBytes, flags));
     } catch (error) {
-      this.#guestFailed(host, error);
+      this.#guestFailed(host, wasMerging, error);
       return;
     }
     if (host.host.life !== life) return;
@@ -720,11 +721,12 @@ export class SimulatedPair {
     const device = host.host.guestDisk(disk);
     if (device === null) return;
     const life = host.host.life;
+    const wasMerging = this.#isMerging(host);
     const done = host.disk.flushOf(disk);
     try {
       await alive(host, device.flush());
     } catch (error) {
-      this.#guestFailed(host, error);
+      this.#guestFailed(host, wasMerging, error);
       return;
     }
     if (host.host.life === life) done();
@@ -734,12 +736,13 @@ export class SimulatedPair {
     const device = host.host.guestDisk(run.disk);
     if (device === null) return;
     const life = host.host.life;
+    const wasMerging = this.#isMerging(host);
     const allowed = host.disk.snapshot(run);
     const content = Buffer.alloc(run.count * SECTOR_BYTES);
     try {
       await alive(host, device.read(run.first * SECTOR_BYTES, content));
     } catch (error) {
-      this.#guestFailed(host, error);
+      this.#guestFailed(host, wasMerging, error);
       return;
     }
     if (host.host.life !== life) return;
@@ -749,12 +752,16 @@ export class SimulatedPair {
     }
   }
 
-  #guestFailed(host: ModelledHost, error: unknown): void {
+  /** Until a failover's merge is over, what its guests write goes to a file of the state directory: that is their disk as well. */
+  #isMerging(host: ModelledHost): boolean {
+    const stage = host.host.secondary?.stage;
+    return stage === "failover" || stage === "failover-failed";
+  }
+
+  /** @param wasMerging when the request began: the merge may have ended before it failed */
+  #guestFailed(host: ModelledHost, wasMerging: boolean, error: unknown): void {
     if (error instanceof DeviceError) {
-      // Until a failover's merge is over, what its guests write goes to a file of the state directory: that is their disk as well.
-      const stage = host.host.secondary?.stage;
-      const isMerging = stage === "failover" || stage === "failover-failed";
-      const hasFailed = isMerging ? host.hasFailed : host.hasDiskFailed;
+      const hasFailed = wasMerging || this.#isMerging(host) ? host.hasFailed : host.hasDiskFailed;
       if (host.guestErrorsAllowed || (hasFailed && error.errno !== "ESHUTDOWN")) return;
       // What waits for the replica when its node is stopped is refused.
       if (host.isStopping && this.policies.onReplicaError === "stop") return;

@@ -54,6 +54,8 @@ export class CopyBeforeWrite implements BlockDevice {
   #hidden: HiddenOverlay | null = null;
   #isClosed = false;
   #failure: DeviceError | null = null;
+  /** A request that was to be durable failed: its flush may have lost what was acknowledged before. */
+  #isInDoubt = false;
   /** How many wait for what is done in the background; while nobody does, the log may be patient. */
   #awaited = 0;
 
@@ -84,9 +86,15 @@ export class CopyBeforeWrite implements BlockDevice {
     this.#hidden = hidden;
   }
 
+  /** Whether something acknowledged may be lost. */
+  get mayHaveLost(): boolean {
+    return this.#failure !== null || this.#isInDoubt;
+  }
+
   /** Forgets a failure: whoever calls this knows that the lost writes will be sent again, or were given up. */
   reset(): void {
     this.#failure = null;
+    this.#isInDoubt = false;
   }
 
   /** Refuses everything from now on: the disk is about to belong to somebody else (failover). */
@@ -174,6 +182,7 @@ export class CopyBeforeWrite implements BlockDevice {
       const [start, end] = this.#images.blocksOf(operation.offset, operation.lengthBytes);
       await this.#apply(operation, flags, this.#take(start, end, "exclusive"), false);
     } catch (error) {
+      if ((flags & Flag.Fua) !== 0) this.#isInDoubt = true;
       this.#report(operation, error);
       throw error;
     }

@@ -104,6 +104,16 @@ describe("mirror", () => {
         ).to.equal("done");
       });
 
+      it("has as missed what a fast zero may have changed before it failed, and not what was refused", async () => {
+        const pair = await Pair.open(mode);
+        pair.local.fail({ operation: "zero", count: 1 }, "ENOTSUP");
+        expect(await outcome(pair.mirror.zero(0, 10, Flag.FastZero))).to.equal("ENOTSUP");
+        expect(pair.dirty.missedBytes).to.equal(0);
+        pair.local.fail({ operation: "zero", count: 1 }, "EIO");
+        expect(await outcome(pair.mirror.zero(0, 10, Flag.FastZero))).to.equal("EIO");
+        expect(pair.dirty.missedBytes).to.equal(DIRTY_BLOCK_BYTES);
+      });
+
       it("passes a failed flush of the disk on to the guest", async () => {
         const pair = await Pair.open(mode);
         pair.local.fail({ operation: "flush" });

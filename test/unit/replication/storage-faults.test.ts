@@ -3,6 +3,7 @@ import { expect } from "chai";
 import { pino } from "pino";
 
 import { Flag } from "../../../src/block/device.js";
+import { Deferred } from "../../../src/deferred.js";
 import { StateError } from "../../../src/errors.js";
 import { newSecondaryMetadata, readMetadata } from "../../../src/meta/metadata.js";
 import { QmpError } from "../../../src/qmp/errors.js";
@@ -87,6 +88,32 @@ describe("a secondary whose storage fails", () => {
     expect(third).not.to.equal(second);
     await node.crashAndReopen();
     expect((await introduce(node, "session")).memory).not.to.equal(third);
+  });
+
+  it("names its memory anew after a durable write that failed: its flush may have lost what was acknowledged before", async () => {
+    await node.start();
+    const { memory } = await introduce(node, "session");
+    node.disk().fail({ operation: "write", count: 1 });
+    expect(await outcome(node.replication().write(0, Buffer.alloc(PAGE, 1), Flag.Fua))).to.equal("EIO");
+    expect((await introduce(node, "session")).memory).not.to.equal(memory);
+  });
+
+  it("refuses flushes after a stop, too, until those whose acknowledged write it lost are cut off", async () => {
+    await node.start();
+    const { memory } = await introduce(node, "session");
+    const cut = new Deferred<void>();
+    node.connections = { peers: [], disconnectWriters: () => cut.promise };
+    node.disk().fail({ operation: "write", count: 1 });
+    await put(node.replication(), 0, PAGE, 0x22);
+    await node.secondary.stop(null);
+    expect(await outcome(node.replication().flush())).to.equal("EIO");
+    await node.start();
+    expect(await outcome(node.replication().flush())).to.equal("EIO");
+    cut.resolve();
+    await cut.promise;
+    await put(node.replication(), 0, PAGE, 0x23);
+    expect(await outcome(node.replication().flush())).to.equal("done");
+    expect((await introduce(node, "session")).memory).not.to.equal(memory);
   });
 
   for (const [what, match] of [
