@@ -244,12 +244,11 @@ export class DirtyMap {
   linkMade(hasKept: boolean): void {
     this.#isLinked = true;
     if (hasKept) {
-      for (let block = this.#unsure.nextSet(0); block !== -1;) {
-        const end = this.#unsure.nextClear(block);
-        const offset = block * DIRTY_BLOCK_BYTES;
-        this.resynced(offset, Math.min(end * DIRTY_BLOCK_BYTES, this.sizeBytes) - offset);
-        block = this.#unsure.nextSet(end);
-      }
+      this.#volatile.add(this.#unsure);
+      this.#missed.remove(this.#unsure);
+      // What cooled down meanwhile is set in the file, as missed.
+      for (let block = this.#unsure.nextSet(0); block !== -1; block = this.#unsure.nextSet(sectorEnd(block)))
+        this.#staleSectors.add(sectorOf(block));
     }
     this.#unsure.clearAll();
   }
@@ -447,4 +446,9 @@ function extentOf(offset: number): number {
 
 function sectorOf(bit: number): number {
   return Math.floor(bit / BITS_PER_SECTOR);
+}
+
+/** The first bit of the next sector. */
+function sectorEnd(bit: number): number {
+  return (sectorOf(bit) + 1) * BITS_PER_SECTOR;
 }

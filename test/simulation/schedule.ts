@@ -304,14 +304,14 @@ async function failover(pair: SimulatedPair): Promise<void> {
     ),
   );
   if (refused === "done" && pair.faults === "all") await begun(pair, next);
-  if (refused === null || next.host.life === null) {
-    await start(pair, next);
-    if (stageOf(next) === "running") return;
-  } else if (refused !== "done") {
+  if (refused === null || next.host.life === null) await start(pair, next);
+  else if (refused !== "done") {
     pair.note(refused);
     next.isCommitting = false;
     return;
   }
+  // It was not on record yet when the node ended, or was started anew.
+  if (stageOf(next) === "running") return;
   await promoted(pair, old, next, to);
 }
 
