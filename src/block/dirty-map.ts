@@ -1,16 +1,7 @@
 /**
- * What the replica lacks, block by block (DRBD: the bitmap; QEMU: a dirty bitmap), in memory and in a file.
- *
- * A block is *missed* if the replica may not have its newest content: resync has to send it. It is *volatile* if the
- * replica acknowledged it and may still lose it in a power loss: once the link is lost it counts as missed, until the replica is
- * found to have lost nothing.
+ * What a replica lacks (dirty-blocks.ts) and which extents are being written to (hot-extents.ts), kept in a file over crashes.
  *
  * Invariants:
- * - A block leaves `missed` only when its whole newest content was acknowledged by the replica; it leaves `volatile` only
- *   through a flush of the replica that began after that acknowledgement.
- * - An acknowledgement counts only while the link holds over which it came, and from when a replica that has lost nothing since is
- *   linked again: a flush of one that has would not cover it. A block of `unsure` was volatile when the link was lost, its newest
- *   content acknowledged, and is missed for that alone.
  * - The file tells at least what memory does: a block that is missed or volatile is set in it, or its extent is hot there
  *   (hot-extents.ts); so is every block that is being written to. After a crash all of a hot extent is missed.
  * - What the file forgets is durable on both sides: the primary disk is flushed first, since a power loss that takes back a write
@@ -22,12 +13,10 @@ import { asError } from "../errors.js";
 import { DirtyMapFile } from "../meta/dirty-map-file.js";
 import { BITS_PER_SECTOR, emptyWords, type Region, type Sector } from "../meta/dirty-map-format.js";
 import type { StateDirectory } from "../meta/state-directory.js";
-import { Bitmap } from "./bitmap.js";
+import { blockAfter, blockOf, DIRTY_BLOCK_BYTES, DirtyBlocks } from "./dirty-blocks.js";
 import { GroupFlush } from "./group-flush.js";
 import { EXTENT_BYTES, HotExtents, MAX_HOT_EXTENTS } from "./hot-extents.js";
 
-/** Coarse enough that a terabyte costs 2 MiB a bitmap, fine enough that a hot block costs little to send again. */
-export const DIRTY_BLOCK_BYTES = 64 * 1024;
 const BLOCKS_PER_EXTENT = EXTENT_BYTES / DIRTY_BLOCK_BYTES;
 const EXTENTS_PER_SECTOR = BITS_PER_SECTOR / BLOCKS_PER_EXTENT;
 
@@ -52,13 +41,7 @@ export function dirtyMapName(disk: number): string {
 export class DirtyMap {
   readonly sizeBytes: number;
   readonly #options: DirtyMapOptions;
-  readonly #missed: Bitmap;
-  #volatile: Bitmap;
-  #flushing: Bitmap;
-  readonly #unsure: Bitmap;
-  #isFlushing = false;
-  #isLinked = false;
-  #acknowledgements = 0;
+  readonly #blocks: DirtyBlocks;
   #tenure: string | null = null;
   readonly #hot: HotExtents;
   #file: DirtyMapFile | null = null;
@@ -77,11 +60,7 @@ export class DirtyMap {
   private constructor(options: DirtyMapOptions) {
     this.sizeBytes = options.sizeBytes;
     this.#options = options;
-    const blocks = Math.ceil(options.sizeBytes / DIRTY_BLOCK_BYTES);
-    this.#missed = new Bitmap(blocks);
-    this.#volatile = new Bitmap(blocks);
-    this.#flushing = new Bitmap(blocks);
-    this.#unsure = new Bitmap(blocks);
+    this.#blocks = new DirtyBlocks(options.sizeBytes);
     this.#hot = new HotExtents(options.sizeBytes);
   }
 
@@ -109,19 +88,21 @@ export class DirtyMap {
     return this.#isHaunted ? null : this.#tenure;
   }
 
-  /** Bytes that resync still has to send, in whole blocks. */
+  /** As DirtyBlocks has it; so are the members below that only pass on. */
   get missedBytes(): number {
-    return Math.min(this.#missed.count * DIRTY_BLOCK_BYTES, this.sizeBytes);
+    return this.#blocks.missedBytes;
   }
 
-  /** Whether the replica acknowledged blocks that no flush has covered yet. */
   get hasVolatile(): boolean {
-    return this.#volatile.count > 0;
+    return this.#blocks.hasVolatile;
   }
 
-  /** How many changes the replica has acknowledged. */
   get acknowledgements(): number {
-    return this.#acknowledgements;
+    return this.#blocks.acknowledgements;
+  }
+
+  get isFlushing(): boolean {
+    return this.#blocks.isFlushing;
   }
 
   /** Far more extents are hot than should be: only a flush of the replica lets them cool down. */
@@ -129,14 +110,16 @@ export class DirtyMap {
     return this.#hot.bits.count > 2 * MAX_HOT_EXTENTS;
   }
 
-  get isFlushing(): boolean {
-    return this.#isFlushing;
+  missed(offset: number, lengthBytes: number): void {
+    this.#blocks.missed(offset, lengthBytes);
   }
 
-  /** The replica may not have this content. */
-  missed(offset: number, lengthBytes: number): void {
-    this.#missed.set(blockOf(offset), blockAfter(offset + lengthBytes));
-    if (this.#unsure.count > 0) this.#unsure.clear(blockOf(offset), blockAfter(offset + lengthBytes));
+  missedRuns(maxRuns: number): [offset: number, lengthBytes: number][] {
+    return this.#blocks.missedRuns(maxRuns);
+  }
+
+  nextMissed(from: number, maximumBytes: number): { offset: number; lengthBytes: number } | null {
+    return this.#blocks.nextMissed(from, maximumBytes);
   }
 
   /** As missed(), for a range that nobody writes to; durable when this resolves. */
@@ -144,33 +127,6 @@ export class DirtyMap {
     this.missed(offset, lengthBytes);
     this.#dueBlocks(blockOf(offset), blockAfter(offset + lengthBytes));
     return this.#write();
-  }
-
-  /** All that is missed, in order, as at most `maxRuns` ranges of bytes; what lies between close ones is added. */
-  missedRuns(maxRuns: number): [offset: number, lengthBytes: number][] {
-    for (let gapBytes = 0; ; gapBytes = Math.max(2 * gapBytes, DIRTY_BLOCK_BYTES)) {
-      const runs = this.#runs(gapBytes, maxRuns);
-      if (runs !== null) return runs;
-    }
-  }
-
-  /** Runs no closer to each other than `gapBytes`, or null if they are too many. */
-  #runs(gapBytes: number, maxRuns: number): [offset: number, lengthBytes: number][] | null {
-    const runs: [offset: number, lengthBytes: number][] = [];
-    let from = 0;
-    for (
-      let run = this.nextMissed(from, this.sizeBytes);
-      run !== null;
-      run = this.nextMissed(from, this.sizeBytes)
-    ) {
-      const last = runs.at(-1);
-      from = run.offset + run.lengthBytes;
-      if (last !== undefined && run.offset - (last[0] + last[1]) <= gapBytes) last[1] = from - last[0];
-      else runs.push([run.offset, run.lengthBytes]);
-      if (runs.length > maxRuns) return null;
-      if (from >= this.sizeBytes) break;
-    }
-    return runs;
   }
 
   /**
@@ -181,8 +137,7 @@ export class DirtyMap {
    */
   async describe(tenure: string | null, isKnown: boolean): Promise<void> {
     if (!isKnown) {
-      this.#missed.setAll();
-      this.#unsure.clearAll();
+      this.#blocks.allMissed();
       this.#dueAll();
       await this.#write();
     }
@@ -206,74 +161,40 @@ export class DirtyMap {
     if (lengthBytes > 0) this.#hot.end(extentOf(offset), extentOf(offset + lengthBytes - 1));
   }
 
-  /** The replica acknowledged a write; that alone makes no missed block whole. */
   acknowledged(offset: number, lengthBytes: number): void {
-    this.#acknowledgements++;
-    if (this.#isLinked) this.#volatile.set(blockOf(offset), blockAfter(offset + lengthBytes));
-    else this.missed(offset, lengthBytes);
+    this.#blocks.acknowledged(offset, lengthBytes);
   }
 
-  /** The replica acknowledged the whole newest content of these blocks, which are aligned to DIRTY_BLOCK_BYTES. */
   resynced(offset: number, lengthBytes: number): void {
-    if (!this.#isLinked) return;
-    this.acknowledged(offset, lengthBytes);
-    this.#missed.clear(blockOf(offset), blockAfter(offset + lengthBytes));
+    if (!this.#blocks.resynced(offset, lengthBytes)) return;
     const last = sectorOf(blockAfter(offset + lengthBytes) - 1);
     for (let sector = sectorOf(blockOf(offset)); sector <= last; sector++) this.#staleSectors.add(sector);
   }
 
-  /** A flush of the replica begins: it will cover what was acknowledged up to now. One at a time. */
   beginFlush(): void {
-    if (this.#isFlushing) throw new Error("dirty map: one flush at a time");
-    this.#isFlushing = true;
-    [this.#volatile, this.#flushing] = [this.#flushing, this.#volatile];
+    this.#blocks.beginFlush();
   }
 
   endFlush(isDurable: boolean): void {
     if (this.#isHaunted) void this.#removeFile();
-    if (!isDurable && this.#isLinked) this.#volatile.add(this.#flushing);
-    this.#flushing.clearAll();
-    this.#isFlushing = false;
+    this.#blocks.endFlush(isDurable);
     if (isDurable) this.#recordProgress();
   }
 
-  /**
-   * There is a link to the replica, whose acknowledgements count from now on.
-   * @param hasKept it has all that it acknowledged before the last link was lost
-   */
   linkMade(hasKept: boolean): void {
-    this.#isLinked = true;
-    if (hasKept) {
-      this.#volatile.add(this.#unsure);
-      this.#missed.remove(this.#unsure);
-      // What cooled down meanwhile is set in the file, as missed.
-      for (let block = this.#unsure.nextSet(0); block !== -1; block = this.#unsure.nextSet(sectorEnd(block)))
-        this.#staleSectors.add(sectorOf(block));
-    }
-    this.#unsure.clearAll();
+    const blocks = this.#blocks;
+    // What cooled down while there was no link is set in the file, as missed.
+    for (
+      let block = blocks.nextUnsure(0);
+      hasKept && block !== -1;
+      block = blocks.nextUnsure(sectorEnd(block))
+    )
+      this.#staleSectors.add(sectorOf(block));
+    blocks.linkMade(hasKept);
   }
 
-  /** The link is gone: whatever the replica had only in memory has to be sent again, if it may have lost that. */
   linkLost(): void {
-    if (!this.#isLinked) return;
-    this.#isLinked = false;
-    this.#unsure.add(this.#volatile);
-    this.#unsure.add(this.#flushing);
-    this.#unsure.remove(this.#missed);
-    this.#missed.add(this.#unsure);
-    this.#volatile.clearAll();
-  }
-
-  /** The next run of missed blocks at or after `from`, no longer than `maximumBytes`, as a range of bytes. */
-  nextMissed(from: number, maximumBytes: number): { offset: number; lengthBytes: number } | null {
-    const first = this.#missed.nextSet(blockOf(from));
-    if (first === -1) return null;
-    const last = Math.min(
-      this.#missed.nextClear(first),
-      first + Math.floor(maximumBytes / DIRTY_BLOCK_BYTES),
-    );
-    const offset = first * DIRTY_BLOCK_BYTES;
-    return { offset, lengthBytes: Math.min(last * DIRTY_BLOCK_BYTES, this.sizeBytes) - offset };
+    this.#blocks.linkLost();
   }
 
   /** Leaves in the file exactly what is missed. Nothing is written to the disk any more. */
@@ -291,7 +212,7 @@ export class DirtyMap {
   /** A resync that is interrupted goes on about where it was; a crash costs what was written to lately. */
   #recordProgress(): void {
     this.#flushesSinceProgress++;
-    const isResynced = this.#staleSectors.size > 0 && this.#missed.count === 0;
+    const isResynced = this.#staleSectors.size > 0 && this.#blocks.missedBytes === 0;
     if (this.#flushesSinceProgress < PROGRESS_FLUSHES && !isResynced) return;
     this.#flushesSinceProgress = 0;
     this.#isIdleDue = true;
@@ -313,27 +234,27 @@ export class DirtyMap {
   }
 
   #restore({ region, index, words }: Sector): void {
-    const bits = region === "hot" ? this.#hot.bits : this.#missed;
-    for (const [at, word] of words.entries()) bits.addWord((index * BITS_PER_SECTOR) / 32 + at, word);
+    const firstWord = (index * BITS_PER_SECTOR) / 32;
+    for (const [at, word] of words.entries()) {
+      if (region === "hot") this.#hot.bits.addWord(firstWord + at, word);
+      else this.#blocks.addMissedWord(firstWord + at, word);
+    }
     if (region === "hot") return;
-    const first = index * BITS_PER_SECTOR;
-    const end = Math.min(first + BITS_PER_SECTOR, this.#missed.length);
-    for (let block = first; block < end; block += BLOCKS_PER_EXTENT) {
-      if (this.#hot.bits.has(block / BLOCKS_PER_EXTENT)) this.#missed.set(block, this.#blocksUpTo(block));
+    const firstExtent = index * EXTENTS_PER_SECTOR;
+    const end = Math.min(firstExtent + EXTENTS_PER_SECTOR, this.#hot.bits.length);
+    for (let extent = firstExtent; extent < end; extent++) {
+      const offset = extent * EXTENT_BYTES;
+      if (this.#hot.bits.has(extent)) this.missed(offset, Math.min(EXTENT_BYTES, this.sizeBytes - offset));
     }
   }
 
-  #blocksUpTo(block: number): number {
-    return Math.min(block + BLOCKS_PER_EXTENT, this.#missed.length);
-  }
-
   #dueAll(): void {
-    this.#dueBlocks(0, this.#missed.length);
+    this.#dueBlocks(0, this.#blocks.length);
   }
 
   #dueBlocks(start: number, end: number): void {
     for (let sector = sectorOf(start); sector <= sectorOf(Math.max(start, end - 1)); sector++) {
-      if (sector * BITS_PER_SECTOR < this.#missed.length) this.#dueSectors.blocks.add(sector);
+      if (sector * BITS_PER_SECTOR < this.#blocks.length) this.#dueSectors.blocks.add(sector);
     }
   }
 
@@ -378,7 +299,7 @@ export class DirtyMap {
 
   /** Whether a resync, and no guest, left something volatile: what guests change is hot, and its sector is written when it cools. */
   #hasVolatileCopy(sector: number): boolean {
-    if (!this.#hasVolatile(sector * BITS_PER_SECTOR, (sector + 1) * BITS_PER_SECTOR)) return false;
+    if (!this.#blocks.isVolatile(sector * BITS_PER_SECTOR, (sector + 1) * BITS_PER_SECTOR)) return false;
     const first = sector * EXTENTS_PER_SECTOR;
     const end = Math.min(first + EXTENTS_PER_SECTOR, this.#hot.bits.length);
     for (let extent = first; extent < end; extent++) {
@@ -388,12 +309,7 @@ export class DirtyMap {
   }
 
   readonly #isVolatile = (extent: number): boolean =>
-    this.#hasVolatile(extent * BLOCKS_PER_EXTENT, (extent + 1) * BLOCKS_PER_EXTENT);
-
-  /** Whether a block of [start, end) is. */
-  #hasVolatile(start: number, end: number): boolean {
-    return this.#volatile.intersects(start, end) || this.#flushing.intersects(start, end);
-  }
+    this.#blocks.isVolatile(extent * BLOCKS_PER_EXTENT, (extent + 1) * BLOCKS_PER_EXTENT);
 
   #takeDue(region: Region): Sector[] {
     const due = this.#dueSectors[region];
@@ -403,14 +319,10 @@ export class DirtyMap {
   }
 
   #words(region: Region, index: number): Uint32Array {
-    const bitmaps = region === "hot" ? [this.#hot.bits] : [this.#missed, this.#volatile, this.#flushing];
+    const bits = region === "hot" ? this.#hot.bits : this.#blocks;
     const words = emptyWords();
     const first = (index * BITS_PER_SECTOR) / 32;
-    for (let at = 0; at < words.length; at++) {
-      let word = 0;
-      for (const bitmap of bitmaps) word |= bitmap.word(first + at);
-      words[at] = word;
-    }
+    for (let at = 0; at < words.length; at++) words[at] = bits.word(first + at);
     return words;
   }
 
@@ -430,14 +342,6 @@ export class DirtyMap {
       () => true,
     );
   }
-}
-
-function blockOf(offset: number): number {
-  return Math.floor(offset / DIRTY_BLOCK_BYTES);
-}
-
-function blockAfter(end: number): number {
-  return Math.ceil(end / DIRTY_BLOCK_BYTES);
 }
 
 function extentOf(offset: number): number {

@@ -1,5 +1,5 @@
 /**
- * Group commit: any number of callers that want a flush share as few as are right.
+ * Group commit: callers that want a flush at the same time share one.
  *
  * Invariants:
  * - At most one flush runs. A caller that comes while one runs is served by the next one, since the running

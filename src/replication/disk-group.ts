@@ -3,7 +3,8 @@
  * This is the mechanics; secondary-checkpoints.ts and succession.ts decide when.
  *
  * Invariants: a change happens with both gates shut and every acknowledged write on its disk, so that each request
- * falls before or after it; either every disk has the overlays of `epoch`, or none has any.
+ * falls before or after it; either every disk has the overlays of `epoch`, or none has any. A failure that may have cost something
+ * acknowledged is forgotten only when whoever wrote is cut off, and `memory` has another name from then on.
  */
 import { randomUUID } from "node:crypto";
 import type { Clock } from "../clock.js";

@@ -7,7 +7,7 @@
 import type { BlockDevice } from "../block/device.js";
 import type { Clock } from "../clock.js";
 import { LinkError } from "../errors.js";
-import { DIRTY_BLOCK_BYTES } from "../block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES } from "../block/dirty-blocks.js";
 import { settleAll } from "../block/settle-all.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import { Politeness } from "./politeness.js";

@@ -7,7 +7,7 @@
  * - A piece counts as done only when it was compared: what a lost link interrupts is compared again, and nothing else.
  */
 import type { BlockDevice } from "../block/device.js";
-import { DIRTY_BLOCK_BYTES } from "../block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES } from "../block/dirty-blocks.js";
 import { settleAll } from "../block/settle-all.js";
 import { LinkError } from "../errors.js";
 import type { DifferingExtent, VerifyReport } from "../status.js";

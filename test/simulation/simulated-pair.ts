@@ -6,7 +6,7 @@
  */
 import type { BlockDevice } from "../../src/block/device.js";
 import { Flag } from "../../src/block/device.js";
-import { DIRTY_BLOCK_BYTES } from "../../src/block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES } from "../../src/block/dirty-blocks.js";
 import { EXTENT_BYTES } from "../../src/block/hot-extents.js";
 import { describeError, DeviceError } from "../../src/errors.js";
 import type { Secondary } from "../../src/replication/secondary.js";

@@ -1,7 +1,8 @@
 /** What a dirty map knows after a restart, a crash and a power loss (design, promise 18). */
 import { expect } from "chai";
 
-import { DIRTY_BLOCK_BYTES as BLOCK, type DirtyMap, dirtyMapName } from "../../../src/block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
+import { type DirtyMap, dirtyMapName } from "../../../src/block/dirty-map.js";
 import { EXTENT_BYTES as EXTENT, MAX_HOT_EXTENTS } from "../../../src/block/hot-extents.js";
 import { MetadataError } from "../../../src/errors.js";
 import { openDirtyMap } from "../../tools/dirty-map.js";

@@ -1,6 +1,7 @@
 import { expect } from "chai";
 
-import { DIRTY_BLOCK_BYTES as BLOCK, type DirtyMap } from "../../../src/block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
+import type { DirtyMap } from "../../../src/block/dirty-map.js";
 import { openDirtyMap } from "../../tools/dirty-map.js";
 
 const SIZE_BYTES = 10 * BLOCK + 100;

@@ -2,7 +2,8 @@ import { expect } from "chai";
 
 import { checked } from "../../../src/block/checked.js";
 import { Flag } from "../../../src/block/device.js";
-import { DIRTY_BLOCK_BYTES, type DirtyMap } from "../../../src/block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES } from "../../../src/block/dirty-blocks.js";
+import type { DirtyMap } from "../../../src/block/dirty-map.js";
 import { PrimaryFilter } from "../../../src/block/filters/replication.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import { type AckMode, Mirror } from "../../../src/block/mirror.js";

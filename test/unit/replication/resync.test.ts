@@ -2,7 +2,8 @@ import { expect } from "chai";
 
 import { checked } from "../../../src/block/checked.js";
 import { Flag } from "../../../src/block/device.js";
-import { DIRTY_BLOCK_BYTES as BLOCK, type DirtyMap } from "../../../src/block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
+import type { DirtyMap } from "../../../src/block/dirty-map.js";
 import { systemClock } from "../../../src/clock.js";
 import { WatchedFlush } from "../../../src/block/filters/watched-flush.js";
 import { Gate } from "../../../src/block/gate.js";
