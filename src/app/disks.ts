@@ -14,17 +14,20 @@ import type { CacheMode } from "../status.js";
 import type { NamedDisk } from "../replication/secondary-disk.js";
 import type { Lifecycle } from "./lifecycle.js";
 
-/** @throws ConfigError or StateError that names the disk and what would be right */
+/**
+ * @param options afterCrash: whether the node did not end in order the last time
+ * @throws ConfigError or StateError that names the disk and what would be right
+ */
 export async function openDisks(
   disks: readonly DiskConfig[],
   createSizeBytes: number | null,
   log: Logger,
   lifecycle: Lifecycle,
-  cache: CacheMode,
+  { cache, afterCrash }: { readonly cache: CacheMode; readonly afterCrash: boolean },
 ): Promise<NamedDisk[]> {
   const opened: NamedDisk[] = [];
   for (const { name, path } of disks) {
-    const disk = await openDisk(path, createSizeBytes, log);
+    const disk = await openDisk(path, createSizeBytes, afterCrash, log);
     const device = checked(cache === "unsafe" ? unsafeCache(disk) : disk);
     lifecycle.add(() => device.close());
     opened.push({ name, path, device, identify: () => identifyFile(path) });
@@ -39,7 +42,12 @@ async function identifyFile(path: string): Promise<FileIdentity | null> {
   return file.isFile() ? { inode: String(file.ino), modifiedNs: String(file.mtimeNs) } : null;
 }
 
-async function openDisk(path: string, createSizeBytes: number | null, log: Logger): Promise<BlockDevice> {
+async function openDisk(
+  path: string,
+  createSizeBytes: number | null,
+  afterCrash: boolean,
+  log: Logger,
+): Promise<BlockDevice> {
   if (path.startsWith("nbd")) {
     const device = await connectNbd(parseNbdUri(path));
     const { sizeBytes, writable } = device.info;
@@ -58,6 +66,7 @@ async function openDisk(path: string, createSizeBytes: number | null, log: Logge
   }
   return openFileDevice(path, {
     writable: true,
+    afterCrash,
     ...(createSizeBytes !== null && { createSizeBytes }),
     warn: (line) => {
       log.warn({ path }, line);

@@ -38,6 +38,9 @@ const F_RDLCK = 0;
 const F_WRLCK = 1;
 const F_UNLCK = 2;
 
+/** posix_fadvise(2): the pages of the page cache that are not dirty won't be needed. */
+const POSIX_FADV_DONTNEED = 4;
+
 /** preadv2(2): fail with EAGAIN rather than wait for the disk. */
 const RWF_NOWAIT = 8;
 
@@ -92,6 +95,8 @@ export interface Libc {
    * @returns the bytes read; 0 where it would have to wait, or can't tell
    */
   readCached(fd: number, into: Buffer, offset: number): number;
+  /** posix_fadvise(2), on the thread pool: drops what the page cache holds of a file and needs not write first. */
+  dropCached(fd: number): Promise<void>;
   /** Where in memory the content begins. */
   address(content: Buffer): bigint;
   /** setsockopt(2) SO_SNDBUF: what the kernel takes of a socket before it waits; net.core.wmem_max at most. */
@@ -155,6 +160,7 @@ class KoffiLibc implements Libc {
   readonly #fallocate: NativeFunction;
   readonly #lseek: NativeFunction;
   readonly #preadv2: NativeFunction;
+  readonly #fadvise: NativeFunction;
   readonly #futimens: NativeFunction;
   readonly #flock: NativeFunction;
   readonly #fcntl: NativeFunction;
@@ -174,6 +180,7 @@ class KoffiLibc implements Libc {
     this.#fallocate = library.func("int fallocate(int fd, int mode, int64_t offset, int64_t length)");
     this.#lseek = library.func("int64_t lseek(int fd, int64_t offset, int whence)");
     this.#preadv2 = library.func("int64_t preadv2(int fd, void *iov, int count, int64_t offset, int flags)");
+    this.#fadvise = library.func("int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)");
     this.#futimens = library.func("int futimens(int fd, void *times)");
     this.#flock = library.func("int flock(int fd, int operation)");
     this.#fcntl = library.func("int fcntl(int fd, int command, ...)");
@@ -199,6 +206,12 @@ class KoffiLibc implements Libc {
     this.#iovec[0] = this.#koffi.address(into);
     this.#iovec[1] = BigInt(into.length);
     return Math.max(0, this.#preadv2(fd, this.#iovec, 1, offset, RWF_NOWAIT));
+  }
+
+  async dropCached(fd: number): Promise<void> {
+    // To the end of the file. It returns its errno, and sets none.
+    const { result: errno } = await this.#onPool(this.#fadvise, fd, 0, 0, POSIX_FADV_DONTNEED);
+    if (errno !== 0) throw new SystemCallError("posix_fadvise", errno);
   }
 
   address(content: Buffer): bigint {

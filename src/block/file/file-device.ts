@@ -12,6 +12,7 @@ import { Flag } from "../device.js";
 import { GroupFlush } from "../group-flush.js";
 import { fileError } from "./file-errors.js";
 import { dataSync, readAtOnce, readFully, writeFully } from "./file-io.js";
+import { forgetCached } from "./file-cache.js";
 import type { FileOptions, OpenFile } from "./file-open.js";
 import { closeFile, openDiskFile, systemOf } from "./file-open.js";
 import { FileRanges } from "./file-ranges.js";
@@ -31,6 +32,7 @@ export async function openFileDevice(path: string, options: FileOptions): Promis
   const file = await openDiskFile(path, options);
   try {
     const system = systemOf(options);
+    if (options.afterCrash === true) await forgetCached(system, file, options.warn);
     return new FileDevice(file, system, await FileRanges.probe(system, file));
   } catch (error) {
     await closeFile(file.fd);

@@ -26,6 +26,8 @@ export interface FileOptions {
   readonly writable: boolean;
   /** Create the file, sparse, of this size if it is missing; refuse one of another size. */
   readonly createSizeBytes?: number;
+  /** Whoever had it as a disk before did not end in order: see forgetCached(). */
+  readonly afterCrash?: boolean;
   /** What the machine can do beside Node's own file calls; default: libc(). */
   readonly system?: Libc | null;
   /** Is told, in one line, what this system can't protect against. */

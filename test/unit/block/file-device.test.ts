@@ -175,6 +175,34 @@ describe("openFileDevice", () => {
     expect(warnings[0]).to.include(path);
   });
 
+  it("after a crash: says so where the kernel can't be made to forget what a failed flush has left in memory", async () => {
+    await writeFile(path, Buffer.alloc(SIZE_BYTES, 7));
+    const failing = Object.assign(
+      systemRefusing(() => null),
+      { dropCached: () => Promise.reject(new SystemCallError("posix_fadvise", constants.errno.EINVAL)) },
+    );
+    const warningsOf = async (system: Libc | null, afterCrash: boolean): Promise<string[]> => {
+      const warnings: string[] = [];
+      const warn = (line: string) => warnings.push(line);
+      const device = await openFileDevice(path, { writable: true, afterCrash, system, warn });
+      const content = Buffer.alloc(SIZE_BYTES);
+      await device.read(0, content);
+      await device.close();
+      expect(content.equals(Buffer.alloc(SIZE_BYTES, 7))).to.equal(true);
+      return warnings.filter((line) => !line.includes("locked"));
+    };
+    expect(await warningsOf(libc(), true)).to.deep.equal([]);
+    expect(await warningsOf(failing, false)).to.deep.equal([]);
+    for (const [system, reason] of [
+      [failing, "EINVAL: posix_fadvise"],
+      [null, "there is no koffi"],
+    ] as const) {
+      expect(await warningsOf(system, true)).to.deep.equal([
+        `disk ${path} may be shown with what a failed flush did not save (${reason}): if one has failed, start this host anew`,
+      ]);
+    }
+  });
+
   it("keeps its content for whoever opens the file next", async () => {
     const device = await openFileDevice(path, { writable: true, createSizeBytes: SIZE_BYTES });
     await device.write(SIZE_BYTES - 3, Buffer.from("end"), Flag.Fua);

@@ -1,0 +1,35 @@
+/** What the kernel's page cache shows of a disk file and the disk may lack. */
+import { describeError } from "../../errors.js";
+import type { Libc } from "../../os/libc.js";
+import { dataSync } from "./file-io.js";
+import type { OpenFile } from "./file-open.js";
+
+/**
+ * Has the kernel read the file from its disk again. Where writing back has failed, the page cache goes on showing what the disk
+ * lacks, also to who opens the file anew, and no later fdatasync() tells of it: what is sent to a replica once more would be
+ * found there already, and be lost with the next power cut. (fsync(2), "Errors"; https://lwn.net/Articles/752063/.)
+ *
+ * Who flushed without an error when it ended has left nothing of the kind.
+ *
+ * @param warn is told what is lost, and if the kernel can't be made to forget it
+ */
+export async function forgetCached(
+  system: Libc | null,
+  file: OpenFile,
+  warn: ((message: string) => void) | undefined,
+): Promise<void> {
+  try {
+    // The kernel drops only what need not be written any more.
+    await dataSync(file);
+  } catch (error) {
+    warn?.(`disk ${file.path}: what was written last before the crash may be lost: ${describeError(error)}`);
+  }
+  try {
+    if (system === null) throw new Error("there is no koffi");
+    await system.dropCached(file.fd);
+  } catch (error) {
+    warn?.(
+      `disk ${file.path} may be shown with what a failed flush did not save (${describeError(error)}): if one has failed, start this host anew`,
+    );
+  }
+}

@@ -1,0 +1,70 @@
+/** A disk that fails to keep what the kernel took for it: a flush fails, and the page cache goes on showing what is lost. */
+import { expect } from "chai";
+import { truncate, writeFile } from "node:fs/promises";
+
+import { expectPattern, tryQemuIo, writePattern } from "../tools/clients.js";
+import { CrampedFileSystem } from "../tools/cramped-file-system.js";
+import { expectSameContent } from "../tools/disk-files.js";
+import type { NodeProcess } from "../tools/node-process.js";
+import { MEBIBYTE, startPair } from "../tools/pair.js";
+import { useWorkspace } from "../tools/workspace.js";
+
+const SIZE_BYTES = 8 * MEBIBYTE;
+
+describe("a disk whose flush failed, of a node that is started anew on the same host", () => {
+  const workspace = useWorkspace();
+
+  const makeDisk = async (path: string): Promise<void> => {
+    await writeFile(path, "");
+    await truncate(path, SIZE_BYTES);
+  };
+
+  const kill = async (node: NodeProcess): Promise<void> => {
+    node.process.signal("SIGKILL");
+    await node.process.ended();
+  };
+
+  it("secondary: what it lost is sent again, and is there after a power loss", async () => {
+    const cramped = await CrampedFileSystem.make(workspace);
+    const files = { primary: workspace.path("primary-disk0.img"), secondary: cramped.path("disk0.img") };
+    for (const file of Object.values(files)) await makeDisk(file);
+    const pair = await startPair(workspace, { diskPath: (role) => files[role] });
+    await writePattern(pair.primaryUri(), 0x11, "0", "64k");
+    await pair.checkpoint();
+
+    await cramped.fill();
+    await writePattern(pair.primaryUri(), 0x22, "4M", "64k");
+    await pair.primary.waitForStatus("flush failed", ({ primary }) => primary?.link.lastError !== null);
+    await cramped.makeRoom();
+    await kill(pair.secondary);
+
+    await pair.startSecondary();
+    await pair.synchronised();
+    await pair.checkpoint();
+    await kill(pair.secondary);
+    await cramped.remount();
+    await expectSameContent(files.primary, files.secondary);
+  });
+
+  it("primary: the guest sees what the disk has, and not what a power loss will cost", async () => {
+    const cramped = await CrampedFileSystem.make(workspace);
+    const files = { primary: cramped.path("disk0.img"), secondary: workspace.path("secondary-disk0.img") };
+    for (const file of Object.values(files)) await makeDisk(file);
+    const pair = await startPair(workspace, { diskPath: (role) => files[role] });
+    await writePattern(pair.primaryUri(), 0x11, "0", "64k");
+
+    await cramped.fill();
+    const { code, stdout } = await tryQemuIo(pair.primaryUri(), "write -P 0x22 4M 64k", "flush");
+    expect(code === 0 && !stdout.includes("failed"), "the flush fails").to.equal(false);
+    await cramped.makeRoom();
+    await kill(pair.primary);
+
+    await pair.startPrimary();
+    await expectPattern(pair.primaryUri(), [0x11, "0", "64k"], [0, "4M", "64k"]);
+    await pair.synchronised();
+    await pair.checkpoint();
+    await kill(pair.primary);
+    await cramped.remount();
+    await expectSameContent(files.primary, files.secondary);
+  });
+});
