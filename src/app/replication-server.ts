@@ -167,7 +167,7 @@ export function replicationExport(
     connected: ({ peer }) => {
       const isIntroduced = secondary.tracker.session !== null;
       return secondary.tracker.observe(peer, name, (refusal) => {
-        secondary.written(isIntroduced && refusal === null);
+        secondary.written(disk, isIntroduced && refusal === null);
         if (refusal !== null) log.error({ peer, export: name, reason: refusal }, "writer refused");
       });
     },

@@ -3,6 +3,7 @@ import { checked } from "../block/checked.js";
 import type { BlockDevice, DeviceInfo } from "../block/device.js";
 import { CopyBeforeWrite, type CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
 import { gated } from "../block/filters/gated.js";
+import { OnRecord } from "../block/filters/on-record.js";
 import { SecondaryFilter } from "../block/filters/replication.js";
 import type { IdentifiableDisk } from "../meta/disk-identity.js";
 import type { Gate } from "../block/gate.js";
@@ -22,7 +23,7 @@ export class SecondaryDisk {
   readonly disk: BlockDevice;
   readonly copyBeforeWrite: CopyBeforeWrite;
   /** What the primary writes to. */
-  readonly replicationExport: BlockDevice;
+  readonly replicationExport: OnRecord;
   /** What clients of the view see; the same device for the whole life of the node. */
   readonly viewExport: BlockDevice;
   /** What the stage puts under the view, whole requests of any size. */
@@ -36,7 +37,7 @@ export class SecondaryDisk {
     this.path = disk.path;
     this.disk = disk.device;
     this.copyBeforeWrite = new CopyBeforeWrite(disk.device, options);
-    this.replicationExport = checked(gated(this.copyBeforeWrite, gates.replication, "writes"));
+    this.replicationExport = new OnRecord(checked(gated(this.copyBeforeWrite, gates.replication, "writes")));
     const { sizeBytes, blockSize, extents, rotational = false } = disk.device.info;
     const info: DeviceInfo = {
       sizeBytes,

@@ -288,9 +288,9 @@ export class Secondary {
     return this.#serial.run(() => this.#sessions.introduce(introduction));
   }
 
-  /** The first write over a connection. @param isIntroduced whether of the primary that introduced itself */
-  written(isIntroduced: boolean): void {
-    this.#sessions.written(isIntroduced);
+  /** As WriterSessions.written(). */
+  written(disk: SecondaryDisk, isIntroduced: boolean): void {
+    this.#sessions.written(disk, isIntroduced);
   }
 
   /** Finishes what was acknowledged, makes it durable and records a clean state. The exports are closed already. */

@@ -13,7 +13,7 @@ export class Tenures {
   readonly #metadata: MetadataKeeper<SecondaryMetadata>;
   readonly #onError: (error: unknown) => void;
 
-  /** @param onError a change that nobody waits for could not be written */
+  /** @param onError is told, too, of a name that could not be written */
   constructor(metadata: MetadataKeeper<SecondaryMetadata>, onError: (error: unknown) => void) {
     this.#metadata = metadata;
     this.#onError = onError;
@@ -34,19 +34,25 @@ export class Tenures {
     return { isKnown, tenure: offered };
   }
 
-  /** The primary writes: it has the new name. */
-  confirm(): void {
+  /** The primary writes: it has the new name. @returns null: that is on record; else resolves when it is */
+  confirm(): Promise<void> | null {
     const { tenure, offeredTenure } = this.#metadata.recorded;
-    if (offeredTenure !== null && tenure !== offeredTenure) this.#saveSoon({ tenure: offeredTenure });
+    return offeredTenure === null || tenure === offeredTenure ? null : this.#save({ tenure: offeredTenure });
   }
 
-  /** Somebody wrote who has no dirty map: no map tells what this replica lacks. */
-  forget(): void {
+  /**
+   * Somebody writes who has no dirty map: no map tells what this replica lacks.
+   * @returns null: that is on record; else resolves when it is
+   */
+  forget(): Promise<void> | null {
     const { tenure, offeredTenure } = this.#metadata.recorded;
-    if (tenure !== null || offeredTenure !== null) this.#saveSoon({ tenure: null, offeredTenure: null });
+    const isForgotten = tenure === null && offeredTenure === null;
+    return isForgotten ? null : this.#save({ tenure: null, offeredTenure: null });
   }
 
-  #saveSoon(change: Partial<SecondaryMetadata>): void {
-    this.#metadata.saveSoon(change, this.#onError);
+  #save(change: Partial<SecondaryMetadata>): Promise<void> {
+    const saved = this.#metadata.save(change);
+    saved.catch(this.#onError);
+    return saved;
   }
 }

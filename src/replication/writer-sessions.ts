@@ -14,6 +14,7 @@ import { type Introduction, Introductions } from "./introduction.js";
 import type { ChangedRanges } from "./local-changes.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
 import type { OwnData } from "./own-data.js";
+import type { SecondaryDisk } from "./secondary-disk.js";
 import type { SecondaryStages } from "./secondary-stages.js";
 import { isPromoted } from "./stage.js";
 import { Tenures } from "./tenures.js";
@@ -87,10 +88,14 @@ export class WriterSessions {
     return { isKnown, tenure, changed: own.changed(), memory: group.memory };
   }
 
-  /** The first write over a connection. @param isIntroduced whether of the primary that introduced itself */
-  written(isIntroduced: boolean): void {
-    if (isIntroduced) this.#tenures.confirm();
-    else this.#tenures.forget();
+  /**
+   * The first write over a connection: it is not carried out before who writes is on record. A node that died between the two would
+   * trust the dirty map of another one.
+   * @param isIntroduced whether of the primary that introduced itself
+   */
+  written({ replicationExport }: SecondaryDisk, isIntroduced: boolean): void {
+    const record = isIntroduced ? this.#tenures.confirm() : this.#tenures.forget();
+    if (record !== null) replicationExport.awaitRecord(record);
   }
 
   /** Takes a primary's word that nothing is missing. @throws StateError if it doesn't count */

@@ -229,6 +229,48 @@ describe("secondary: trust in its writers", () => {
     expect((await introduce(pair.node, "s", { tenures: [third.tenure] })).isKnown).to.equal(false);
   });
 
+  it("carries out nothing of a writer before it is on record whose dirty map does not count any more", async () => {
+    const first = await introduce(pair.node, "s");
+    await put(await writer(), 0, PAGE, 0x22);
+    const second = await introduce(pair.node, "s", { tenures: [first.tenure] });
+    await put(await writer(), 0, PAGE, 0x23);
+    await pair.crashSecondary();
+
+    const held = pair.node.state.hold({ operation: "replace", name: /^metadata/ });
+    const stranger = await writer();
+    const [earlier, later] = [
+      outcome(put(stranger, 0, PAGE, 0x24)),
+      outcome(put(stranger, PAGE, PAGE, 0x25)),
+    ];
+    await held.arrived;
+    await turns();
+    expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x23]));
+    held.release();
+    expect([await earlier, await later]).to.deep.equal(["done", "done"]);
+    await pair.crashSecondary();
+    expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x24], [PAGE, PAGE, 0x25]));
+    expect((await introduce(pair.node, "s", { tenures: [second.tenure] })).isKnown).to.equal(false);
+  });
+
+  it("refuses a writer while it can't be recorded that it writes, and takes it when it can", async () => {
+    const first = await introduce(pair.node, "s");
+    await put(await writer(), 0, PAGE, 0x22);
+    await pair.crashSecondary();
+
+    pair.node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
+    const stranger = await writer();
+    for (const attempt of [0x23, 0x24]) {
+      await expectFailure(put(stranger, 0, PAGE, attempt), /it can't be recorded who writes: .*injected EIO/);
+    }
+    expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x22]));
+    await stranger.close();
+    await departed();
+    await put(await writer(), 0, PAGE, 0x25);
+    await pair.crashSecondary();
+    expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x25]));
+    expect((await introduce(pair.node, "s", { tenures: [first.tenure] })).isKnown).to.equal(false);
+  });
+
   it("takes the tenure before the last one too, until something was written under the new one", async () => {
     const first = await introduce(pair.node, "s");
     await put(await writer(), 0, PAGE, 0x22);

@@ -303,11 +303,11 @@ describe("the names of dirty maps that could not be written", () => {
       await metadata.save({ tenure: TENURE });
       const { tenure: offered } = await tenures.renew([TENURE]);
       directory.fail({ operation: "replace", count: 1 });
-      tenures[how]();
-      // Behind the one that fails.
-      await metadata.save({});
-      tenures[how]();
-      await metadata.save({});
+      const failed = tenures[how]();
+      if (failed === null) throw new Error("it is on record already");
+      expect((await failureOf(failed)).message).to.contain("injected EIO");
+      await tenures[how]();
+      expect(tenures[how]()).to.equal(null);
       expect(errors.length).to.equal(1);
       const { tenure, offeredTenure } = metadata.recorded;
       expect([tenure, offeredTenure]).to.deep.equal(how === "forget" ? [null, null] : [offered, offered]);
