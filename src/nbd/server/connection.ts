@@ -31,9 +31,9 @@ import { DIRECT_READ_BYTES, LINGER_TIMEOUT_MS, QUEUED_OPTION_REPLY_BYTES } from 
 import type { MemoryPool } from "./memory-pool.js";
 import type { Outcome } from "./negotiation.js";
 import { Negotiation } from "./negotiation.js";
+import type { OpenRequest } from "./open-request.js";
 import { ReceiveBuffer } from "./receive-buffer.js";
 import { ReplyWriter } from "./reply-writer.js";
-import type { OpenRequest } from "./transmission.js";
 import { Transmission } from "./transmission.js";
 import type { Turns } from "./turns.js";
 import { Share } from "./turns.js";

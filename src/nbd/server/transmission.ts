@@ -8,18 +8,16 @@
  * - While there is no room (`hasRoom`) no further header is parsed, so that what a client can pile up is bounded.
  */
 import { Loan, type SharedBuffer } from "../../block/buffer-pool.js";
-import type { Flags } from "../../block/device.js";
-import { Flag } from "../../block/device.js";
 import { DeviceError, describeError, errnoOf } from "../../errors.js";
 import type { RequestSink } from "../receiver.js";
-import { ChunkFlag, Command, CommandFlag } from "../wire/constants.js";
+import { Command } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
 import { EXTENDED_DESCRIPTOR_BYTES } from "../wire/structured-reply.js";
 import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
-import { blockStatus } from "./block-status.js";
 import { BusyPoll } from "./busy-poll.js";
 import type { ClientLog } from "./client-log.js";
+import { type DeviceRequestSink, DeviceRequests } from "./device-requests.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
 import {
   BLOCK_STATUS_DESCRIPTORS,
@@ -30,26 +28,13 @@ import {
   REQUESTS_IN_FLIGHT,
   REQUEST_MEMORY_BYTES,
 } from "./limits.js";
-import { prefetch } from "./prefetch.js";
-import { dataChunk, emptyReadReply, errorReply, simpleDataReply, successReply } from "./replies.js";
+import type { OpenRequest } from "./open-request.js";
+import { errorReply } from "./replies.js";
 import type { ReplyWriter } from "./reply-writer.js";
 import type { MemoryAccount } from "./memory-pool.js";
 import type { Refusal, RequestRules } from "./request-rules.js";
-import { SHUTTING_DOWN, errnoForWire, isWriteLike, refusalOf, statusQueryOf } from "./request-rules.js";
-import { isWorthLookup, sparseRead } from "./sparse-read.js";
+import { SHUTTING_DOWN, errnoForWire, isWriteLike, refusalOf } from "./request-rules.js";
 import type { Share, Soon } from "./turns.js";
-
-/** A request from its header to the moment the kernel has its answer. */
-export interface OpenRequest {
-  readonly header: RequestHeader;
-  /** Null: it goes to the device. */
-  readonly refusal: Refusal | null;
-  readonly isWrite: boolean;
-  /** What it holds of the connection's and the server's memory. */
-  readonly memoryBytes: number;
-  /** Where its payload is: until the device is done with a write, until the kernel has taken a read. */
-  readonly loan: Loan;
-}
 
 export interface TransmissionOptions {
   readonly agreement: Agreement;
@@ -67,7 +52,7 @@ export interface TransmissionOptions {
   readonly onProgress: () => void;
 }
 
-export class Transmission implements RequestSink {
+export class Transmission implements RequestSink, DeviceRequestSink {
   readonly export: NbdExport;
   /** What the payloads that are not copied lie in; null: in memory that is theirs alone. */
   source: SharedBuffer | null = null;
@@ -76,6 +61,7 @@ export class Transmission implements RequestSink {
   readonly #options: TransmissionOptions;
   readonly #poll = new BusyPoll();
   readonly #rules: RequestRules;
+  readonly #device: DeviceRequests;
   readonly #observer: ConnectionObserver;
   #current: OpenRequest | null = null;
   /** The last request whose header came has no memory yet; nothing is parsed meanwhile. */
@@ -98,8 +84,6 @@ export class Transmission implements RequestSink {
   /** Why this client may not write; undefined: it has not tried to. */
   #writeRefusal: Refusal | null | undefined = undefined;
   #failureLogged = false;
-  /** Settles with the CACHE that came last. */
-  #prefetched: Promise<void> = Promise.resolve();
   #bytesRead = 0;
   #bytesWritten = 0;
 
@@ -117,6 +101,12 @@ export class Transmission implements RequestSink {
       extendedHeaders,
       hasContexts: contexts.length > 0,
     };
+    this.#device = new DeviceRequests(
+      options.agreement,
+      this.#rules,
+      this,
+      () => !this.#inputOver && !this.#shuttingDown,
+    );
     this.#observer = e.connected?.({ peer: options.peer }) ?? {};
   }
 
@@ -245,7 +235,7 @@ export class Transmission implements RequestSink {
 
   #answer(open: OpenRequest, payload: Buffer | null): void {
     if (open.refusal === null) {
-      this.#perform(open, payload === null ? null : this.#kept(open, payload));
+      this.#device.perform(open, payload === null ? null : this.#kept(open, payload));
       return;
     }
     if (open.isWrite) this.#failedWrites++;
@@ -299,93 +289,18 @@ export class Transmission implements RequestSink {
     return this.#writeRefusal;
   }
 
-  #perform(open: OpenRequest, payload: Buffer | null): void {
-    const { header } = open;
-    const { device } = this.export;
-    const { offset, lengthBytes } = header;
-    if (lengthBytes === 0 && header.type !== Command.Flush) {
-      const isRead = header.type === Command.Read;
-      const reply = isRead ? emptyReadReply(this.#rules.structuredReplies, header) : successReply(header);
-      this.#send(open, reply);
-      return;
-    }
-    switch (header.type) {
-      case Command.Read:
-        this.#read(open);
-        break;
-      case Command.Write:
-        if (payload !== null)
-          this.#finish(open, device.write(offset, payload, deviceFlags(header)), successReply(header));
-        break;
-      case Command.Trim:
-        this.#finish(open, device.trim(offset, lengthBytes, deviceFlags(header)), successReply(header));
-        break;
-      case Command.WriteZeroes:
-        this.#finish(open, device.zero(offset, lengthBytes, deviceFlags(header)), successReply(header));
-        break;
-      case Command.Flush:
-        this.#finish(open, device.flush(), successReply(header));
-        break;
-      case Command.BlockStatus:
-        this.#blockStatus(open, payload);
-        break;
-      case Command.Cache:
-        this.#prefetch(open);
-        break;
-    }
+  /** As DeviceRequestSink. */
+  answered(open: OpenRequest, reply: Buffer): void {
+    this.#send(open, reply);
   }
 
-  /** One after the other: few bytes of a client make the device read many, and nothing of them has to be taken by it. */
-  #prefetch(open: OpenRequest): void {
-    const { header, loan } = open;
-    const pieceBytes = Math.min(header.lengthBytes, PREFETCH_PIECE_BYTES);
-    const isWanted = (): boolean => !this.#inputOver && !this.#shuttingDown;
-    const done = this.#prefetched.then(() =>
-      prefetch(this.export.device, header, loan.take(pieceBytes), isWanted),
-    );
-    this.#prefetched = done.catch(() => undefined);
-    this.#finish(open, done, successReply(header));
+  /** As DeviceRequestSink. */
+  refused(open: OpenRequest, refusal: Refusal): void {
+    this.#send(open, this.#errorReply(open, refusal));
   }
 
-  #blockStatus(open: OpenRequest, payload: Buffer | null): void {
-    const { header } = open;
-    const { contexts } = this.#options.agreement;
-    if ((header.flags & CommandFlag.PayloadLen) === 0 || payload === null) {
-      this.#finishWith(open, blockStatus(header, contexts, header.lengthBytes));
-      return;
-    }
-    const selectedIds = contexts.map(({ id }) => id);
-    const query = statusQueryOf(this.#rules, header, payload, selectedIds);
-    if ("errno" in query) {
-      this.#send(open, this.#errorReply(open, query));
-      return;
-    }
-    const asked = contexts.filter(({ id }) => query.contextIds.includes(id));
-    this.#finishWith(open, blockStatus(header, asked, query.lengthBytes));
-  }
-
-  #read(open: OpenRequest): void {
-    const { header } = open;
-    const { device } = this.export;
-    if (this.#rules.structuredReplies && isWorthLookup(device, header)) {
-      this.#finishWith(open, sparseRead(device, header, open.loan));
-      return;
-    }
-    const { pieces, data } = this.#rules.structuredReplies
-      ? dataChunk(header, ChunkFlag.Done, header.offset, header.lengthBytes, open.loan)
-      : simpleDataReply(header, header.lengthBytes, open.loan);
-    const done = device.read(header.offset, data);
-    const [whole, ...rest] = pieces;
-    if (whole !== undefined && rest.length === 0) {
-      this.#finish(open, done, whole);
-      return;
-    }
-    const all = done.then(() => pieces);
-    this.#finishWith(open, all);
-  }
-
-  /** Sends `reply` when the device is done, or an error. */
-  #finish(open: OpenRequest, done: Promise<void>, reply: Buffer): void {
+  /** As DeviceRequestSink. */
+  begun(open: OpenRequest, done: Promise<void>, reply: Buffer): void {
     this.#deviceRequests++;
     done.then(
       () => {
@@ -397,10 +312,10 @@ export class Transmission implements RequestSink {
     );
   }
 
-  /** As finish(), for a reply of several pieces. */
-  #finishWith(open: OpenRequest, chunks: Promise<Buffer[]>): void {
+  /** As DeviceRequestSink. */
+  begunInPieces(open: OpenRequest, pieces: Promise<Buffer[]>): void {
     this.#deviceRequests++;
-    chunks.then(
+    pieces.then(
       (parts) => {
         const last = parts.pop();
         for (const part of parts) this.#options.writer.send(part, null);
@@ -476,14 +391,4 @@ function offsetWithin({ offset, lengthBytes }: RequestHeader, error: unknown): n
 function bytesMovedAtOnce({ type, lengthBytes }: RequestHeader): number {
   const movesBytes = type === Command.Read || type === Command.Write;
   return movesBytes && lengthBytes <= MOVED_AT_ONCE_BYTES ? lengthBytes : 0;
-}
-
-function deviceFlags(header: RequestHeader): Flags {
-  const { flags } = header;
-  if (flags === 0) return Flag.None;
-  return (
-    ((flags & CommandFlag.Fua) === 0 ? 0 : Flag.Fua) |
-    ((flags & CommandFlag.NoHole) === 0 ? 0 : Flag.NoHole) |
-    ((flags & CommandFlag.FastZero) === 0 ? 0 : Flag.FastZero)
-  );
 }
