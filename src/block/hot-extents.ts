@@ -89,24 +89,22 @@ export class HotExtents {
    * @param isVolatile whether the replica has something of the extent in memory only
    */
   chooseCooling(isIdleDue: boolean, isVolatile: (extent: number) => boolean): number[] {
-    const cooling: number[] = [];
     const isFull = this.bits.count > MAX_HOT_EXTENTS;
-    if (!isFull && !isIdleDue) return cooling;
+    if (!isFull && !isIdleDue) return [];
+    const cooling = new Set<number>();
     const wanted = isFull ? this.bits.count - MAX_HOT_EXTENTS + SPARE_EXTENTS : Infinity;
     // Twice around if it must be: the first time every extent may have been written to since.
     const rounds = isFull ? 2 : 1;
-    for (let steps = rounds * this.bits.count; steps > 0 && cooling.length < wanted; steps--) {
+    for (let steps = rounds * this.bits.count; steps > 0 && cooling.size < wanted; steps--) {
       const next = this.#durable.nextSet(this.#hand);
       const extent = next === -1 ? this.#durable.nextSet(0) : next;
       if (extent === -1) break;
       this.#hand = extent + 1 === this.bits.length ? 0 : extent + 1;
       const isRecent = this.#recent.has(extent);
       this.#recent.clear(extent, extent + 1);
-      if (!isRecent && this.#writes(extent) === 0 && !isVolatile(extent) && !cooling.includes(extent)) {
-        cooling.push(extent);
-      }
+      if (!isRecent && this.#writes(extent) === 0 && !isVolatile(extent)) cooling.add(extent);
     }
-    return cooling;
+    return [...cooling];
   }
 
   /** Their part of the map is durable. @returns those that did cool down: no write came meanwhile */
