@@ -6,6 +6,8 @@
  *   (hot-extents.ts); so is every block that is being written to. After a crash all of a hot extent is missed.
  * - What the file forgets is durable on both sides: the primary disk is flushed first, since a power loss that takes back a write
  *   which the replica has leaves the two different (DRBD: a transaction of the activity log begins with a flush of the disk).
+ *   Extents cool down in the background, `#cooling`: nobody waits for that flush who only wants another extent to be hot, unless far
+ *   too many are.
  * - The file's tenure is of a time at which the file told everything: another one is written after the bits.
  * - What can't be written to the file breaks it for good: the file is removed, and a restart copies everything.
  */
@@ -19,6 +21,9 @@ import { EXTENT_BYTES, HotExtents, MAX_HOT_EXTENTS } from "./hot-extents.js";
 
 const BLOCKS_PER_EXTENT = EXTENT_BYTES / DIRTY_BLOCK_BYTES;
 const EXTENTS_PER_SECTOR = BITS_PER_SECTOR / BLOCKS_PER_EXTENT;
+
+/** Far more hot extents than there should be. Who needs another one waits for those that are cooling down. */
+const CROWDED_EXTENTS = 2 * MAX_HOT_EXTENTS;
 
 /** Flushes of the replica between two writes of what has become known to the file: progress, and what is idle. */
 const PROGRESS_FLUSHES = 4;
@@ -51,7 +56,12 @@ export class DirtyMap {
   /** Sectors in which the file has bits that are not set any more, or won't be after a flush of the replica. */
   readonly #staleSectors = new Set<number>();
   #isTenureDue = false;
-  #isIdleDue = false;
+  /** Settles when those that are cooling down have, or can't; null: none are. */
+  #cooling: Promise<void> | null = null;
+  /** Chosen to cool down, after which the disk was flushed. */
+  #flushed: readonly number[] = [];
+  /** None could: each is written to, or the replica has something of it in memory only. */
+  #isStuck = false;
   #flushesSinceProgress = 0;
   #isBroken = false;
   /** A file that can't be trusted is still there. */
@@ -107,7 +117,7 @@ export class DirtyMap {
 
   /** Far more extents are hot than should be: only a flush of the replica lets them cool down. */
   get isCrowded(): boolean {
-    return this.#hot.bits.count > 2 * MAX_HOT_EXTENTS;
+    return this.#hot.bits.count > CROWDED_EXTENTS;
   }
 
   missed(offset: number, lengthBytes: number): void {
@@ -153,7 +163,14 @@ export class DirtyMap {
   prepare(offset: number, lengthBytes: number): Promise<void> | null {
     if (lengthBytes === 0) return null;
     const isHot = this.#hot.begin(extentOf(offset), extentOf(offset + lengthBytes - 1));
-    return isHot || this.#isBroken ? null : this.#write();
+    return isHot || this.#isBroken ? null : this.#heat();
+  }
+
+  /** Resolves when what is to be hot is, durably. */
+  async #heat(): Promise<void> {
+    this.#coolDown(false);
+    if (this.isCrowded) await this.#cooling;
+    await this.#write();
   }
 
   /** A change that was prepared is over, on both disks. */
@@ -178,7 +195,10 @@ export class DirtyMap {
   endFlush(isDurable: boolean): void {
     if (this.#isHaunted) void this.#removeFile();
     this.#blocks.endFlush(isDurable);
-    if (isDurable) this.#recordProgress();
+    if (!isDurable) return;
+    this.#isStuck = false;
+    this.#recordProgress();
+    this.#coolDown(false);
   }
 
   linkMade(hasKept: boolean): void {
@@ -194,6 +214,7 @@ export class DirtyMap {
   }
 
   linkLost(): void {
+    this.#isStuck = false;
     this.#blocks.linkLost();
   }
 
@@ -201,6 +222,7 @@ export class DirtyMap {
   async close(): Promise<void> {
     if (this.#isHaunted) await this.#removeFile();
     this.linkLost();
+    await this.#cooling;
     this.#dueAll();
     await this.#write();
     await this.#cool();
@@ -215,9 +237,31 @@ export class DirtyMap {
     const isResynced = this.#staleSectors.size > 0 && this.#blocks.missedBytes === 0;
     if (this.#flushesSinceProgress < PROGRESS_FLUSHES && !isResynced) return;
     this.#flushesSinceProgress = 0;
-    this.#isIdleDue = true;
     for (const sector of this.#staleSectors) this.#dueSectors.blocks.add(sector);
     void this.#write();
+    this.#coolDown(true);
+  }
+
+  /** Has extents cool down in the background: all that are idle, or as many as are too many. */
+  #coolDown(isIdleDue: boolean): void {
+    if (this.#cooling !== null || this.#isStuck || this.#file === null || this.#isBroken) return;
+    const chosen = this.#hot.chooseCooling(isIdleDue, this.#isVolatile);
+    if (chosen.length === 0) {
+      // Found out by going through all of them: not again for each change.
+      this.#isStuck = this.#hot.isFull;
+      return;
+    }
+    this.#cooling = this.#cooled(chosen)
+      .catch((error: unknown) => this.#break(asError(error)))
+      .then(() => {
+        this.#cooling = null;
+      });
+  }
+
+  async #cooled(chosen: readonly number[]): Promise<void> {
+    await this.#options.flushDisk();
+    this.#flushed = chosen;
+    await this.#write();
   }
 
   /** What is hot in the file is missed by now: the bits of its blocks, then that it is cold. */
@@ -270,13 +314,13 @@ export class DirtyMap {
     this.#isTenureDue = false;
     const heating = this.#hot.takeHeating();
     for (const extent of heating) this.#dueSectors.hot.add(sectorOf(extent));
-    const cooling = this.#hot.chooseCooling(this.#isIdleDue, this.#isVolatile);
-    this.#isIdleDue = false;
+    const cooling = this.#flushed;
+    this.#flushed = [];
     for (const extent of cooling) this.#dueSectors.blocks.add(sectorOf(extent * BLOCKS_PER_EXTENT));
-    const forgets = cooling.length > 0 || this.#isStale(this.#dueSectors.blocks);
+    // What is forgotten of those that cool down was flushed before; what is written meanwhile keeps its extent hot.
+    const forgetsMore = this.#isStale(this.#dueSectors.blocks);
     const sectors = [...this.#takeDue("hot"), ...this.#takeDue("blocks")];
-    // What is forgotten from here on was written before; what is written meanwhile keeps its extent hot.
-    if (forgets) await this.#options.flushDisk();
+    if (forgetsMore) await this.#options.flushDisk();
     if (sectors.length > 0) await file.write(sectors);
     this.#hot.heated(heating);
     // That they are cold is written with the next change: until then a crash costs their copy.

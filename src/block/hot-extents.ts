@@ -17,8 +17,10 @@ export const MAX_HOT_EXTENTS = 1024;
 /** One more is made hot ahead of need for so many that are hot. */
 const AHEAD_PER_HOT = 8;
 const MAX_AHEAD = 64;
-/** Cooled down beyond what is needed, so that not every new extent has to wait for another. */
-const SPARE_EXTENTS = 64;
+/** From here on no more are made hot ahead of need than where writes go on in order: others would have to cool down for them. */
+const PLENTY_EXTENTS = MAX_HOT_EXTENTS / 2;
+/** Cooled down beyond what is needed, for each time costs a flush of the disk. */
+const SPARE_EXTENTS = 128;
 
 export class HotExtents {
   /** On stable storage, or in the next write to it. */
@@ -36,6 +38,11 @@ export class HotExtents {
     this.#durable = new Bitmap(extents);
     this.#recent = new Bitmap(extents);
     this.#underWay = new Uint32Array(extents);
+  }
+
+  /** Whether more are hot than should be. */
+  get isFull(): boolean {
+    return this.bits.count > MAX_HOT_EXTENTS;
   }
 
   /** A write to the extents [first, last] begins. @returns whether all of them are durably hot */
@@ -57,8 +64,10 @@ export class HotExtents {
    * making many costs the same. Those that nobody writes to cool down first.
    */
   #heat(first: number): void {
-    const room = MAX_HOT_EXTENTS - this.bits.count;
-    const ahead = Math.min(Math.floor(this.bits.count / AHEAD_PER_HOT), MAX_AHEAD, room - 1);
+    const { count } = this.bits;
+    const isLikely = count < PLENTY_EXTENTS || (first > 0 && this.#recent.has(first - 1));
+    const room = MAX_HOT_EXTENTS - count;
+    const ahead = isLikely ? Math.min(Math.floor(count / AHEAD_PER_HOT), MAX_AHEAD, room - 1) : 0;
     const end = Math.min(first + 1 + Math.max(0, ahead), this.bits.length);
     for (let extent = first; extent < end; extent++) {
       if (this.bits.has(extent)) continue;
@@ -89,7 +98,7 @@ export class HotExtents {
    * @param isVolatile whether the replica has something of the extent in memory only
    */
   chooseCooling(isIdleDue: boolean, isVolatile: (extent: number) => boolean): number[] {
-    const isFull = this.bits.count > MAX_HOT_EXTENTS;
+    const { isFull } = this;
     if (!isFull && !isIdleDue) return [];
     const cooling = new Set<number>();
     const wanted = isFull ? this.bits.count - MAX_HOT_EXTENTS + SPARE_EXTENTS : Infinity;

@@ -773,6 +773,8 @@ export class SimulatedPair {
     const { secondary } = host.host;
     const device = host.host.guestDisk(run.disk);
     if (secondary === null || device === null) return;
+    // Which of two that overlap and are under way together comes last is anybody's guess.
+    if ([...host.viewWrites].some((other) => areOverlapping(other.run, run))) return;
     const value = ++this.#lastValue;
     const values = Array<Value>(run.count).fill(value);
     const { epoch } = secondary;
@@ -832,6 +834,12 @@ export class SimulatedPair {
     }
     return content;
   }
+}
+
+function areOverlapping(one: Run, other: Run): boolean {
+  return (
+    one.disk === other.disk && one.first < other.first + other.count && other.first < one.first + one.count
+  );
 }
 
 /** What a promise of a node brings; null if the node dies first. */

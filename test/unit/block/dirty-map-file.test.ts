@@ -232,6 +232,65 @@ describe("a dirty map's file", () => {
     expect(map.missedRuns(1e6)[0]?.[1]).to.be.at.least(2 * EXTENT);
   });
 
+  describe("while the disk is flushed so that extents can cool down", () => {
+    const flushes: (() => void)[] = [];
+
+    beforeEach(async () => {
+      directory = new MemoryStateDirectory();
+      flushes.length = 0;
+      const flushDisk = (): Promise<void> => new Promise((resolve) => flushes.push(resolve));
+      map = await openDirtyMap(4 * MAX_HOT_EXTENTS * EXTENT, directory, undefined, flushDisk);
+    });
+
+    /** Changes to the first byte of each, over before the next begins, and durable on the replica. */
+    const touch = async (first: number, end: number): Promise<void> => {
+      for (let extent = first; extent < end; extent++) {
+        await map.prepare(extent * EXTENT, 1);
+        map.done(extent * EXTENT, 1);
+      }
+    };
+
+    const hotAfterCrash = async (): Promise<Set<number>> => {
+      directory.crash();
+      map = await openDirtyMap(4 * MAX_HOT_EXTENTS * EXTENT, directory);
+      return new Set(
+        map
+          .missedRuns(4 * MAX_HOT_EXTENTS)
+          .flatMap(([offset, lengthBytes]) =>
+            Array.from({ length: lengthBytes / EXTENT }, (_, index) => offset / EXTENT + index),
+          ),
+      );
+    };
+
+    it("changes to others do not wait for it, and none is forgotten before it is over", async () => {
+      await touch(0, MAX_HOT_EXTENTS + 500);
+      expect(flushes.length).to.equal(1);
+      const hot = await hotAfterCrash();
+      for (let extent = 0; extent < MAX_HOT_EXTENTS + 500; extent++) expect(hot.has(extent)).to.equal(true);
+    });
+
+    it("changes to others wait when far too many are hot", async () => {
+      await touch(0, 2 * MAX_HOT_EXTENTS);
+      const late = touch(2 * MAX_HOT_EXTENTS, 2 * MAX_HOT_EXTENTS + 1);
+      await turns();
+      expect(await isSettled(late)).to.equal(false);
+      flushes[0]?.();
+      await late;
+    });
+
+    it("one that is written to meanwhile stays hot", async () => {
+      await touch(0, MAX_HOT_EXTENTS + 1);
+      await touch(0, 1);
+      flushes[0]?.();
+      await turns();
+      // That the others are cold is written with the next change.
+      await touch(MAX_HOT_EXTENTS + 1, MAX_HOT_EXTENTS + 2);
+      const hot = await hotAfterCrash();
+      expect([hot.has(0), hot.has(MAX_HOT_EXTENTS + 1)]).to.deep.equal([true, true]);
+      expect(hot.size).to.be.lessThan(MAX_HOT_EXTENTS);
+    });
+  });
+
   it("is crowded while far more extents are hot than should be, until a flush of the replica lets them cool", async () => {
     directory = new MemoryStateDirectory();
     map = await openDirtyMap(3 * MAX_HOT_EXTENTS * EXTENT, directory);
