@@ -15,9 +15,13 @@ export class GroupFlush {
   #following: Promise<void> | null = null;
   #failure: { readonly error: unknown } | null = null;
 
-  /** @param sync makes everything durable that was written before its call */
-  constructor(sync: () => Promise<void>) {
+  /**
+   * @param sync makes everything durable that was written before its call
+   * @param failure a flush has failed before; null: none has
+   */
+  constructor(sync: () => Promise<void>, failure: Error | null = null) {
     this.#sync = sync;
+    if (failure !== null) this.#failure = { error: failure };
   }
 
   /** Whether a flush has failed, and with it every later one. */

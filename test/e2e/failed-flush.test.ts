@@ -2,7 +2,10 @@
 import { expect } from "chai";
 import { truncate, writeFile } from "node:fs/promises";
 
-import { expectPattern, tryQemuIo, writePattern } from "../tools/clients.js";
+import { Flag } from "../../src/block/device.js";
+import { connectNbd } from "../../src/nbd/client/connect.js";
+import { parseNbdUri } from "../../src/nbd/uri.js";
+import { expectPattern, qemuIo, tryQemuIo, writePattern } from "../tools/clients.js";
 import { CrampedFileSystem } from "../tools/cramped-file-system.js";
 import { expectSameContent } from "../tools/disk-files.js";
 import type { NodeProcess } from "../tools/node-process.js";
@@ -65,6 +68,30 @@ describe("a disk whose flush failed, of a node that is started anew on the same 
     await pair.checkpoint();
     await kill(pair.primary);
     await cramped.remount();
+    await expectSameContent(files.primary, files.secondary);
+  });
+
+  it("primary: a guest that outlives it hears, when it flushes, that what it was told may be lost", async () => {
+    const cramped = await CrampedFileSystem.make(workspace);
+    const files = { primary: cramped.path("disk0.img"), secondary: workspace.path("secondary-disk0.img") };
+    for (const file of Object.values(files)) await makeDisk(file);
+    const pair = await startPair(workspace, { diskPath: (role) => files[role] });
+    await cramped.fill();
+    const guest = await connectNbd(parseNbdUri(pair.primaryUri()));
+    await guest.write(4 * MEBIBYTE, Buffer.alloc(65536, 0x22), Flag.None);
+    // The kernel writes back, in vain, before anybody flushes.
+    await cramped.writeBack();
+    await cramped.makeRoom();
+    await kill(pair.primary);
+
+    await pair.startPrimary();
+    const { code, stdout } = await tryQemuIo(pair.primaryUri(), "flush");
+    expect(code === 0 && !stdout.includes("failed"), "the first flush fails").to.equal(false);
+    await kill(pair.primary);
+    await pair.startPrimary();
+    await qemuIo(pair.primaryUri(), "read -P 0 4M 64k", "write -P 0x33 4M 4k", "flush");
+    await pair.synchronised();
+    await pair.checkpoint();
     await expectSameContent(files.primary, files.secondary);
   });
 });

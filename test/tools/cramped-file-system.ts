@@ -43,8 +43,13 @@ export class CrampedFileSystem {
 
   /** From now on what is written where nothing was can't be written back. */
   async fill(): Promise<void> {
-    await succeed("sync", []);
+    await this.writeBack();
     await succeed("sh", ["-c", 'dd if=/dev/zero of="$0" bs=4k 2>/dev/null || true', this.#filler]);
+  }
+
+  /** All that is to be written back is, or given up. */
+  async writeBack(): Promise<void> {
+    await succeed("sync", []);
   }
 
   async makeRoom(): Promise<void> {

@@ -1,5 +1,5 @@
 /** What the kernel's page cache shows of a disk file and the disk may lack. */
-import { describeError } from "../../errors.js";
+import { asError, describeError } from "../../errors.js";
 import type { Libc } from "../../os/libc.js";
 import { dataSync } from "./file-io.js";
 import type { OpenFile } from "./file-open.js";
@@ -12,17 +12,23 @@ import type { OpenFile } from "./file-open.js";
  * Who flushed without an error when it ended has left nothing of the kind.
  *
  * @param warn is told what is lost, and if the kernel can't be made to forget it
+ * @returns why what was acknowledged before the crash may be lost, if nobody was told yet; else null. Those who wrote may have outlived
+ * the crash: they are to be told when they flush.
  */
 export async function forgetCached(
   system: Libc | null,
   file: OpenFile,
   warn: ((message: string) => void) | undefined,
-): Promise<void> {
+): Promise<Error | null> {
+  let failure: Error | null = null;
   try {
     // The kernel drops only what need not be written any more.
     await dataSync(file);
   } catch (error) {
-    warn?.(`disk ${file.path}: what was written last before the crash may be lost: ${describeError(error)}`);
+    failure = asError(error);
+    warn?.(
+      `disk ${file.path}: what was written before the crash may be lost, flushes fail until the node is started anew: ${describeError(error)}`,
+    );
   }
   try {
     if (system === null) throw new Error("there is no koffi");
@@ -32,4 +38,5 @@ export async function forgetCached(
       `disk ${file.path} may be shown with what a failed flush did not save (${describeError(error)}): if one has failed, start this host anew`,
     );
   }
+  return failure;
 }

@@ -32,8 +32,8 @@ export async function openFileDevice(path: string, options: FileOptions): Promis
   const file = await openDiskFile(path, options);
   try {
     const system = systemOf(options);
-    if (options.afterCrash === true) await forgetCached(system, file, options.warn);
-    return new FileDevice(file, system, await FileRanges.probe(system, file));
+    const unsaved = options.afterCrash === true ? await forgetCached(system, file, options.warn) : null;
+    return new FileDevice(file, system, await FileRanges.probe(system, file), unsaved);
   } catch (error) {
     await closeFile(file.fd);
     throw error;
@@ -49,11 +49,12 @@ class FileDevice implements BlockDevice {
   /** Made at the first write; null: there can be none, and libuv's pool does all. */
   #lane: WriteLane | null | undefined = undefined;
 
-  constructor(file: OpenFile, system: Libc | null, ranges: FileRanges) {
+  /** @param unsaved why what was written before may be lost, or null */
+  constructor(file: OpenFile, system: Libc | null, ranges: FileRanges, unsaved: Error | null) {
     this.#file = file;
     this.#system = system;
     this.#ranges = ranges;
-    this.#flushes = new GroupFlush(() => dataSync(file));
+    this.#flushes = new GroupFlush(() => dataSync(file), unsaved);
     this.info = Object.freeze({
       sizeBytes: file.sizeBytes,
       blockSize: Object.freeze({
