@@ -50,6 +50,16 @@ export class Hold {
     return this.#failures;
   }
 
+  /** Whether the replica lacks changes that have not been ended, or may. */
+  get isLacking(): boolean {
+    return this.#mended !== this.#failures;
+  }
+
+  /** Whether all that would have to wait is refused. */
+  get isEnded(): boolean {
+    return this.#isEnded;
+  }
+
   /** The replica takes no changes. */
   shut(): void {
     this.#isShut = true;
@@ -109,7 +119,7 @@ export class Hold {
   async finish(apply: () => Promise<void>): Promise<void> {
     const before = this.#failures;
     await apply();
-    if (this.#failures === before || this.#mended === this.#failures) return;
+    if (this.#failures === before || !this.isLacking) return;
     if (this.#isEnded) throw ended();
     const change = new Deferred<undefined>();
     this.#ending.push(change);

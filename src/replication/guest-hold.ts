@@ -2,8 +2,10 @@
  * What guests' changes wait for, by `--on-replica-error`: with `stop` a change begins when it can be forwarded, and ends when
  * what failed meanwhile was sent again; with `continue` nothing waits.
  *
- * Invariant: changes wait only while a replica is attached, and none is ended before the replica has what it lacks, in ack
- * mode `sync` durably.
+ * Invariants:
+ * - Changes wait only while a replica is attached, and none is ended before the replica has what it lacks, in ack mode `sync` durably.
+ * - None that the replica lacks is ended before it is on record that the guest goes on alone. One that waits is as if it were still
+ *   under way: if this node dies, whoever takes over lacks nothing that a guest was told.
  */
 import type { Logger } from "pino";
 import { Hold } from "../block/hold.js";
@@ -18,6 +20,8 @@ export interface GuestHoldParts {
   readonly ackMode: AckMode;
   readonly disks: () => readonly PrimaryDisk[];
   readonly link: () => Link | null;
+  /** Resolves when it is on record that the guest goes on without the replica. */
+  readonly goAlone: () => Promise<void>;
   readonly log: Logger;
 }
 
@@ -25,6 +29,8 @@ export class GuestHold {
   /** Above each disk's mirror; null: guests never wait for a replica that is away. */
   readonly hold: Hold | null;
   readonly #parts: GuestHoldParts;
+  /** Whether a replica is attached for which changes wait. */
+  #isHolding = false;
 
   constructor(parts: GuestHoldParts) {
     this.#parts = parts;
@@ -41,18 +47,29 @@ export class GuestHold {
     this.hold?.end();
   }
 
-  /** A change did not reach the replica, or may not have. */
-  failed(): void {
+  /** A change did not reach the replica, or may not have. @returns resolves when it may be ended, as far as history is concerned */
+  failed(): Promise<void> {
     this.hold?.failed();
+    const isHeld = this.#isHolding || this.hold?.isEnded === true;
+    // In ack mode async the guest may have been told already.
+    return isHeld && this.#parts.ackMode !== "async" ? Promise.resolve() : this.#parts.goAlone();
   }
 
   /** A replica is about to be attached: nothing begins before it takes changes. */
   attaching(): void {
+    this.#isHolding = this.hold !== null;
     this.hold?.shut();
+  }
+
+  /** The replica is about to be detached: what waits for it is going to end without it. */
+  async leaving(): Promise<void> {
+    this.#isHolding = false;
+    if (this.hold?.isLacking === true && !this.hold.isEnded) await this.#parts.goAlone();
   }
 
   /** It can't be: changes go on without it. */
   notAttached(): void {
+    this.#isHolding = false;
     this.hold?.release();
   }
 

@@ -66,6 +66,7 @@ export class Primary {
       ackMode,
       disks: () => this.disks,
       link,
+      goAlone: () => this.#lineage.goAlone(),
       log,
     });
     this.disks = primaryDisks(watched, maps, {
@@ -74,9 +75,9 @@ export class Primary {
       hold: this.#guests.hold,
       memory: new MemoryBudget(ASYNC_BYTES),
       onForwardFailure: (disk, failure) => {
-        this.#guests.failed();
+        const mayEnd = this.#guests.failed();
         this.#attachment.forwardFailed(disk, failure);
-        return this.#lineage.goAlone();
+        return mayEnd;
       },
       // The guest is about to wait for the replica, which it needs not do where it may go on alone.
       onCongested: () => {

@@ -136,6 +136,7 @@ export class ReplicaAttachment {
   /** Takes leave of the replica; the stage stays as it is. */
   async leave(): Promise<void> {
     const left = this.#parts.events.leaving();
+    await this.#parts.hold.leaving();
     await this.#link?.stop();
     await left;
     this.#link = null;

@@ -30,8 +30,10 @@ describe("--on-replica-error stop", () => {
   }
 
   /** The link is lost with a write on its way; what is sent again is read from the disk, which waits. */
-  async function failUnderWrite(): Promise<{ written: Promise<void>; resync: { release: () => void } }> {
-    await pair.attach();
+  async function failUnderWrite(
+    isToAttach = true,
+  ): Promise<{ written: Promise<void>; resync: { release: () => void } }> {
+    if (isToAttach) await pair.attach();
     const resync = pair.primaryDisks[0]?.hold({ operation: "read" });
     if (resync === undefined) throw new Error("the pair has no disk");
     pair.cutLink();
@@ -62,24 +64,60 @@ describe("--on-replica-error stop", () => {
     });
   }
 
-  it("an operator who detaches lets the changes go on alone", async () => {
+  for (const ackMode of ["memsync", "sync"] as const) {
+    it(`ack mode ${ackMode}: while they wait, the primary's line of history is its replica's: nothing was acknowledged alone`, async () => {
+      await open(ackMode);
+      await pair.attach();
+      await pair.synchronised();
+      const { generation } = pair.primary.metadata;
+      const { written, resync } = await failUnderWrite(false);
+      expect(pair.primary.metadata.generation).to.equal(generation);
+      resync.release();
+      await written;
+      await pair.synchronised();
+      expect(pair.primary.metadata.generation).to.equal(generation);
+    });
+  }
+
+  it("ack mode async: what was acknowledged before the replica had it is another line of history", async () => {
+    await open("async");
+    await pair.attach();
+    await pair.synchronised();
+    const { generation } = pair.primary.metadata;
+    pair.cutLink();
+    await write(1, 0x11);
+    while (pair.primary.metadata.generation === generation) await turns();
+    await pair.synchronised();
+  });
+
+  it("an operator who detaches lets the changes go on alone, which is on record before they end", async () => {
     await open("memsync");
-    const { written, resync } = await failUnderWrite();
+    await pair.attach();
+    await pair.synchronised();
+    const { generation } = pair.primary.metadata;
+    const { written, resync } = await failUnderWrite(false);
+    let atEnd: string | null = null;
+    const ended = written.then(() => (atEnd = pair.primary.metadata.generation));
     const detached = pair.primary.detach();
     resync.release();
     await detached;
-    await written;
+    await ended;
+    expect(atEnd).not.to.equal(generation);
     await write(2, 0x22);
     expect(pair.primary.disks[0]?.dirty.missedBytes).to.be.at.least(BLOCK_BYTES);
   });
 
-  it("an operator who stops the node ends them with ESHUTDOWN, and the next start sends them", async () => {
+  it("an operator who stops the node ends them with ESHUTDOWN, on the same line of history, and the next start sends them", async () => {
     await open("memsync");
-    const { written, resync } = await failUnderWrite();
+    await pair.attach();
+    await pair.synchronised();
+    const { generation } = pair.primary.metadata;
+    const { written, resync } = await failUnderWrite(false);
     pair.primary.refuseWaiting();
     expect(await outcome(written)).to.equal("ESHUTDOWN");
     resync.release();
     await pair.restartPrimary();
+    expect(pair.primary.metadata.generation).to.equal(generation);
     await pair.attach();
     expect(replicaHolds(1, 0x11)).to.equal(true);
   });
