@@ -294,6 +294,20 @@ export class OverlayLog {
     this.#broken = true;
   }
 
+  /**
+   * Gives back the space of a log that is broken and has failed: its before-images count for nothing, and what is to be kept, or
+   * the next checkpoint, may need the room.
+   * @throws DeviceError if it can't be cut
+   */
+  async letGo(): Promise<void> {
+    if (!this.#broken || this.#failure === null) return;
+    // What is written behind the cut would pass for the rest of a log with a damaged middle. Nothing is added after a failure.
+    while (this.#underWay > 0) await this.#committed;
+    await this.#directory.truncate(this.name, HEADER_BYTES);
+    this.#end = HEADER_BYTES;
+    this.#durableBytes = HEADER_BYTES;
+  }
+
   async close(): Promise<void> {
     this.#begin();
     while (this.#underWay > 0) await this.#committed;

@@ -43,6 +43,8 @@ export interface Epoch {
   readonly lost: string | null;
   /** Gives up the checkpoint, for good and on stable storage. */
   breakCheckpoint(): Promise<void>;
+  /** Gives back the space of before-images that can't be gone back to any more. */
+  letGo(): Promise<void>;
   /**
    * Nothing of it is shown any more in this life of the node, though before-images are kept on: it may not be what it has to be,
    * or not be taken for that after a restart.
@@ -262,6 +264,7 @@ export class EpochStore {
         return distrust;
       },
       breakCheckpoint: () => log.markBroken(),
+      letGo: () => log.letGo(),
       distrust: doubt,
       flush: async () => {
         for (const { active } of overlays) await active.flush();

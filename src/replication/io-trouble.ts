@@ -5,6 +5,7 @@
  */
 import type { Logger } from "pino";
 import type { UndoErrorPolicy } from "../config/schema.js";
+import { describeError } from "../errors.js";
 import type { SwallowedError } from "../status.js";
 import type { Epoch } from "./epoch.js";
 import { ErrorRecord } from "./error-record.js";
@@ -70,6 +71,9 @@ export class IoTrouble {
     }
     const { log } = this.#parts;
     log.error({ epoch: overlays.number }, "checkpoint lost: no rollback until the next checkpoint");
+    await overlays.letGo().catch((failure: unknown) => {
+      log.warn({ error: describeError(failure) }, "the space of its before-images could not be given back");
+    });
     this.failed("", { operation: "copy-before-write", offset: 0, lengthBytes: 0, error });
   }
 

@@ -142,6 +142,30 @@ describe("failure of block replication", () => {
     await expectPattern(pair.viewUri(), [0x22, "0", "1M"], [0x11, "1M", "7M"]);
   });
 
+  it("3, backup, break-checkpoint, where before-images alone fill the file system: they make room for what comes next", async () => {
+    const pair = await startCrampedPair({ sizeBytes: 32 * MEBIBYTE });
+    let pattern = 0x10;
+    const lose = async (): Promise<void> => {
+      await writePattern(pair.primaryUri(), ++pattern, "0", "16M");
+      // Refused at the instant at which there is no room, until the log that fills it is given up.
+      await checkpointWhenMended(pair);
+      await writePattern(pair.primaryUri(), ++pattern, "0", "16M");
+      await pair.secondary.waitForStatus("rollback lost", ({ secondary }) => secondary?.rollback === "lost");
+    };
+    await lose();
+    await checkpointWhenMended(pair);
+    await expectPattern(pair.viewUri(), [pattern, "0", "16M"]);
+    await lose();
+    pair.secondary.process.signal("SIGKILL");
+    await pair.secondary.process.ended();
+    await pair.startSecondary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [pattern, "0", "16M"]);
+    await lose();
+    await pair.failOver("--to", "latest");
+    await expectPattern(pair.viewUri(), [pattern, "0", "16M"]);
+  });
+
   it("3, backup, break-replication: the write is refused, the rollback stays, the guest goes on", async () => {
     const pair = await startCrampedPair({ secondary: ["--on-undo-error", "break-replication"] });
     await writePattern(pair.primaryUri(), 0x11, "0", "8M");
