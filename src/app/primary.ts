@@ -111,8 +111,11 @@ function replicationGroup(primary: Primary): ReplicationGroup {
     mode: "primary",
     start: (mode) => primary.start(mode),
     stop: (isFailover) => primary.stop(isFailover),
-    // As in QEMU, this side of a checkpoint has nothing to do: the manager talks to the secondary as well.
-    checkpoint: () => Promise.resolve(),
+    // As in QEMU, this side of a checkpoint has nothing to do: the manager talks to the secondary as well. But it knows of holes.
+    checkpoint: () =>
+      Promise.resolve().then(() => {
+        primary.refuseHole();
+      }),
     getError: () => {
       primary.getError();
     },

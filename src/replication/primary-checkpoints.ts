@@ -81,9 +81,16 @@ export class PrimaryCheckpoints {
   /** Why one would be refused now, or null. */
   refusal(): string | null {
     const link = this.#parts.link();
-    const missedBytes = missedBytesOf(this.#parts.disks);
     if (link === null) return "no replica is attached";
     if (!link.hasControl) return "a manager drives the checkpoints of this replica (no --replica-qmp)";
+    return this.hole();
+  }
+
+  /** Why the replica that is attached may lack something, or null, also if there is none. */
+  hole(): string | null {
+    const link = this.#parts.link();
+    if (link === null) return null;
+    const missedBytes = missedBytesOf(this.#parts.disks);
     if (link.state !== "replicating") {
       return `the replica is ${link.state}: ${formatSize(missedBytes)} are not replicated`;
     }

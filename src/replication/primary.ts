@@ -13,6 +13,7 @@ import { WatchedFlush } from "../block/filters/watched-flush.js";
 import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import { systemClock } from "../clock.js";
+import { StateError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";
 import type { SwallowedError } from "../status.js";
 import { GuestHold } from "./guest-hold.js";
@@ -204,6 +205,12 @@ export class Primary {
   /** Why a checkpoint would be refused now, or null. */
   checkpointRefusal(): string | null {
     return this.#checkpoints.refusal();
+  }
+
+  /** A manager takes a checkpoint, to which the primary contributes that nothing is missing. @throws StateError if something is */
+  refuseHole(): void {
+    const hole = this.#checkpoints.hole();
+    if (hole !== null) throw new StateError("checkpoint-refused", `checkpoint refused: ${hole}`);
   }
 
   /**

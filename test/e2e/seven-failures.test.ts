@@ -124,6 +124,23 @@ describe("failure of block replication", () => {
     await expectPattern(pair.viewUri(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
   });
 
+  it("2, the secondary is gone: a manager's checkpoint on the primary is refused, too, until it is back", async () => {
+    const pair = await startPair(workspace, { sizeBytes: SIZE_BYTES });
+    const checkpoint = (): Promise<unknown> =>
+      pair.primary.withQmp((client) => client.execute("xen-colo-do-checkpoint"));
+    expect(await checkpoint()).to.deep.equal({});
+    pair.secondary.process.signal("SIGKILL");
+    await pair.secondary.process.ended();
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    const refused = await checkpoint().catch((error: unknown) => error);
+    expect(refused)
+      .to.have.property("message")
+      .that.matches(/^checkpoint refused: the replica is .* not replicated$/);
+    await pair.startSecondary();
+    await pair.synchronised();
+    expect(await checkpoint()).to.deep.equal({});
+  });
+
   it("3, backup, break-checkpoint: the write counts, the rollback is lost until the next checkpoint", async () => {
     const pair = await startCrampedPair();
     await writePattern(pair.primaryUri(), 0x11, "0", "8M");
