@@ -84,10 +84,12 @@ export class MemoryStateDirectory implements StateDirectory {
         content.durable = content.bytes;
         continue;
       }
-      const left = Buffer.alloc(content.bytes.length);
+      // Cut, and not synced since: it may be as long as it was.
+      const isLonger = content.durable.length > content.bytes.length && !survives();
+      const left = Buffer.alloc(isLonger ? content.durable.length : content.bytes.length);
       content.durable.copy(left);
-      let lengthBytes = content.durable.length;
-      for (let at = 0; at < left.length; at += sectorBytes) {
+      let lengthBytes = Math.min(content.durable.length, left.length);
+      for (let at = 0; at < content.bytes.length; at += sectorBytes) {
         const sector = content.bytes.subarray(at, at + sectorBytes);
         if (sector.equals(content.durable.subarray(at, at + sectorBytes)) || !survives()) continue;
         sector.copy(left, at);
@@ -142,6 +144,9 @@ export class MemoryStateDirectory implements StateDirectory {
     await this.#change({ kind: "truncate", name }, () => {
       const content = this.#content(name);
       content.bytes = content.bytes.subarray(0, lengthBytes);
+      for (const sector of content.forgotten) {
+        if (sector * SECTOR_BYTES >= lengthBytes) content.forgotten.delete(sector);
+      }
     });
   }
 
