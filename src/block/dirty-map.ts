@@ -60,7 +60,7 @@ export class DirtyMap {
   #cooling: Promise<void> | null = null;
   /** Chosen to cool down, after which the disk was flushed. */
   #flushed: readonly number[] = [];
-  /** None could: each is written to, or the replica has something of it in memory only. */
+  /** None could, for the replica has something of each in memory only, until its next flush. */
   #isStuck = false;
   #flushesSinceProgress = 0;
   #isBroken = false;
@@ -115,7 +115,7 @@ export class DirtyMap {
     return this.#blocks.isFlushing;
   }
 
-  /** Far more extents are hot than should be: only a flush of the replica lets them cool down. */
+  /** Far more extents are hot than should be: a flush of the replica may let them cool down. */
   get isCrowded(): boolean {
     return this.#hot.bits.count > CROWDED_EXTENTS;
   }
@@ -248,7 +248,7 @@ export class DirtyMap {
     const chosen = this.#hot.chooseCooling(isIdleDue, this.#isVolatile);
     if (chosen.length === 0) {
       // Found out by going through all of them: not again for each change.
-      this.#isStuck = this.#hot.isFull;
+      this.#isStuck = this.#hot.isFull && (this.#blocks.hasVolatile || this.#blocks.isFlushing);
       return;
     }
     this.#cooling = this.#cooled(chosen)

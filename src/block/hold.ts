@@ -10,6 +10,7 @@
  */
 import { Deferred } from "../deferred.js";
 import { DeviceError } from "../errors.js";
+import type { Passage } from "./filters/held.js";
 
 export interface HoldEvents {
   /** The first change waits. */
@@ -23,7 +24,7 @@ interface Waiting {
   readonly refuse: (error: Error) => void;
 }
 
-export class Hold {
+export class Hold implements Passage {
   readonly #events: HoldEvents;
   #isShut = false;
   #isEnded = false;

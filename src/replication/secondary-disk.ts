@@ -3,10 +3,11 @@ import { checked } from "../block/checked.js";
 import type { BlockDevice, DeviceInfo } from "../block/device.js";
 import { CopyBeforeWrite, type CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
 import { gated } from "../block/filters/gated.js";
-import { OnRecord } from "../block/filters/on-record.js";
+import { held } from "../block/filters/held.js";
 import { SecondaryFilter } from "../block/filters/replication.js";
 import type { IdentifiableDisk } from "../meta/disk-identity.js";
 import type { Gate } from "../block/gate.js";
+import { OnRecord } from "../block/on-record.js";
 
 /** A disk as it was opened, by name. */
 export interface NamedDisk extends IdentifiableDisk {
@@ -23,7 +24,9 @@ export class SecondaryDisk {
   readonly disk: BlockDevice;
   readonly copyBeforeWrite: CopyBeforeWrite;
   /** What the primary writes to. */
-  readonly replicationExport: OnRecord;
+  readonly replicationExport: BlockDevice;
+  /** Who writes there has to be on record first. */
+  readonly writer = new OnRecord();
   /** What clients of the view see; the same device for the whole life of the node. */
   readonly viewExport: BlockDevice;
   /** What the stage puts under the view, whole requests of any size. */
@@ -37,7 +40,10 @@ export class SecondaryDisk {
     this.path = disk.path;
     this.disk = disk.device;
     this.copyBeforeWrite = new CopyBeforeWrite(disk.device, options);
-    this.replicationExport = new OnRecord(checked(gated(this.copyBeforeWrite, gates.replication, "writes")));
+    this.replicationExport = held(
+      checked(gated(this.copyBeforeWrite, gates.replication, "writes")),
+      this.writer,
+    );
     const { sizeBytes, blockSize, extents, rotational = false } = disk.device.info;
     const info: DeviceInfo = {
       sizeBytes,

@@ -93,9 +93,8 @@ export class WriterSessions {
    * trust the dirty map of another one.
    * @param isIntroduced whether of the primary that introduced itself
    */
-  written({ replicationExport }: SecondaryDisk, isIntroduced: boolean): void {
-    const record = isIntroduced ? this.#tenures.confirm() : this.#tenures.forget();
-    if (record !== null) replicationExport.awaitRecord(record);
+  written({ writer }: SecondaryDisk, isIntroduced: boolean): void {
+    writer.await(isIntroduced ? this.#tenures.confirm() : this.#tenures.forget());
   }
 
   /** Takes a primary's word that nothing is missing. @throws StateError if it doesn't count */

@@ -9,10 +9,16 @@ import { expectPattern, qemuIo, tryQemuIo, writePattern } from "../tools/clients
 import { CrampedFileSystem } from "../tools/cramped-file-system.js";
 import { expectSameContent } from "../tools/disk-files.js";
 import type { NodeProcess } from "../tools/node-process.js";
-import { MEBIBYTE, startPair } from "../tools/pair.js";
+import { MEBIBYTE, type Pair, startPair } from "../tools/pair.js";
 import { useWorkspace } from "../tools/workspace.js";
 
 const SIZE_BYTES = 8 * MEBIBYTE;
+
+interface Cramped {
+  readonly fileSystem: CrampedFileSystem;
+  readonly files: { readonly primary: string; readonly secondary: string };
+  readonly pair: Pair;
+}
 
 describe("a disk whose flush failed, of a node that is started anew on the same host", () => {
   const workspace = useWorkspace();
@@ -22,44 +28,48 @@ describe("a disk whose flush failed, of a node that is started anew on the same 
     await truncate(path, SIZE_BYTES);
   };
 
+  /** A pair of which one disk lies where writing back may fail. */
+  const startOnCramped = async (cramped: "primary" | "secondary"): Promise<Cramped> => {
+    const fileSystem = await CrampedFileSystem.make(workspace);
+    const pathOf = (role: "primary" | "secondary"): string =>
+      role === cramped ? fileSystem.path("disk0.img") : workspace.path(`${role}-disk0.img`);
+    const files = { primary: pathOf("primary"), secondary: pathOf("secondary") };
+    for (const file of Object.values(files)) await makeDisk(file);
+    return { fileSystem, files, pair: await startPair(workspace, { diskPath: (role) => files[role] }) };
+  };
+
   const kill = async (node: NodeProcess): Promise<void> => {
     node.process.signal("SIGKILL");
     await node.process.ended();
   };
 
   it("secondary: what it lost is sent again, and is there after a power loss", async () => {
-    const cramped = await CrampedFileSystem.make(workspace);
-    const files = { primary: workspace.path("primary-disk0.img"), secondary: cramped.path("disk0.img") };
-    for (const file of Object.values(files)) await makeDisk(file);
-    const pair = await startPair(workspace, { diskPath: (role) => files[role] });
+    const { fileSystem, files, pair } = await startOnCramped("secondary");
     await writePattern(pair.primaryUri(), 0x11, "0", "64k");
     await pair.checkpoint();
 
-    await cramped.fill();
+    await fileSystem.fill();
     await writePattern(pair.primaryUri(), 0x22, "4M", "64k");
     await pair.primary.waitForStatus("flush failed", ({ primary }) => primary?.link.lastError !== null);
-    await cramped.makeRoom();
+    await fileSystem.makeRoom();
     await kill(pair.secondary);
 
     await pair.startSecondary();
     await pair.synchronised();
     await pair.checkpoint();
     await kill(pair.secondary);
-    await cramped.remount();
+    await fileSystem.remount();
     await expectSameContent(files.primary, files.secondary);
   });
 
   it("primary: the guest sees what the disk has, and not what a power loss will cost", async () => {
-    const cramped = await CrampedFileSystem.make(workspace);
-    const files = { primary: cramped.path("disk0.img"), secondary: workspace.path("secondary-disk0.img") };
-    for (const file of Object.values(files)) await makeDisk(file);
-    const pair = await startPair(workspace, { diskPath: (role) => files[role] });
+    const { fileSystem, files, pair } = await startOnCramped("primary");
     await writePattern(pair.primaryUri(), 0x11, "0", "64k");
 
-    await cramped.fill();
+    await fileSystem.fill();
     const { code, stdout } = await tryQemuIo(pair.primaryUri(), "write -P 0x22 4M 64k", "flush");
     expect(code === 0 && !stdout.includes("failed"), "the flush fails").to.equal(false);
-    await cramped.makeRoom();
+    await fileSystem.makeRoom();
     await kill(pair.primary);
 
     await pair.startPrimary();
@@ -67,21 +77,18 @@ describe("a disk whose flush failed, of a node that is started anew on the same 
     await pair.synchronised();
     await pair.checkpoint();
     await kill(pair.primary);
-    await cramped.remount();
+    await fileSystem.remount();
     await expectSameContent(files.primary, files.secondary);
   });
 
   it("primary: a guest that outlives it hears, when it flushes, that what it was told may be lost", async () => {
-    const cramped = await CrampedFileSystem.make(workspace);
-    const files = { primary: cramped.path("disk0.img"), secondary: workspace.path("secondary-disk0.img") };
-    for (const file of Object.values(files)) await makeDisk(file);
-    const pair = await startPair(workspace, { diskPath: (role) => files[role] });
-    await cramped.fill();
+    const { fileSystem, files, pair } = await startOnCramped("primary");
+    await fileSystem.fill();
     const guest = await connectNbd(parseNbdUri(pair.primaryUri()));
     await guest.write(4 * MEBIBYTE, Buffer.alloc(65536, 0x22), Flag.None);
     // The kernel writes back, in vain, before anybody flushes.
-    await cramped.writeBack();
-    await cramped.makeRoom();
+    await fileSystem.writeBack();
+    await fileSystem.makeRoom();
     await kill(pair.primary);
 
     await pair.startPrimary();

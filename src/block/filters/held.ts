@@ -1,17 +1,24 @@
-/** A device whose changes begin, and end, when a hold lets them. */
+/** A device whose changes begin, and end, when something lets them. */
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../device.js";
-import type { Hold } from "../hold.js";
 
-export function held(next: BlockDevice, hold: Hold): BlockDevice {
+/** What lets changes begin and end: a Hold, or OnRecord. */
+export interface Passage {
+  /** Makes a change when it may begin; resolves when it may be acknowledged. */
+  change(apply: () => Promise<void>): Promise<void>;
+  /** As change(), for a flush, which may begin at any time. */
+  finish(apply: () => Promise<void>): Promise<void>;
+}
+
+export function held(next: BlockDevice, hold: Passage): BlockDevice {
   return new HeldDevice(next, hold);
 }
 
 class HeldDevice implements BlockDevice {
   readonly info: DeviceInfo;
   readonly #next: BlockDevice;
-  readonly #hold: Hold;
+  readonly #hold: Passage;
 
-  constructor(next: BlockDevice, hold: Hold) {
+  constructor(next: BlockDevice, hold: Passage) {
     this.info = next.info;
     this.#next = next;
     this.#hold = hold;

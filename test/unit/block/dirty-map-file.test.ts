@@ -291,6 +291,23 @@ describe("a dirty map's file", () => {
     });
   });
 
+  it("lets extents cool down without a replica, too, also after a change to more of them at once than should be hot", async () => {
+    const sizeBytes = 4 * MAX_HOT_EXTENTS * EXTENT;
+    directory = new MemoryStateDirectory();
+    map = await openDirtyMap(sizeBytes, directory);
+    map.linkLost();
+    await map.prepare(0, 2 * MAX_HOT_EXTENTS * EXTENT);
+    map.done(0, 2 * MAX_HOT_EXTENTS * EXTENT);
+    for (let extent = 2 * MAX_HOT_EXTENTS; extent < 2 * MAX_HOT_EXTENTS + 3; extent++) {
+      await map.prepare(extent * EXTENT, 1);
+      map.done(extent * EXTENT, 1);
+      await turns();
+    }
+    directory.crash();
+    map = await openDirtyMap(sizeBytes, directory);
+    expect(map.missedBytes / EXTENT).to.be.at.most(MAX_HOT_EXTENTS);
+  });
+
   it("is crowded while far more extents are hot than should be, until a flush of the replica lets them cool", async () => {
     directory = new MemoryStateDirectory();
     map = await openDirtyMap(3 * MAX_HOT_EXTENTS * EXTENT, directory);

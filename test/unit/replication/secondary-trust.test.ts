@@ -252,6 +252,23 @@ describe("secondary: trust in its writers", () => {
     expect((await introduce(pair.node, "s", { tenures: [second.tenure] })).isKnown).to.equal(false);
   });
 
+  it("takes a writer again of whom was recorded in passing what could not be before", async () => {
+    await introduce(pair.node, "s");
+    await put(await writer(), 0, PAGE, 0x22);
+    await pair.crashSecondary();
+
+    pair.node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
+    const stranger = await writer();
+    await expectFailure(put(stranger, 0, PAGE, 0x23), /it can't be recorded who writes/);
+    await stranger.close();
+    await departed();
+    // Whatever writes the metadata next writes that, too.
+    await pair.node.start();
+    await put(await writer(), 0, PAGE, 0x24);
+    await pair.node.applied();
+    expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x24]));
+  });
+
   it("refuses a writer while it can't be recorded that it writes, and takes it when it can", async () => {
     const first = await introduce(pair.node, "s");
     await put(await writer(), 0, PAGE, 0x22);
