@@ -7,14 +7,13 @@ import type { Logger } from "pino";
 import { ReplError, StateError } from "../errors.js";
 import type { Address } from "../net/address.js";
 import type { ConnectionInfo } from "../nbd/server/connection.js";
-import { ExportTable, type NbdExport } from "../nbd/server/exports.js";
 import { DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_CONNECTIONS_PER_PEER } from "../nbd/server/limits.js";
 import { NbdServer } from "../nbd/server/server.js";
 import type { InheritedSocket } from "../os/socket-activation.js";
 import type { ManagedNbdServer } from "../qmp/commands/nbd-server.js";
 import type { Secondary } from "../replication/secondary.js";
 import type { NbdAccess } from "./access.js";
-import type { SecondaryDisk } from "../replication/secondary-disk.js";
+import { ReplicationExports } from "./replication-exports.js";
 
 /** How long a writer that is cut off may take to take its last replies. */
 export const DISCONNECT_DEADLINE_MS = 2000;
@@ -25,13 +24,14 @@ const EXPORT_ID = /^[A-Za-z][A-Za-z0-9._-]*$/;
 export class ReplicationServer implements ManagedNbdServer {
   readonly #log: Logger;
   readonly #access: NbdAccess;
-  readonly #exports = new ExportTable();
+  readonly #exports: ReplicationExports;
   #secondary: Secondary | null = null;
   #server: NbdServer | null = null;
 
   constructor(log: Logger, access: NbdAccess) {
     this.#log = log;
     this.#access = access;
+    this.#exports = new ReplicationExports(log, () => this.#secondary);
   }
 
   /** Whose disks it exports; known only after it, since the secondary cuts its writers off through it. */
@@ -132,12 +132,11 @@ export class ReplicationServer implements ManagedNbdServer {
   }
 
   #add(diskName: string, exportName: string, isWritable: boolean): void {
-    const secondary = this.#secondary;
-    const disk = secondary?.disks.find(({ name }) => name === diskName);
-    if (secondary === null || disk === undefined) {
+    const disk = this.#secondary?.disks.find(({ name }) => name === diskName);
+    if (disk === undefined) {
       throw new ReplError("no-such-disk", `Cannot find device='${diskName}' nor node-name='${diskName}'`);
     }
-    this.#exports.add(replicationExport(this.#log, secondary, disk, exportName, isWritable));
+    this.#exports.addDisk(disk, exportName, isWritable);
   }
 }
 
@@ -147,29 +146,5 @@ function roomFor(disks: number): Pick<NbdAccess, "maxConnections" | "maxConnecti
   return {
     maxConnections: Math.max(DEFAULT_MAX_CONNECTIONS, 2 * connections),
     maxConnectionsPerPeer: Math.max(DEFAULT_MAX_CONNECTIONS_PER_PEER, connections),
-  };
-}
-
-/** A secondary's disk as its primary writes to it. */
-export function replicationExport(
-  log: Logger,
-  secondary: Secondary,
-  disk: SecondaryDisk,
-  name: string,
-  isWritable: boolean,
-): NbdExport {
-  return {
-    name,
-    description: `replica of disk ${disk.name}`,
-    readOnly: !isWritable,
-    device: disk.replicationExport,
-    refusal: () => secondary.exportRefusal(),
-    connected: ({ peer }) => {
-      const isIntroduced = secondary.tracker.session !== null;
-      return secondary.tracker.observe(peer, name, (refusal) => {
-        secondary.written(disk, isIntroduced && refusal === null);
-        if (refusal !== null) log.error({ peer, export: name, reason: refusal }, "writer refused");
-      });
-    },
   };
 }

@@ -57,7 +57,7 @@ export class QemuControl implements ReplicaControl {
       data: "no secret: this object's name tells a primary what this QEMU has",
     });
     // Whether a QEMU failed in between can't be asked.
-    return { known, tenure, changed: {}, memory: randomUUID(), epoch, stage };
+    return { known, tenure, changed: {}, memory: randomUUID(), writer: null, epoch, stage };
   }
 
   prepareCheckpoint(): Promise<void> {

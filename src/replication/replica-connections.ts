@@ -9,7 +9,7 @@ import { asError, LinkError, NegotiationError } from "../errors.js";
 import type { Endpoint } from "../net/endpoint.js";
 import { FlushPace } from "./flush-pace.js";
 import type { PrimaryDisk } from "./primary-disk.js";
-import type { Hello, ReplicaControl, Welcome } from "./replica-control.js";
+import { type Hello, type ReplicaControl, type Welcome, writerExport } from "./replica-control.js";
 import type { ReplicaDisk, ReplicaNetwork } from "./replica-network.js";
 
 /** How often it is looked whether the replica is to make durable what it acknowledged. */
@@ -75,6 +75,7 @@ export class ReplicaConnections {
   ): Promise<ReplicaConnections> {
     let control: ReplicaControl | null = null;
     let memory: string | null = null;
+    let writer: string | null = null;
     const replicas: ReplicaDisk[] = [];
     try {
       if (options.control !== null) {
@@ -84,9 +85,9 @@ export class ReplicaConnections {
         // Before the disks: it cuts off older connections, whose late writes would overwrite newer ones.
         const welcome = await control.handshake(events.hello());
         await events.welcomed(welcome);
-        memory = welcome.memory;
+        ({ memory, writer } = welcome);
       }
-      for (const disk of options.disks) replicas.push(await connectDisk(disk, options));
+      for (const disk of options.disks) replicas.push(await connectDisk(disk, writer, options));
       // A node that died after its answer and is up again knows nothing of the handshake, and takes the connections all the same.
       await control?.heartbeat();
       return new ReplicaConnections(options, control, replicas, memory);
@@ -175,9 +176,11 @@ export class ReplicaConnections {
 
 async function connectDisk(
   disk: PrimaryDisk,
+  writer: string | null,
   { address, timeoutMs, network }: ReplicaConnectionsOptions,
 ): Promise<ReplicaDisk> {
-  const replica = await network.disk(address, disk.name, timeoutMs);
+  const exportName = writer === null ? disk.name : writerExport(disk.name, writer);
+  const replica = await network.disk(address, exportName, timeoutMs);
   const { sizeBytes, writable } = replica.info;
   const expected = disk.local.info.sizeBytes;
   if (sizeBytes === expected && writable) return replica;

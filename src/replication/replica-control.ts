@@ -4,7 +4,7 @@ import { ProtocolError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
 
 /** Version of the handshake; a node refuses another's. */
-export const HANDSHAKE_VERSION = 4;
+export const HANDSHAKE_VERSION = 5;
 
 /** Told by a secondary when a checkpoint is durable, with its epoch. */
 export const CHECKPOINT_EVENT = "X_REPL_CHECKPOINT";
@@ -41,12 +41,22 @@ const welcomeSchema = z.object({
    * or not.
    */
   memory: z.uuid(),
+  /** For writerExport(); null: the exports are as they are for anybody. */
+  writer: z.uuid().nullable(),
   epoch: z.int().nonnegative(),
   stage: z.string(),
 });
 
 export type Hello = z.output<typeof helloSchema>;
 export type Welcome = z.output<typeof welcomeSchema>;
+
+/**
+ * The name by which a primary asks for the export of a disk after its handshake. A secret of the two: who knows it is the primary
+ * that introduced itself, and nobody else writes.
+ */
+export function writerExport(exportName: string, writer: string): string {
+  return `${exportName}@${writer}`;
+}
 
 /** A connection to whoever commands the replica: a node of ours, or a QEMU (qemu-control.ts). */
 export interface ReplicaControl {

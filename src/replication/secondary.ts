@@ -12,7 +12,7 @@
  * - metadata.json names the epoch whose overlays count. It moves on only after everything received before that
  *   epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
  */
-import { describeError } from "../errors.js";
+import { describeError, StateError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";
 import { makingRoom } from "../meta/making-room.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
@@ -227,8 +227,15 @@ export class Secondary {
     return this.#epochs.failure ?? this.#group.failure ?? (isLost ? "the last checkpoint is lost" : null);
   }
 
+  /** @throws StateError with QEMU's texts, or if the disks are half of what a primary is copying here */
   start(mode: Mode): Promise<void> {
-    return this.#serial.run(() => this.#stages.apply({ type: "start", mode }));
+    return this.#serial.run(() => {
+      if (this.#tracker.isCopying) {
+        const remedy = "it starts replication itself when it is done";
+        throw new StateError("copying", `a primary's first copy is not finished: ${remedy}`);
+      }
+      return this.#stages.apply({ type: "start", mode });
+    });
   }
 
   /**

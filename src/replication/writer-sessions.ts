@@ -6,6 +6,7 @@
  * - Whoever wrote before an introduction is cut off before it is answered; but nobody is cut off for another primary.
  * - Data of a line of history is not overwritten before it can be gone back to.
  */
+import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
 import { describeError, StateError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
@@ -30,6 +31,8 @@ export interface Introduced {
   readonly changed: ChangedRanges;
   /** As DiskGroup.memory. */
   readonly memory: string;
+  /** As WriterTracker.writer. */
+  readonly writer: string;
 }
 
 export interface WriterSessionsParts {
@@ -83,9 +86,10 @@ export class WriterSessions {
       await stages.apply({ type: "start", mode: "secondary" });
     }
     if (group.epoch !== null) await own.keep(group.epoch.number);
-    tracker.introduce(introduction.session);
+    const writer = randomUUID();
+    tracker.introduce(introduction.session, writer);
     const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures);
-    return { isKnown, tenure, changed: own.changed(), memory: group.memory };
+    return { isKnown, tenure, changed: own.changed(), memory: group.memory, writer };
   }
 
   /**

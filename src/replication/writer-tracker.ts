@@ -8,7 +8,7 @@
  * A writer that was cut off with everything answered leaves no hole but an end: it may have gone on without this replica, and nobody
  * here can tell where it is now. Only a writer that took leave (NBD_CMD_DISC) had nothing on its way.
  *
- * Beside a primary that introduced itself nobody else writes: a second writer is refused, and what is known of the first is void.
+ * A primary that introduced itself is told a name that its connections show (writerExport()), and nobody writes beside them.
  *
  * Invariants: `gap` and `cutOff` only go from set to null through `begin()`, when replication is started anew, or
  * `resynced()`, on the word of the session whose connections have all held since its handshake.
@@ -30,12 +30,14 @@ export class WriterTracker implements WriterTrace {
   #gap: string | null;
   #cutOff: string | null;
   #session: SessionId | null = null;
+  /** What the session's connections show; null: there was no handshake. */
+  #writer: string | null = null;
   /** Counts handshakes: a connection belongs to the one before it, whatever session it is of. */
   #handshakes = 0;
   #hasDeparted = false;
   #isWatching = false;
-  /** The connection that writes to each export, since the last handshake. A primary of ours has one. */
-  readonly #writers = new Map<string, symbol>();
+  /** A primary introduced itself before replication was started, and has not said that nothing is missing. */
+  #isCopying = false;
   readonly #onChange: () => void;
 
   /** @param known from before a restart */
@@ -58,9 +60,20 @@ export class WriterTracker implements WriterTrace {
     return this.#session;
   }
 
+  /** By what the connections of the primary are known that introduced itself last; null: none has. */
+  get writer(): string | null {
+    return this.#writer;
+  }
+
+  /** Whether the first copy of a primary that introduced itself has begun, and not ended: the disks are no checkpoint of anything. */
+  get isCopying(): boolean {
+    return this.#isCopying;
+  }
+
   /** From now on lost writes matter: replication runs. Before that the first copy may start over as it likes. */
   begin(): void {
     this.#isWatching = true;
+    this.#isCopying = false;
     this.#hasDeparted = false;
     this.#mended();
   }
@@ -73,23 +86,29 @@ export class WriterTracker implements WriterTrace {
 
   end(): void {
     this.#isWatching = false;
+    this.#isCopying = false;
     this.#session = null;
     this.#mended();
   }
 
-  /** A primary introduced itself; whoever wrote before has been cut off. */
-  introduce(session: SessionId): void {
+  /**
+   * A primary introduced itself; whoever wrote before has been cut off.
+   * @param writer what its connections will show
+   */
+  introduce(session: SessionId, writer: string): void {
     this.#session = session;
+    this.#writer = writer;
     this.#handshakes++;
-    this.#writers.clear();
     if (this.#isWatching)
       this.#setGap(this.#gap ?? "the primary has reconnected and its resync is not finished");
+    else this.#isCopying = true;
   }
 
   /** The session says that nothing is missing any more. @returns false if its word doesn't count */
   resynced(session: SessionId): boolean {
     if (session !== this.#session) return false;
     this.#hasDeparted = false;
+    this.#isCopying = false;
     this.#mended();
     return true;
   }
@@ -101,48 +120,44 @@ export class WriterTracker implements WriterTrace {
 
   /**
    * To be told of each connection to a replication export.
+   * @param isOfSession whether it shows `writer`
    * @param onWrite told at its first write, and why it is refused, if it is
    */
   observe(
     peer: string,
-    exportName: string,
+    isOfSession: boolean,
     onWrite: (refusal: string | null) => void = () => undefined,
   ): ConnectionObserver {
-    const session = this.#session;
     const handshake = this.#handshakes;
-    const connection = Symbol(peer);
+    let refusal: string | null = null;
     return {
       firstWrite: (): string | null => {
-        const refusal = this.#firstWrite(peer, exportName, session, connection);
+        refusal = this.#firstWrite(peer, isOfSession, handshake);
         onWrite(refusal);
         return refusal;
       },
       closed: (summary): void => {
-        if (this.#writers.get(exportName) === connection) this.#writers.delete(exportName);
         // A connection that a handshake replaced has been accounted for by that handshake.
-        if (handshake === this.#handshakes) this.#closed(peer, summary);
+        if (handshake !== this.#handshakes) return;
+        // The others of the session end with it.
+        if (isOfSession) this.#session = null;
+        if (refusal === null) this.#closed(peer, summary);
       },
     };
   }
 
-  #firstWrite(
-    peer: string,
-    exportName: string,
-    session: SessionId | null,
-    connection: symbol,
-  ): string | null {
-    const isIntroduced = session !== null && session === this.#session;
+  /** @returns why it is refused, which costs nobody else anything, or null */
+  #firstWrite(peer: string, isOfSession: boolean, handshake: number): string | null {
+    if (isOfSession && handshake !== this.#handshakes)
+      return "a primary has introduced itself since this connection was made";
+    if (!isOfSession && this.#session !== null)
+      return "a primary introduced itself, and nobody writes beside it";
+    if (!isOfSession) this.#isCopying = false;
+    const isIntroduced = isOfSession && this.#session !== null;
     if (this.#isWatching && this.#hasDeparted && !isIntroduced) {
       this.#setGap(this.#gap ?? `writer ${peer} came back without a resync`);
     }
-    if (this.#handshakes === 0 || !this.#writers.has(exportName)) {
-      this.#writers.set(exportName, connection);
-      return null;
-    }
-    // Which of the two is the primary nobody can tell: it has to introduce itself again, and send everything.
-    this.#session = null;
-    if (this.#isWatching) this.#setGap(this.#gap ?? `${peer} is a second writer beside the primary`);
-    return "another client writes to this export: the primary that introduced itself";
+    return null;
   }
 
   #closed(peer: string, summary: ConnectionSummary): void {

@@ -3,6 +3,7 @@ import { expect } from "chai";
 import { writeFile } from "node:fs/promises";
 
 import { expectPattern, qemuIo, writePattern } from "../tools/clients.js";
+import { failureOf } from "../tools/outcome.js";
 import { allocatedBytes, expectSameContent } from "../tools/disk-files.js";
 import { MEBIBYTE, Pair, startPair } from "../tools/pair.js";
 import { run, succeed } from "../tools/process.js";
@@ -100,5 +101,27 @@ describe("initial copy", () => {
     const { code, stdout } = await run("qemu-io", ["-f", "raw", "-c", "read 0 4k", pair.viewUri()]);
     expect(code).to.equal(1);
     expect(stdout).to.include("read failed: Input/output error");
+  });
+
+  it("is made a checkpoint of by no manager before it is done", async () => {
+    await writeFile(workspace.path("primary-disk0.img"), Buffer.alloc(8 * MEBIBYTE, 0x41));
+    const pair = new Pair(workspace, { sizeBytes: 8 * MEBIBYTE, primary: ["--resync-rate", "64K"] });
+    await pair.startSecondary();
+    await pair.startPrimary();
+    await pair.primary.waitForStatus("copying", ({ jobs }) => (jobs[0]?.offset ?? 0) > 0);
+    await pair.secondary.withQmp(async (client) => {
+      const refused = client.execute("xen-set-replication", { enable: true, primary: false });
+      expect(await failureOf(refused)).to.have.property(
+        "message",
+        "a primary's first copy is not finished: it starts replication itself when it is done",
+      );
+    });
+    expect((await pair.secondary.status()).stage).to.equal("none");
+    await pair.primary.withQmp((client) =>
+      client.execute("block-job-set-speed", { device: "mirror-disk0", speed: 0 }),
+    );
+    await pair.synchronised();
+    expect((await pair.secondary.status()).stage).to.equal("running");
+    await expectPattern(pair.viewUri(), [0x41, "0", "8M"]);
   });
 });

@@ -492,7 +492,7 @@ export class SimulatedPair {
             const [refusal] = refused;
             throw refusal === undefined ? error : refusedExport(refusal);
           });
-          const medium = host.host.media[Number(name.slice("disk".length))];
+          const medium = host.host.media[Number(name.slice("disk".length).split("@")[0])];
           if (medium === undefined) throw new Error(`no ${name}`);
           return { end, info: medium.info };
         },

@@ -4,7 +4,7 @@
  */
 import { pino } from "pino";
 
-import { replicationExport } from "../../src/app/replication-server.js";
+import { ReplicationExports } from "../../src/app/replication-exports.js";
 import { errnoOf, DeviceError, ReplError } from "../../src/errors.js";
 import type { ConnectionObserver, NbdExport } from "../../src/nbd/server/exports.js";
 import { checkArguments, type QmpCommand } from "../../src/qmp/command.js";
@@ -26,7 +26,7 @@ export interface ServerEvents {
 export class SimulatedServer {
   readonly #secondary: Secondary;
   readonly #events: ServerEvents;
-  readonly #exports: readonly NbdExport[];
+  readonly #exports: ReplicationExports;
   readonly #commands: ReadonlyMap<string, QmpCommand>;
   readonly #connections = new Set<DiskConnection>();
   readonly #controls = new Set<End>();
@@ -37,7 +37,8 @@ export class SimulatedServer {
     const log = pino({ level: "silent" });
     this.#secondary = secondary;
     this.#events = events;
-    this.#exports = secondary.disks.map((disk) => replicationExport(log, secondary, disk, disk.name, true));
+    this.#exports = new ReplicationExports(log, () => secondary);
+    for (const disk of secondary.disks) this.#exports.addDisk(disk, disk.name, true);
     this.#commands = new Map(secondaryPairCommands(secondary).map((command) => [command.name, command]));
   }
 
@@ -52,8 +53,8 @@ export class SimulatedServer {
 
   /** @returns why it is refused, or null */
   acceptDisk(end: End, name: string): string | null {
-    const index = this.#exports.findIndex((candidate) => candidate.name === name);
-    const exported = this.#exports[index];
+    const exported = this.#exports.get(name);
+    const index = this.#secondary.disks.findIndex((disk) => disk.name === exported?.name);
     const refusal = exported === undefined ? "no such export" : (exported.refusal?.() ?? null);
     if (exported === undefined || refusal !== null) return refusal;
     const connection = new DiskConnection(end, `peer ${++this.#accepted}`, exported, (request) =>

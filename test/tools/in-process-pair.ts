@@ -22,7 +22,7 @@ import { secondaryPairCommands } from "../../src/qmp/commands/pair.js";
 import { nodeCommands } from "../../src/qmp/commands/node.js";
 import { QmpServer } from "../../src/qmp/server.js";
 import { Primary } from "../../src/replication/primary.js";
-import { CHECKPOINT_EVENT } from "../../src/replication/replica-control.js";
+import { CHECKPOINT_EVENT, writerExport } from "../../src/replication/replica-control.js";
 import type { CongestionPolicy, ReplicaErrorPolicy } from "../../src/status.js";
 import { FailingDevice } from "./failing-device.js";
 import { MemoryDevice } from "./memory-device.js";
@@ -116,9 +116,12 @@ export class InProcessPair {
     return connectNbd({ address: this.#viewAddress, exportName: `disk${index}` });
   }
 
-  /** A writer that never introduces itself, as a QEMU primary. */
+  /** As the primary that introduced itself; if none has, a writer that never does, as a QEMU primary. */
   connectWriter(index = 0): Promise<NbdDevice> {
-    return connectNbd({ address: this.replicationAddress, exportName: `disk${index}` });
+    const { session, writer } = this.node.secondary.tracker;
+    const exportName =
+      session === null || writer === null ? `disk${index}` : writerExport(`disk${index}`, writer);
+    return connectNbd({ address: this.replicationAddress, exportName });
   }
 
   /** Begins to replicate; resolves when the checkpoint after the first copy is taken. */

@@ -85,12 +85,13 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
       arguments: helloSchema,
       run: async (hello) => {
         refuseMismatch(secondary, hello);
-        const { isKnown: known, tenure, changed, memory } = await secondary.introduce(hello);
+        const { isKnown: known, tenure, changed, memory, writer } = await secondary.introduce(hello);
         return {
           known,
           tenure,
           changed,
           memory,
+          writer,
           epoch: secondary.epoch,
           stage: secondary.stage,
           version: HANDSHAKE_VERSION,

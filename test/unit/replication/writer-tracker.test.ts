@@ -19,10 +19,10 @@ describe("WriterTracker", () => {
     tracker = new WriterTracker({ gap: null, cutOff: null }, () => changes++);
   });
 
-  /** A connection that has written. */
-  function connect(): ConnectionObserver {
-    const observer = tracker.observe(PEER, "disk0");
-    observer.firstWrite?.();
+  /** A connection that has written. @param isOfSession whether of the primary that introduced itself */
+  function connect(isOfSession = false): ConnectionObserver {
+    const observer = tracker.observe(PEER, isOfSession);
+    expect(observer.firstWrite?.()).to.equal(null);
     return observer;
   }
 
@@ -38,7 +38,7 @@ describe("WriterTracker", () => {
       connect().closed?.(summary({ unansweredWrites: 3, clean: false }));
       connect();
       tracker.writeFailed("lost");
-      tracker.introduce("one");
+      tracker.introduce("one", "writer of one");
       expect(tracker.gap).to.equal(null);
     });
 
@@ -47,20 +47,33 @@ describe("WriterTracker", () => {
       tracker.resume();
       expect(tracker.gap).to.equal("from before");
       connect();
-      tracker.introduce("one");
+      tracker.introduce("one", "writer of one");
       expect(tracker.gap, "the first reason stays").to.equal("from before");
       tracker.begin();
       expect(tracker.gap).to.equal(null);
     });
 
     it("takes the word of a session that finishes the first copy", () => {
-      tracker.introduce("one");
+      tracker.introduce("one", "writer of one");
       expect([tracker.session, tracker.resynced("one"), tracker.gap]).to.deep.equal(["one", true, null]);
     });
 
+    it("knows that a copy has begun until that is said to be whole, or somebody writes who introduces himself to nobody", () => {
+      expect(tracker.isCopying).to.equal(false);
+      tracker.introduce("one", "writer of one");
+      expect(tracker.isCopying).to.equal(true);
+      tracker.resynced("one");
+      expect(tracker.isCopying).to.equal(false);
+      tracker.introduce("one", "writer of one");
+      connect(true).closed?.(summary());
+      expect(tracker.isCopying, "half of it is there").to.equal(true);
+      connect();
+      expect(tracker.isCopying).to.equal(false);
+    });
+
     it("does not take the word of one whose connection was lost meanwhile", () => {
-      tracker.introduce("one");
-      connect().closed?.(summary({ clean: false, unansweredWrites: 1 }));
+      tracker.introduce("one", "writer of one");
+      connect(true).closed?.(summary({ clean: false, unansweredWrites: 1 }));
       expect(tracker.resynced("one")).to.equal(false);
     });
   });
@@ -97,7 +110,7 @@ describe("WriterTracker", () => {
 
     it("sees a gap when one comes back, as soon as it writes", () => {
       connect().closed?.(summary());
-      const observer = tracker.observe(PEER, "disk0");
+      const observer = tracker.observe(PEER, false);
       expect(tracker.gap).to.equal(null);
       observer.firstWrite?.();
       expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
@@ -112,7 +125,7 @@ describe("WriterTracker", () => {
     });
 
     it("does not mind readers that come and go, however they go", () => {
-      const reader = tracker.observe(PEER, "disk0");
+      const reader = tracker.observe(PEER, false);
       reader.closed?.(summary({ writes: 0, clean: false }));
       connect();
       expect([tracker.gap, tracker.cutOff]).to.deep.equal([null, null]);
@@ -144,14 +157,14 @@ describe("WriterTracker", () => {
     let connection: ConnectionObserver;
 
     beforeEach(() => {
-      tracker.introduce("one");
+      tracker.introduce("one", "writer of one");
       tracker.begin();
-      connection = connect();
+      connection = connect(true);
     });
 
     it("sees a gap from its handshake on, until it says that the resync is done", () => {
-      tracker.introduce("one");
-      connect();
+      tracker.introduce("one", "writer of one");
+      connect(true);
       expect(tracker.gap).to.equal(RECONNECTED);
       expect([tracker.resynced("one"), tracker.gap]).to.deep.equal([true, null]);
     });
@@ -163,7 +176,7 @@ describe("WriterTracker", () => {
 
     it("is mended by its resync after one of its connections was cut off", () => {
       connection.closed?.(summary({ clean: false }));
-      tracker.introduce("one");
+      tracker.introduce("one", "writer of one");
       expect(tracker.cutOff, "until the resync is done").to.be.a("string");
       expect([tracker.resynced("one"), tracker.gap, tracker.cutOff]).to.deep.equal([true, null, null]);
     });
@@ -171,21 +184,21 @@ describe("WriterTracker", () => {
     it("sees a gap when one of its connections goes with requests unanswered, and mends it after a handshake", () => {
       connection.closed?.(summary({ unansweredWrites: 1 }));
       expect(tracker.gap).to.equal(`writer ${PEER} went away with 1 requests unanswered`);
-      tracker.introduce("one");
-      connect();
+      tracker.introduce("one", "writer of one");
+      connect(true);
       expect(tracker.gap).to.equal(`writer ${PEER} went away with 1 requests unanswered`);
       expect([tracker.resynced("one"), tracker.gap]).to.deep.equal([true, null]);
     });
 
     it("does not hold connections that a handshake replaced against the session that made it", () => {
-      tracker.introduce("one");
+      tracker.introduce("one", "writer of one");
       connection.closed?.(summary({ unansweredWrites: 4 }));
       expect([tracker.session, tracker.gap]).to.deep.equal(["one", RECONNECTED]);
       expect(tracker.resynced("one")).to.equal(true);
     });
 
     it("takes no word of a session that another one has replaced", () => {
-      tracker.introduce("other");
+      tracker.introduce("other", "writer of other");
       expect([tracker.resynced("one"), tracker.gap]).to.deep.equal([false, RECONNECTED]);
       expect([tracker.resynced("other"), tracker.gap]).to.deep.equal([true, null]);
     });
@@ -197,22 +210,44 @@ describe("WriterTracker", () => {
     });
 
     it("lets no reader, scanner or monitor cost the session its word", () => {
-      tracker.observe("monitor", "disk0").closed?.(summary({ peer: "monitor", writes: 0, clean: false }));
+      tracker.observe("monitor", false).closed?.(summary({ peer: "monitor", writes: 0, clean: false }));
       expect([tracker.session, tracker.resynced("one")]).to.deep.equal(["one", true]);
     });
 
-    it("lets nobody else write to an export that the primary writes to, and asks it to come back for it", () => {
+    it("lets nobody write beside it, which costs it nothing", () => {
       const told: (string | null)[] = [];
-      const intruder = tracker.observe("intruder", "disk0", (refusal) => told.push(refusal));
-      expect(intruder.firstWrite?.()).to.match(/^another client writes to this export/);
-      expect(told).to.have.length(1);
-      expect(tracker.gap).to.match(/^intruder is a second writer beside the primary|RECONNECTED/);
-      expect(tracker.resynced("one")).to.equal(false);
-      expect(tracker.observe("again", "disk0").firstWrite?.(), "nor later").to.match(/^another client/);
-      expect(tracker.observe("primary", "disk1").firstWrite?.()).to.equal(null);
-      tracker.introduce("one");
-      expect(tracker.observe("primary", "disk0").firstWrite?.()).to.equal(null);
-      expect(tracker.resynced("one")).to.equal(true);
+      const intruder = tracker.observe("intruder", false, (refusal) => told.push(refusal));
+      const reason = "a primary introduced itself, and nobody writes beside it";
+      expect(intruder.firstWrite?.()).to.equal(reason);
+      intruder.closed?.(summary({ peer: "intruder", clean: false, failedWrites: 5 }));
+      expect(told).to.deep.equal([reason]);
+      expect([tracker.gap, tracker.cutOff]).to.deep.equal([null, null]);
+      expect([tracker.session, tracker.resynced("one")]).to.deep.equal(["one", true]);
+    });
+
+    it("lets nobody write before its own connections are there", () => {
+      tracker.introduce("other", "writer of other");
+      expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
+      connect(true);
+      expect([tracker.resynced("other"), tracker.gap]).to.deep.equal([true, null]);
+    });
+
+    it("lets others write once it has gone, which nobody vouches for", () => {
+      connection.closed?.(summary());
+      connect(false);
+      expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
+    });
+
+    it("lets no connection write that it made before a handshake", () => {
+      const late = tracker.observe(PEER, true);
+      tracker.introduce("one", "another writer");
+      expect(late.firstWrite?.()).to.equal("a primary has introduced itself since this connection was made");
+      expect(tracker.session).to.equal("one");
+    });
+
+    it("loses its word with a connection that wrote nothing", () => {
+      tracker.observe(PEER, true).closed?.(summary({ writes: 0 }));
+      expect([tracker.session, tracker.resynced("one"), tracker.gap]).to.deep.equal([null, false, null]);
     });
 
     it("forgets session and gap when replication ends", () => {

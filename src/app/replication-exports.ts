@@ -1,0 +1,58 @@
+/**
+ * The exports of a secondary's disks: each by its name, for anybody, and by another one that is not listed, for the primary that
+ * introduced itself (writerExport()).
+ */
+import type { Logger } from "pino";
+import { ExportTable, type NbdExport } from "../nbd/server/exports.js";
+import { writerExport } from "../replication/replica-control.js";
+import type { Secondary } from "../replication/secondary.js";
+import type { SecondaryDisk } from "../replication/secondary-disk.js";
+
+export class ReplicationExports extends ExportTable {
+  readonly #log: Logger;
+  readonly #secondary: () => Secondary | null;
+  readonly #ofSession = new Map<string, NbdExport>();
+
+  /** @param secondary null: there is none yet, nor an export */
+  constructor(log: Logger, secondary: () => Secondary | null) {
+    super();
+    this.#log = log;
+    this.#secondary = secondary;
+  }
+
+  /** @throws StateError export-exists */
+  addDisk(disk: SecondaryDisk, name: string, isWritable: boolean): void {
+    this.add(this.#export(disk, name, isWritable, false));
+    this.#ofSession.set(name, this.#export(disk, name, isWritable, true));
+  }
+
+  override remove(name: string): boolean {
+    this.#ofSession.delete(name);
+    return super.remove(name);
+  }
+
+  override get(name: string): NbdExport | undefined {
+    return super.get(name) ?? this.#findOfSession(name);
+  }
+
+  #findOfSession(name: string): NbdExport | undefined {
+    const writer = this.#secondary()?.tracker.writer ?? null;
+    if (writer === null) return undefined;
+    return [...this.#ofSession.values()].find((exported) => writerExport(exported.name, writer) === name);
+  }
+
+  #export(disk: SecondaryDisk, name: string, isWritable: boolean, isOfSession: boolean): NbdExport {
+    return {
+      name,
+      description: `replica of disk ${disk.name}`,
+      readOnly: !isWritable,
+      device: disk.replicationExport,
+      refusal: () => this.#secondary()?.exportRefusal() ?? null,
+      connected: ({ peer }) =>
+        this.#secondary()?.tracker.observe(peer, isOfSession, (refusal) => {
+          if (refusal === null) this.#secondary()?.written(disk, isOfSession);
+          else this.#log.error({ peer, export: name, reason: refusal }, "writer refused");
+        }) ?? {},
+    };
+  }
+}
