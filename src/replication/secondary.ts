@@ -16,6 +16,7 @@ import { describeError, StateError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";
 import { makingRoom } from "../meta/making-room.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
+import { Reserve } from "../meta/reserve.js";
 import type { SwallowedError } from "../status.js";
 import type { Commit } from "./commit.js";
 import { systemClock } from "../clock.js";
@@ -46,6 +47,7 @@ export class Secondary {
   readonly #metadata: MetadataKeeper<SecondaryMetadata>;
   readonly #group: DiskGroup;
   readonly #store: EpochStore;
+  readonly #reserve: Reserve;
   readonly #epochs: EpochChanger;
   readonly #tracker: WriterTracker;
   readonly #trouble: IoTrouble;
@@ -63,6 +65,7 @@ export class Secondary {
     const disconnectWriters = (): Promise<void> => events.disconnectWriters();
     const metadata = new MetadataKeeper(directory, known);
     this.#metadata = metadata;
+    this.#reserve = new Reserve(options.directory);
     const group = new DiskGroup(disks, clock, {
       imageLost: (error) => this.#trouble.imageLost(error),
       ioError: (disk, failure) => {
@@ -126,6 +129,7 @@ export class Secondary {
       serial: this.#serial,
       own: this.#own,
       tracker,
+      reserve: this.#reserve,
       disconnectWriters,
       ended: (failure) => {
         if (failure === null) trouble.clear();
@@ -155,6 +159,7 @@ export class Secondary {
       succession: secondary.#succession,
       tracker: secondary.#tracker,
     });
+    if (secondary.stage === "none" || secondary.stage === "running") await secondary.#holdReserve();
     return secondary;
   }
 
@@ -349,6 +354,15 @@ export class Secondary {
         events.stageChanged(stage);
       },
     });
+  }
+
+  async #holdReserve(): Promise<void> {
+    try {
+      await this.#reserve.hold();
+    } catch (error) {
+      const consequence = "a failover may find no room in the state directory";
+      this.#options.log.warn({ error: describeError(error) }, consequence);
+    }
   }
 
   readonly #metadataFailed = (error: unknown): void => {

@@ -7,8 +7,9 @@
  * - `promoted` is the primary that the node is, from the instant on at which its view becomes writable as one.
  */
 import type { Logger } from "pino";
-import { StateError } from "../errors.js";
+import { describeError, StateError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
+import type { Reserve } from "../meta/reserve.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { Commit } from "./commit.js";
 import type { DiskGroup } from "./disk-group.js";
@@ -38,6 +39,8 @@ export interface SuccessionParts {
   readonly serial: Serial;
   readonly own: OwnData;
   readonly tracker: WriterTracker;
+  /** Let go of when a failover begins. */
+  readonly reserve: Reserve;
   readonly sessions: WriterSessions;
   readonly checkpoints: SecondaryCheckpoints;
   /** As WriterSessionsParts.disconnectWriters. */
@@ -138,7 +141,7 @@ export class Succession {
 
   /** The replication exports are closed, and what they took is on the disks. */
   async fence(target: FailoverTarget): Promise<void> {
-    const { group, epochs, disconnectWriters } = this.#parts;
+    const { group, epochs, reserve, disconnectWriters, log } = this.#parts;
     this.#isFenced = true;
     group.fence();
     await disconnectWriters();
@@ -146,6 +149,10 @@ export class Succession {
     await epochs.settled();
     // The last writes may have cost the checkpoint. Before anything is on record, the other target is still open.
     this.refuseLostCheckpoint(target);
+    // Nothing is received any more that could take the room.
+    await reserve.release().catch((error: unknown) => {
+      log.warn({ error: describeError(error) }, "the reserve of the state directory could not be removed");
+    });
   }
 
   /** The failover begins, behind the fence; its end is told to `ended`. */

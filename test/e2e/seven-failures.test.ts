@@ -183,7 +183,7 @@ describe("failure of block replication", () => {
     await expectPattern(pair.viewUri(), [pattern, "0", "16M"]);
   });
 
-  it("3, backup, break-replication: the write is refused, the rollback stays, the guest goes on", async () => {
+  it("3, backup, break-replication: the write is refused, the rollback stays, the guest goes on, and a failover has room", async () => {
     const pair = await startCrampedPair({ secondary: ["--on-undo-error", "break-replication"] });
     await writePattern(pair.primaryUri(), 0x11, "0", "8M");
     await pair.checkpoint();
@@ -194,6 +194,10 @@ describe("failure of block replication", () => {
     await warned(pair.secondary, "I/O error on the secondary");
     expect((await pair.primary.verb("checkpoint")).code).to.not.equal(0);
     await expectPattern(pair.viewUri(), [0x11, "0", "8M"]);
+    await pair.failOver();
+    await expectPattern(pair.viewUri(), [0x11, "0", "8M"]);
+    await pair.secondary.succeed("stop");
+    await expectPattern(pair.secondaryFile(), [0x11, "0", "8M"]);
   });
 
   it("4, secondary disk: the status of both tells, no checkpoint; mended, the blocks are sent again", async () => {
