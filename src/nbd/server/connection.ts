@@ -7,20 +7,18 @@
  * - The socket is paused while `#stalled`: the receiver keeps an unparsed rest, or has had its share of this turn. Parsing
  *   goes on when there is room for what comes next, in this client's turn (turns.ts). A handshake waits for its turn
  *   always. The replies of a client that is stalled wait for its turn too, and go with those that the turn brings.
- * - While `#upgrade` is not "none" nothing is parsed; a byte that came behind NBD_OPT_STARTTLS ends the connection. A TLS
- *   session is made in this client's turn, once its first message is there.
+ * - While `#upgrade` is under way nothing is parsed (starttls.ts).
  * - `ended` resolves once, when no device request is in flight and no further reply can be sent.
  */
 import type { Socket } from "node:net";
 
 import type { Logger } from "pino";
 
-import { NegotiationError, ProtocolError, asError, describeError } from "../../errors.js";
+import { ProtocolError, describeError } from "../../errors.js";
 import { readInto, type Reader } from "../../net/read-into.js";
 import type { SendRoom } from "../../net/send-room.js";
 import type { SharedBuffer } from "../../block/buffer-pool.js";
-import type { TlsAcceptor, TlsSession } from "../../net/tls/acceptor.js";
-import { ClientHelloReader } from "../../net/tls/client-hello.js";
+import type { TlsSession } from "../../net/tls/acceptor.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
@@ -34,6 +32,7 @@ import { Negotiation } from "./negotiation.js";
 import type { OpenRequest } from "./open-request.js";
 import { ReceiveBuffer } from "./receive-buffer.js";
 import { ReplyWriter } from "./reply-writer.js";
+import { type ServerTls, StartTls } from "./starttls.js";
 import { Transmission } from "./transmission.js";
 import type { Turns } from "./turns.js";
 import { Share } from "./turns.js";
@@ -45,12 +44,6 @@ export interface Transport {
   readonly host: string | null;
   /** For people: the address, or the listener's path and a number. */
   readonly peer: string;
-}
-
-/** The TLS of a server: offered to its clients, or demanded of them. */
-export interface ServerTls {
-  readonly mode: "on" | "require";
-  readonly acceptor: TlsAcceptor;
 }
 
 export interface ConnectionOptions {
@@ -111,10 +104,7 @@ export class Connection implements OptionSink, Reader {
   #shuttingDown = false;
   #finished = false;
   #streamClosed = false;
-  /** NBD_OPT_STARTTLS was granted: the reply to it is on its way, then the client's first message, then the TLS handshake. */
-  #upgrade: "none" | "granted" | "hello" | "handshake" = "none";
-  #hello: ClientHelloReader | null = null;
-  #tlsSession: TlsSession | null = null;
+  readonly #upgrade: StartTls;
   /** This side ended the connection, and said why if there was anything to say. */
   #isGivenUp = false;
 
@@ -135,6 +125,18 @@ export class Connection implements OptionSink, Reader {
       this.#resolveEnded = resolve;
     });
     this.#writer = this.#writerTo(this.#stream);
+    this.#upgrade = new StartTls({
+      tls: options.tls,
+      turns: options.turns,
+      secured: (secured) => {
+        this.#secured(secured);
+      },
+      failed: (code, message) => {
+        if (this.#isGivenUp) return;
+        this.#warnOfEnd(code, message);
+        this.destroy();
+      },
+    });
     this.#negotiation = new Negotiation({
       exports: options.exports,
       isStopping: options.isStopping,
@@ -166,7 +168,7 @@ export class Connection implements OptionSink, Reader {
     return {
       peer: this.peer,
       exportName: this.exportName,
-      tls: this.#tlsSession,
+      tls: this.#upgrade.session,
       requestsInFlight: this.#transmission?.openRequests ?? 0,
       bytesRead: read,
       bytesWritten: written,
@@ -193,7 +195,7 @@ export class Connection implements OptionSink, Reader {
 
   /** Whether another option or request may be taken up, in its turn. */
   get #hasRoom(): boolean {
-    if (this.#inputOver || this.#upgrade !== "none") return false;
+    if (this.#inputOver || this.#upgrade.isUnderWay) return false;
     return this.#transmission?.hasRoom ?? this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES;
   }
 
@@ -215,7 +217,7 @@ export class Connection implements OptionSink, Reader {
         this.#endInput();
         return;
       case "tls":
-        this.#upgrade = "granted";
+        this.#upgrade.grant();
         return;
       case "transmission":
         this.#enterTransmission(outcome.agreement);
@@ -277,48 +279,13 @@ export class Connection implements OptionSink, Reader {
     });
   }
 
-  /** The client has the reply to NBD_OPT_STARTTLS: what it sends from now on is TLS. */
-  #awaitHello(): void {
-    this.#upgrade = "hello";
-    this.#hello = new ClientHelloReader();
-    this.#stream.resume();
-  }
-
-  /** @returns whether to read on */
-  #helloBytes(chunk: Buffer): boolean {
-    try {
-      const hello = this.#hello?.push(chunk) ?? null;
-      if (hello === null) return true;
-      this.#hello = null;
-      this.#options.turns.later(() => {
-        if (!this.#streamClosed && this.#options.tls !== null) void this.#secure(this.#options.tls, hello);
-      });
-    } catch (error) {
-      if (!(error instanceof NegotiationError)) throw error;
-      this.#violation(error.code, error.message);
-    }
-    return false;
-  }
-
-  async #secure({ acceptor }: ServerTls, hello: Buffer): Promise<void> {
-    this.#upgrade = "handshake";
-    const plain = this.#stream;
-    plain.removeAllListeners("data");
-    try {
-      const secured = await acceptor.secure(plain, hello);
-      this.#stream = secured;
-      this.#tlsSession = acceptor.sessionOf(secured);
-      this.#writer.close();
-      this.#writer = this.#writerTo(secured);
-      this.#upgrade = "none";
-      this.#negotiation.secured();
-      this.#read();
-      this.#listen();
-    } catch (error) {
-      if (this.#isGivenUp) return;
-      this.#warnOfEnd("tls-failed", asError(error).message);
-      this.destroy();
-    }
+  #secured(secured: Socket): void {
+    this.#stream = secured;
+    this.#writer.close();
+    this.#writer = this.#writerTo(secured);
+    this.#negotiation.secured();
+    this.#read();
+    this.#listen();
   }
 
   #read(): void {
@@ -326,8 +293,9 @@ export class Connection implements OptionSink, Reader {
     readInto(stream, this);
     stream.on("data", (chunk: Buffer) => {
       if (this.#inputOver) return;
-      const goesOn =
-        this.#upgrade === "hello" ? this.#helloBytes(chunk) : this.#parse(() => this.#receiver.push(chunk));
+      const goesOn = this.#upgrade.awaitsHello
+        ? this.#upgrade.push(stream, chunk)
+        : this.#parse(() => this.#receiver.push(chunk));
       if (!goesOn) stream.pause();
     });
   }
@@ -353,7 +321,7 @@ export class Connection implements OptionSink, Reader {
       return false;
     }
     const chunk = this.#buffer.received(lengthBytes);
-    if (this.#upgrade === "hello") return this.#helloBytes(chunk);
+    if (this.#upgrade.awaitsHello) return this.#upgrade.push(this.#stream, chunk);
     this.#source = this.#buffer.slab;
     this.#source?.hold();
     return this.#parse(() => this.#receiver.push(chunk));
@@ -362,7 +330,7 @@ export class Connection implements OptionSink, Reader {
   #listen(): void {
     const stream = this.#stream;
     stream.on("end", () => {
-      if (stream === this.#stream && this.#upgrade !== "handshake") this.#endInput();
+      if (stream === this.#stream && !this.#upgrade.isHandshaking) this.#endInput();
     });
     stream.on("error", (error) => {
       this.#options.log.debug({ peer: this.peer, err: error }, `connection broke: ${describeError(error)}`);
@@ -393,7 +361,7 @@ export class Connection implements OptionSink, Reader {
     }
     try {
       this.#stalled = !run();
-      if (this.#upgrade !== "none") this.#holdInput();
+      if (this.#upgrade.isUnderWay) this.#holdInput();
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#violation(error.code, error.message);
@@ -417,7 +385,7 @@ export class Connection implements OptionSink, Reader {
     this.#handOver = null;
     handOver?.();
     const mayRead = !this.#stalled || (this.#hasRoom && this.#parse(() => this.#receiver.resume()));
-    if (mayRead && this.#upgrade === "none") this.#stream.resume();
+    if (mayRead && !this.#upgrade.isUnderWay) this.#stream.resume();
     // What is answered already would be kept until the next turn, and with a thousand clients moved about by the garbage collector.
     this.#writer.flush();
   };
@@ -468,8 +436,10 @@ export class Connection implements OptionSink, Reader {
     const isLast = this.#inputOver || (this.#shuttingDown && this.#transmission !== null);
     if (isLast && this.#isAnswered()) {
       this.#finish();
-    } else if (this.#upgrade === "granted") {
-      if (this.#writer.queuedBytes === 0) this.#awaitHello();
+    } else if (this.#upgrade.isGranted) {
+      if (this.#writer.queuedBytes > 0) return;
+      this.#upgrade.awaitHello();
+      this.#stream.resume();
     } else if (this.#stalled && this.#hasRoom) {
       this.#awaitTurn();
     }

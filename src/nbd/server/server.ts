@@ -18,7 +18,7 @@ import type { SocketAccess } from "../../net/listen.js";
 import type { PeerFilter } from "../../net/peer-filter.js";
 import { SendRoom } from "../../net/send-room.js";
 import { ClientLog } from "./client-log.js";
-import type { ConnectionInfo, ServerTls } from "./connection.js";
+import type { ConnectionInfo } from "./connection.js";
 import { Connection } from "./connection.js";
 import type { ExportTable } from "./exports.js";
 import {
@@ -31,6 +31,7 @@ import {
 import { MemoryPool } from "./memory-pool.js";
 import type { Listener } from "./listener.js";
 import { openListener } from "./listener.js";
+import type { ServerTls } from "./starttls.js";
 import { Turns } from "./turns.js";
 
 export interface NbdServerOptions {

@@ -1,0 +1,99 @@
+/**
+ * NBD_OPT_STARTTLS, from its consent to the session: the reply is on its way, then the client's first message, then the TLS
+ * handshake. That is made in the client's turn, once its first message is there as a whole.
+ *
+ * Invariant: while it is under way no plaintext is parsed.
+ */
+import type { Socket } from "node:net";
+
+import { asError, NegotiationError } from "../../errors.js";
+import type { TlsAcceptor, TlsSession } from "../../net/tls/acceptor.js";
+import { ClientHelloReader } from "../../net/tls/client-hello.js";
+import type { Turns } from "./turns.js";
+
+/** The TLS of a server: offered to its clients, or demanded of them. */
+export interface ServerTls {
+  readonly mode: "on" | "require";
+  readonly acceptor: TlsAcceptor;
+}
+
+export interface StartTlsParts {
+  readonly tls: ServerTls | null;
+  readonly turns: Turns;
+  /** What the client sends from now on is TLS, and this its stream. */
+  readonly secured: (stream: Socket) => void;
+  readonly failed: (code: string, message: string) => void;
+}
+
+export class StartTls {
+  readonly #parts: StartTlsParts;
+  #state: "none" | "granted" | "hello" | "handshake" = "none";
+  #hello: ClientHelloReader | null = null;
+  #session: TlsSession | null = null;
+
+  constructor(parts: StartTlsParts) {
+    this.#parts = parts;
+  }
+
+  /** Null: none yet. */
+  get session(): TlsSession | null {
+    return this.#session;
+  }
+
+  get isUnderWay(): boolean {
+    return this.#state !== "none";
+  }
+
+  /** Only the reply may pass. */
+  get isGranted(): boolean {
+    return this.#state === "granted";
+  }
+
+  get awaitsHello(): boolean {
+    return this.#state === "hello";
+  }
+
+  get isHandshaking(): boolean {
+    return this.#state === "handshake";
+  }
+
+  grant(): void {
+    this.#state = "granted";
+  }
+
+  /** The client has the reply: what it sends from now on is TLS. */
+  awaitHello(): void {
+    this.#state = "hello";
+    this.#hello = new ClientHelloReader();
+  }
+
+  /** @returns whether to read on */
+  push(stream: Socket, chunk: Buffer): boolean {
+    const { tls, turns, failed } = this.#parts;
+    try {
+      const hello = this.#hello?.push(chunk) ?? null;
+      if (hello === null) return true;
+      this.#hello = null;
+      turns.later(() => {
+        if (!stream.destroyed && tls !== null) void this.#secure(stream, tls, hello);
+      });
+    } catch (error) {
+      if (!(error instanceof NegotiationError)) throw error;
+      failed(error.code, error.message);
+    }
+    return false;
+  }
+
+  async #secure(plain: Socket, { acceptor }: ServerTls, hello: Buffer): Promise<void> {
+    this.#state = "handshake";
+    plain.removeAllListeners("data");
+    try {
+      const secured = await acceptor.secure(plain, hello);
+      this.#session = acceptor.sessionOf(secured);
+      this.#state = "none";
+      this.#parts.secured(secured);
+    } catch (error) {
+      this.#parts.failed("tls-failed", asError(error).message);
+    }
+  }
+}
