@@ -58,20 +58,20 @@ function lastCheckpoint({ checkpointAt, epoch }: SecondaryMetadata): NodeStatus[
 
 export function secondaryJobs(secondary: Secondary): JobStatus[] {
   if (secondary.stage === "done") return primaryJobs(secondary.promoted);
-  return secondary.commit === null ? [] : [commitJob(secondary)];
+  const job = commitJob(secondary);
+  return job === null ? [] : [job];
 }
 
-/** The merge of a failover, of all disks together. */
-export function commitJob(secondary: Secondary): JobStatus {
-  const { commit } = secondary;
-  const len = commit?.totalBytes ?? 0;
+/** The merge of a failover, of all disks together; null while there is none, as with one to the latest content. */
+export function commitJob({ commit, disks }: Secondary): JobStatus | null {
+  if (commit === null) return null;
   return {
     id: "commit",
     type: "commit",
-    disk: secondary.disks.map(({ name }) => name).join(","),
-    offset: commit?.doneBytes ?? len,
-    len,
-    elapsedSeconds: commit?.elapsedSeconds ?? 0,
+    disk: disks.map(({ name }) => name).join(","),
+    offset: commit.doneBytes,
+    len: commit.totalBytes,
+    elapsedSeconds: commit.elapsedSeconds,
     speed: 0,
     ready: false,
   };

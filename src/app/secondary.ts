@@ -44,8 +44,10 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
         emit("X_REPL_STAGE", { stage });
       },
       commitEnded: (error) => {
-        if (error !== null) emit("BLOCK_JOB_ERROR", jobErrorEvent(commitJob(secondary)));
-        emit("BLOCK_JOB_COMPLETED", jobEvent(commitJob(secondary), error));
+        const job = commitJob(secondary);
+        if (job === null) return;
+        if (error !== null) emit("BLOCK_JOB_ERROR", jobErrorEvent(job));
+        emit("BLOCK_JOB_COMPLETED", jobEvent(job, error));
       },
     },
   });

@@ -163,9 +163,10 @@ export class Failover {
       await group.flush();
       await metadata.save({ stage: "done" });
     });
-    this.#commit = null;
     group.release();
+    // Who is told of the end can still see what was merged.
     onEnd(null);
+    this.#commit = null;
     // The failover is done and on record, whatever becomes of the files: a start removes what is left of them.
     await epochs.remove(overlays).catch((error: unknown) => {
       log.warn({ error: describeError(error) }, "overlay files could not be removed");

@@ -114,8 +114,26 @@ describe("QMP session", () => {
       mode: "secondary",
       reason: "request",
     });
-    await node.waitForStatus("done", ({ stage }) => stage === "done");
+    const merged = { type: "commit", len: 65536, offset: 65536, speed: 0 };
+    expect((await session.event("BLOCK_JOB_COMPLETED"))["data"]).to.deep.equal({
+      device: "commit",
+      ...merged,
+    });
+    expect((await node.status()).stage).to.equal("done");
     await expectPattern(view, [0xaa, "0", "64k"], [0x11, "64k", "448k"], [0x22, "512k", "1M"]);
+  });
+
+  it("tells of the end of a failover to the latest content by its stage alone: it has no job", async () => {
+    const node = await startSecondary("--listen", "none");
+    const session = await negotiate(node);
+    await session.command("xen-set-replication", { enable: true, primary: false });
+    await session.event("X_REPL_STAGE");
+    expect(await session.command("x-repl-failover", { to: "latest" })).to.have.property("return");
+    for (const stage of ["failover", "done"]) {
+      expect((await session.event("X_REPL_STAGE"))["data"]).to.deep.equal({ stage });
+    }
+    expect(await session.command("query-block-jobs")).to.deep.equal({ return: [] });
+    expect(session.has("BLOCK_JOB_COMPLETED")).to.equal(false);
   });
 
   it("removes exports and stops the NBD server when told, whoever is connected", async () => {

@@ -264,7 +264,17 @@ describe("failure of block replication", () => {
     await writePattern(pair.viewUri(), 0xaa, "64k", "64k");
     await pair.primary.succeed("stop");
     await failNow();
-    await pair.secondary.verb("failover", "--yes");
+    await pair.secondary.withQmp(async (client) => {
+      const events = ["BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED"].map((name) => client.waitForEvent(name));
+      await pair.secondary.verb("failover", "--yes");
+      const [failed, completed] = await Promise.all(events);
+      expect(failed?.data).to.deep.equal({ device: "commit", operation: "write", action: "report" });
+      const job = { device: "commit", type: "commit", len: 131072, offset: 0, speed: 0 };
+      expect(completed?.data)
+        .to.deep.include(job)
+        .and.have.property("error")
+        .that.matches(/EIO|I\/O error/i);
+    });
     await pair.secondary.waitForStatus("failover-failed", ({ stage }) => stage === "failover-failed");
     expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
     await warned(pair.secondary, "failover failed");

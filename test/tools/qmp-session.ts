@@ -42,6 +42,11 @@ export class QmpSession {
     return this.#take(name, (message) => message["event"] === name);
   }
 
+  /** Whether such an event has come and was not taken. */
+  has(name: string): boolean {
+    return this.#messages.some((message) => message["event"] === name);
+  }
+
   /** Sends a command as QEMU's managers write it, and returns its answer. */
   command(execute: string, args?: object): Promise<QmpMessage> {
     this.send(`${JSON.stringify({ execute, ...(args !== undefined && { arguments: args }) })}\r\n`);
