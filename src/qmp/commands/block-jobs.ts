@@ -10,6 +10,7 @@ import { QmpError } from "../errors.js";
 
 export interface BlockJobsParts {
   readonly jobs: () => readonly JobStatus[];
+  /** Of a mirror, which is the limit of all mirrors, or of a verify. */
   readonly setSpeed: (id: string, bytesPerSecond: number) => void;
   /** Of a verify. */
   readonly cancel: (id: string) => void;
@@ -31,7 +32,11 @@ export function blockJobCommands({ jobs, setSpeed, cancel }: BlockJobsParts): Qm
       name: "block-job-set-speed",
       arguments: z.strictObject({ device: z.string(), speed: z.int().nonnegative() }),
       run: ({ device, speed }) => {
-        find(device);
+        const { type } = find(device);
+        if (type === "commit") {
+          const reason = "a failover's merge runs as fast as its disks";
+          throw new NegotiationError("no-speed", `Job '${device}' has no speed limit: ${reason}`);
+        }
         setSpeed(device, speed);
         return Promise.resolve({});
       },
