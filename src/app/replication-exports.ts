@@ -8,6 +8,12 @@ import { writerExport } from "../replication/replica-control.js";
 import type { Secondary } from "../replication/secondary.js";
 import type { SecondaryDisk } from "../replication/secondary-disk.js";
 
+export interface ExportedDisk {
+  readonly isWritable: boolean;
+  /** For clients; null: that it is a replica. */
+  readonly description: string | null;
+}
+
 export class ReplicationExports extends ExportTable {
   readonly #log: Logger;
   readonly #secondary: () => Secondary | null;
@@ -21,9 +27,9 @@ export class ReplicationExports extends ExportTable {
   }
 
   /** @throws StateError export-exists */
-  addDisk(disk: SecondaryDisk, name: string, isWritable: boolean): void {
-    this.add(this.#export(disk, name, isWritable, false));
-    this.#ofSession.set(name, this.#export(disk, name, isWritable, true));
+  addDisk(disk: SecondaryDisk, name: string, how: ExportedDisk): void {
+    this.add(this.#export(disk, name, how, false));
+    this.#ofSession.set(name, this.#export(disk, name, how, true));
   }
 
   override remove(name: string): boolean {
@@ -41,10 +47,11 @@ export class ReplicationExports extends ExportTable {
     return [...this.#ofSession.values()].find((exported) => writerExport(exported.name, writer) === name);
   }
 
-  #export(disk: SecondaryDisk, name: string, isWritable: boolean, isOfSession: boolean): NbdExport {
+  #export(disk: SecondaryDisk, name: string, how: ExportedDisk, isOfSession: boolean): NbdExport {
+    const { isWritable, description } = how;
     return {
       name,
-      description: `replica of disk ${disk.name}`,
+      description: description ?? `replica of disk ${disk.name}`,
       readOnly: !isWritable,
       device: disk.replicationExport,
       refusal: () => this.#secondary()?.exportRefusal() ?? null,

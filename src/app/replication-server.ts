@@ -64,13 +64,13 @@ export class ReplicationServer implements ManagedNbdServer {
     await this.#open(addresses, null, sockets);
   }
 
-  add(diskName: string, exportName: string, isWritable: boolean): void {
+  add(diskName: string, exportName: string, isWritable: boolean, description: string | null): void {
     if (this.#server === null) throw new StateError("nbd-server-stopped", "NBD server not running");
     if (!EXPORT_ID.test(exportName)) throw new ReplError("bad-export", "Invalid block export id");
     if (this.#exports.get(exportName) !== undefined) {
       throw new ReplError("export-exists", `Block export id '${exportName}' is already in use`);
     }
-    this.#add(diskName, exportName, isWritable);
+    this.#add(diskName, exportName, isWritable, description);
   }
 
   async remove(name: string, isForced: boolean): Promise<void> {
@@ -131,12 +131,12 @@ export class ReplicationServer implements ManagedNbdServer {
     }
   }
 
-  #add(diskName: string, exportName: string, isWritable: boolean): void {
+  #add(diskName: string, exportName: string, isWritable: boolean, description: string | null = null): void {
     const disk = this.#secondary?.disks.find(({ name }) => name === diskName);
     if (disk === undefined) {
       throw new ReplError("no-such-disk", `Cannot find device='${diskName}' nor node-name='${diskName}'`);
     }
-    this.#exports.addDisk(disk, exportName, isWritable);
+    this.#exports.addDisk(disk, exportName, { isWritable, description });
   }
 }
 

@@ -5,7 +5,7 @@ import { expectPattern, tryQemuIo, writePattern } from "../tools/clients.js";
 import { NodeProcess } from "../tools/node-process.js";
 import { startPair } from "../tools/pair.js";
 import { succeed } from "../tools/process.js";
-import { QmpSession } from "../tools/qmp-session.js";
+import { type QmpMessage, QmpSession } from "../tools/qmp-session.js";
 import { useWorkspace } from "../tools/workspace.js";
 
 const DONE = { return: {} };
@@ -134,6 +134,39 @@ describe("QMP session", () => {
     }
     expect(await session.command("query-block-jobs")).to.deep.equal({ return: [] });
     expect(session.has("BLOCK_JOB_COMPLETED")).to.equal(false);
+  });
+
+  it("shows an export's description to clients that list and to clients that ask", async () => {
+    const node = await startSecondary("--listen", "none");
+    const session = await negotiate(node);
+    const socket = workspace.path("replication.sock");
+    await session.command("nbd-server-start", { addr: { type: "unix", data: { path: socket } } });
+    const add = (name: string, description?: string): Promise<QmpMessage> =>
+      session.command("nbd-server-add", { device: "disk0", name, description });
+    const longest = "\u00e9".repeat(2048);
+    expect(await add("named", "the disk of host a")).to.deep.equal(DONE);
+    expect(await add("longest", longest)).to.deep.equal(DONE);
+    expect(await add("own")).to.deep.equal(DONE);
+    for (const [description, desc] of [
+      [`${longest}.`, "Parameter 'description': has 4097 bytes, at most 4096 are allowed"],
+      ["cut\0off", "Parameter 'description': must not contain a NUL"],
+    ] as const) {
+      expect((await add("bad", description))["error"]).to.deep.include(refusal(desc));
+    }
+    const describe = async (...args: string[]): Promise<unknown> => {
+      const shown = JSON.parse(await succeed("nbdinfo", ["--json", ...args])) as {
+        exports: Record<string, unknown>[];
+      };
+      return shown.exports.map((entry) => [entry["export-name"], entry["description"]]);
+    };
+    expect(await describe("--list", `nbd+unix://?socket=${socket}`)).to.deep.equal([
+      ["named", "the disk of host a"],
+      ["longest", longest],
+      ["own", "replica of disk disk0"],
+    ]);
+    expect(await describe(`nbd+unix:///named?socket=${socket}`)).to.deep.equal([
+      ["named", "the disk of host a"],
+    ]);
   });
 
   it("removes exports and stops the NBD server when told, whoever is connected", async () => {

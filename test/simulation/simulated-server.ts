@@ -38,7 +38,8 @@ export class SimulatedServer {
     this.#secondary = secondary;
     this.#events = events;
     this.#exports = new ReplicationExports(log, () => secondary);
-    for (const disk of secondary.disks) this.#exports.addDisk(disk, disk.name, true);
+    for (const disk of secondary.disks)
+      this.#exports.addDisk(disk, disk.name, { isWritable: true, description: null });
     this.#commands = new Map(secondaryPairCommands(secondary).map((command) => [command.name, command]));
   }
 

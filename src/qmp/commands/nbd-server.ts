@@ -1,6 +1,7 @@
 /** QEMU's commands for its NBD server (qapi/block-export.json), here for a secondary's replication exports. */
 import { z } from "zod";
 import { NegotiationError } from "../../errors.js";
+import { STRING_MAXIMUM_BYTES } from "../../nbd/wire/constants.js";
 import { type Address, unixAddress } from "../../net/address.js";
 import { type QmpCommand, qmpCommand } from "../command.js";
 
@@ -8,8 +9,11 @@ import { type QmpCommand, qmpCommand } from "../command.js";
 export interface ManagedNbdServer {
   /** @throws StateError if it runs */
   start(address: Address, maxConnections: number | null): Promise<void>;
-  /** @throws StateError if it does not run or there is no such disk */
-  add(disk: string, name: string, isWritable: boolean): void;
+  /**
+   * @param description shown to clients; null: one of the server's own
+   * @throws StateError if it does not run or there is no such disk
+   */
+  add(disk: string, name: string, isWritable: boolean, description: string | null): void;
   remove(name: string, isForced: boolean): Promise<void>;
   stop(): Promise<void>;
 }
@@ -18,6 +22,15 @@ const port = z.string().regex(/^\d{1,5}$/, "must be a port number");
 
 const inetData = z.object({ host: z.string().min(1), port });
 const unixData = z.object({ path: z.string().min(1) });
+
+/** What NBD clients are told in a string (NBD document, "Conventions"). */
+const nbdString = z
+  .string()
+  .refine((text) => Buffer.byteLength(text) <= STRING_MAXIMUM_BYTES, {
+    error: ({ input }) =>
+      `has ${Buffer.byteLength(String(input))} bytes, at most ${STRING_MAXIMUM_BYTES} are allowed`,
+  })
+  .refine((text) => !text.includes("\0"), "must not contain a NUL");
 
 /** SocketAddressLegacy, as nbd-server-start takes it. */
 const socketAddress = z.discriminatedUnion("type", [
@@ -40,12 +53,12 @@ export function nbdServerCommands(server: ManagedNbdServer): QmpCommand[] {
       name: "nbd-server-add",
       arguments: z.strictObject({
         device: z.string(),
-        name: z.string().optional(),
+        name: nbdString.optional(),
         writable: z.boolean().optional(),
-        description: z.string().optional(),
+        description: nbdString.optional(),
       }),
-      run: ({ device, name, writable }) => {
-        server.add(device, name ?? device, writable === true);
+      run: ({ device, name, writable, description }) => {
+        server.add(device, name ?? device, writable === true, description ?? null);
         return Promise.resolve({});
       },
     }),
