@@ -54,6 +54,7 @@ export interface SwallowedError {
   /** "write", "flush", "copy-before-write", ... */
   readonly operation: string;
   readonly errno: string;
+  /** Its name; of all of them, with commas between, where it can't be told. */
   readonly disk: string;
   readonly offsetBytes: number;
   readonly lengthBytes: number;

@@ -5,7 +5,8 @@
  */
 import type { Logger } from "pino";
 import type { UndoErrorPolicy } from "../config/schema.js";
-import { describeError } from "../errors.js";
+import type { ImageFailure } from "../block/filters/image-keeper.js";
+import { describeError, errnoOf } from "../errors.js";
 import type { SwallowedError } from "../status.js";
 import type { Epoch } from "./epoch.js";
 import { ErrorRecord } from "./error-record.js";
@@ -23,11 +24,8 @@ export interface IoTroubleParts {
   readonly log: Logger;
 }
 
-interface Failure {
+interface Failure extends ImageFailure {
   readonly operation: string;
-  readonly offset: number;
-  readonly lengthBytes: number;
-  readonly error: Error;
 }
 
 export class IoTrouble {
@@ -45,13 +43,14 @@ export class IoTrouble {
   }
 
   /** Resolves to go on without the checkpoint, rejects to refuse the write. */
-  async imageLost(error: Error): Promise<void> {
+  async imageLost(disk: string, failure: ImageFailure): Promise<void> {
     const { policy, isSalvage } = this.#parts;
     const overlays = this.#parts.overlays();
-    if (policy === "break-replication" || overlays === null || isSalvage(overlays.number)) throw error;
+    if (policy === "break-replication" || overlays === null || isSalvage(overlays.number))
+      throw failure.error;
     if (overlays.isBroken) return;
     if (this.#givingUp?.overlays !== overlays) {
-      const done = this.#giveUp(overlays, error).finally(() => {
+      const done = this.#giveUp(overlays, disk, failure).finally(() => {
         if (this.#givingUp?.done === done) this.#givingUp = null;
       });
       this.#givingUp = { overlays, done };
@@ -59,7 +58,7 @@ export class IoTrouble {
     await this.#givingUp.done;
   }
 
-  async #giveUp(overlays: Epoch, error: Error): Promise<void> {
+  async #giveUp(overlays: Epoch, disk: string, cause: ImageFailure): Promise<void> {
     try {
       await overlays.breakCheckpoint();
     } catch (failure) {
@@ -70,18 +69,19 @@ export class IoTrouble {
       throw failure;
     }
     const { log } = this.#parts;
-    log.error({ epoch: overlays.number }, "checkpoint lost: no rollback until the next checkpoint");
+    const what = { epoch: overlays.number, ...fields(disk, cause) };
+    log.error(what, "checkpoint lost: no rollback until the next checkpoint");
     await overlays.letGo().catch((failure: unknown) => {
       log.warn({ error: describeError(failure) }, "the space of its before-images could not be given back");
     });
-    this.failed("", { operation: "copy-before-write", offset: 0, lengthBytes: 0, error });
+    this.failed(disk, { ...cause, operation: "copy-before-write" });
   }
 
   failed(disk: string, failure: Failure): void {
     const { tracker, onError, log } = this.#parts;
     const { operation, error } = failure;
     if (this.#record.add(disk, failure)) {
-      log.error({ disk, ...failure, error: error.message }, "I/O error on the secondary");
+      log.error({ operation, ...fields(disk, failure) }, "I/O error on the secondary");
     }
     // Without before-images the replica is whole: the next checkpoint mends it.
     if (operation !== "copy-before-write") {
@@ -94,4 +94,9 @@ export class IoTrouble {
   clear(): void {
     this.#record.clear();
   }
+}
+
+/** Of the log. */
+function fields(disk: string, { offset, lengthBytes, error }: ImageFailure): object {
+  return { disk, offset, lengthBytes, errno: errnoOf(error), error: error.message };
 }

@@ -67,7 +67,7 @@ export class Secondary {
     this.#metadata = metadata;
     this.#reserve = new Reserve(options.directory);
     const group = new DiskGroup(disks, clock, {
-      imageLost: (error) => this.#trouble.imageLost(error),
+      imageLost: (disk, failure) => this.#trouble.imageLost(disk, failure),
       ioError: (disk, failure) => {
         this.#trouble.failed(disk, failure);
       },
@@ -326,7 +326,7 @@ export class Secondary {
   }
 
   #makeEpochs(): EpochChanger {
-    const { log, events } = this.#options;
+    const { disks, log, events } = this.#options;
     return new EpochChanger(this.#group, this.#store, this.#metadata, {
       durable: (epoch) => {
         log.debug({ epoch }, "checkpoint");
@@ -334,7 +334,8 @@ export class Secondary {
         events.checkpointDurable(epoch);
       },
       durabilityLost: (error) => {
-        this.#trouble.failed("", { operation: "flush", offset: 0, lengthBytes: 0, error });
+        const all = disks.map(({ name }) => name).join(",");
+        this.#trouble.failed(all, { operation: "flush", offset: 0, lengthBytes: 0, error });
       },
       leftOver: (error) => {
         log.warn({ error: error.message }, "files of an epoch that is over could not be removed");

@@ -106,7 +106,7 @@ async function copyBeforeWrite(disk: MemoryDevice, hasOverlay: boolean): Promise
   const copying = new CopyBeforeWrite(halfReordering(disk), {
     clock: systemClock,
     memory: new MemoryBudget(64 * 1024),
-    onImageError: (error) => Promise.reject(error),
+    onImageError: ({ error }) => Promise.reject(error),
     onError: ({ error }) => {
       if (!("errno" in error) || error.errno !== "ENOTSUP") throw error;
     },
@@ -298,7 +298,7 @@ describeBlockDevice(
     const copying = new CopyBeforeWrite(disk.device, {
       clock: systemClock,
       memory: new MemoryBudget(64 * 1024),
-      onImageError: (error) => Promise.reject(error),
+      onImageError: ({ error }) => Promise.reject(error),
       onError: ({ error }) => {
         throw error;
       },

@@ -148,10 +148,17 @@ describe("failure of block replication", () => {
     await fill();
     await writePattern(pair.primaryUri(), 0x22, "0", "1M");
     const status = await pair.secondary.waitForStatus("an error", ({ error }) => error !== null);
-    expect(status.error).to.deep.include({ operation: "copy-before-write" });
+    expect(status.error).to.deep.include({
+      ...{ operation: "copy-before-write", errno: "ENOSPC" },
+      ...{ disk: "disk0", offsetBytes: 0, lengthBytes: MEBIBYTE },
+    });
     expect(status.secondary?.rollback).to.equal("lost");
     expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
-    await warned(pair.secondary, "checkpoint lost: no rollback until the next checkpoint");
+    expect(await warned(pair.secondary, "checkpoint lost: no rollback until the next checkpoint")).to.include(
+      {
+        ...{ errno: "ENOSPC", disk: "disk0", offset: 0, lengthBytes: MEBIBYTE },
+      },
+    );
     expect((await pair.secondary.verb("failover", "--yes")).stderr).to.include("the last checkpoint is lost");
     await rm(workspace.path("secondary/filler"));
     await pair.checkpoint();

@@ -20,7 +20,7 @@ import type { MemoryBudget } from "../memory-budget.js";
 import type { HiddenOverlay } from "../overlay/hidden.js";
 import { type RangeHold, RangeLock, type RangeLockMode } from "../range-lock.js";
 import { CommonStart } from "./common-start.js";
-import { ImageKeeper, type Operation } from "./image-keeper.js";
+import { type ImageFailure, ImageKeeper, type Operation } from "./image-keeper.js";
 import { type WriteBehind, WritesBehind } from "./writes-behind.js";
 
 export interface CopyBeforeWriteOptions {
@@ -31,7 +31,7 @@ export interface CopyBeforeWriteOptions {
    * The before-image could not be kept (design, promise 5). Resolve to overwrite the blocks without it, which gives up the
    * checkpoint; reject to refuse the write.
    */
-  readonly onImageError: (error: Error) => Promise<void>;
+  readonly onImageError: (failure: ImageFailure) => Promise<void>;
   /** A request failed: `acknowledged` says whether its sender believes it done. */
   readonly onError: (failure: {
     operation: string;
@@ -253,7 +253,8 @@ export class CopyBeforeWrite implements BlockDevice {
   /** Never rejects. @param reason why the image of it could not be kept */
   async #overwriteWithoutImage(write: WriteBehind, hold: RangeHold, reason: unknown): Promise<void> {
     try {
-      await this.#options.onImageError(asError(reason));
+      const [start, end] = this.#images.blocksOf(write.offset, write.copy.bytes.length);
+      await this.#options.onImageError({ offset: start, lengthBytes: end - start, error: asError(reason) });
       this.#overwriteBehind(write, hold);
     } catch (error) {
       hold.release();

@@ -30,15 +30,22 @@ export type Operation =
 /** What stage() has found: an image of it was staged; there is one; what is written is there already; none of these could be told. */
 export type Staging = "staged" | "kept before" | "no change" | "not at once";
 
+/** Blocks whose old content could not be kept. */
+export interface ImageFailure {
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly error: Error;
+}
+
 /** For old content that is done with before anybody else is called. */
 const SCRATCH = Buffer.allocUnsafeSlow(ASK_EXTENTS_FROM_BYTES);
 
 export class ImageKeeper {
   readonly #disk: BlockDevice;
-  readonly #onImageError: (error: Error) => Promise<void>;
+  readonly #onImageError: (failure: ImageFailure) => Promise<void>;
 
   /** @param onImageError as in CopyBeforeWriteOptions */
-  constructor(disk: BlockDevice, onImageError: (error: Error) => Promise<void>) {
+  constructor(disk: BlockDevice, onImageError: (failure: ImageFailure) => Promise<void>) {
     this.#disk = disk;
     this.#onImageError = onImageError;
   }
@@ -118,7 +125,7 @@ export class ImageKeeper {
       if (old.length <= COPIED_MAXIMUM_BYTES) giveBack();
       await kept;
     } catch (error) {
-      await this.#onImageError(asError(error));
+      await this.#onImageError({ offset: start, lengthBytes: end - start, error: asError(error) });
     } finally {
       giveBack();
     }
@@ -136,7 +143,7 @@ export class ImageKeeper {
       if (images.length > 0) await hidden.keep(images);
       return piece.end;
     } catch (error) {
-      await this.#onImageError(asError(error));
+      await this.#onImageError({ offset: start, lengthBytes: end - start, error: asError(error) });
       return end;
     }
   }

@@ -123,11 +123,11 @@ describe("copy-before-write: failures of the images", () => {
 
   for (const kind of ["write", "zero", "trim"] as const) {
     it(`refuses the request where the policy does, and leaves the disk as it was: ${kind}`, async () => {
-      const asked: string[] = [];
+      const asked: object[] = [];
       const subject = await CopyingDisk.make({
-        onImageError: (error) => {
-          asked.push(error.message);
-          return Promise.reject(error);
+        onImageError: (failure) => {
+          asked.push(failure);
+          return Promise.reject(failure.error);
         },
       });
       const before = filled(8 * BLOCK_BYTES, 7);
@@ -135,13 +135,28 @@ describe("copy-before-write: failures of the images", () => {
       subject.failLog(noSpace);
       const request =
         kind === "write"
-          ? subject.copying.write(0, filled(10, 1), Flag.Fua)
-          : subject.copying[kind](0, 3 * BLOCK_BYTES, Flag.None);
+          ? subject.copying.write(BLOCK_BYTES + 5, filled(BLOCK_BYTES, 1), Flag.Fua)
+          : subject.copying[kind](BLOCK_BYTES, 2 * BLOCK_BYTES, Flag.None);
       expect(await outcome(request)).to.equal("ENOSPC");
-      expect(asked).to.deep.equal(["no space for images"]);
+      const blocks = { offset: BLOCK_BYTES, lengthBytes: 2 * BLOCK_BYTES };
+      expect(asked).to.deep.equal([{ ...blocks, error: noSpace }]);
       expect(subject.memory.contents(0, before.length)).to.deep.equal(before);
     });
   }
+
+  it("tells which blocks they are, too, of a write that nobody waits for", async () => {
+    const asked: object[] = [];
+    const subject = await CopyingDisk.make({
+      onImageError: (failure) => {
+        asked.push(failure);
+        return Promise.reject(failure.error);
+      },
+    });
+    subject.failLog(noSpace);
+    await subject.copying.write(3 * BLOCK_BYTES + 5, filled(10, 1), Flag.None);
+    await subject.copying.drain();
+    expect(asked).to.deep.equal([{ offset: 3 * BLOCK_BYTES, lengthBytes: BLOCK_BYTES, error: noSpace }]);
+  });
 
   it("refuses all that follows once an acknowledged write was refused so", async () => {
     const subject = await CopyingDisk.make();

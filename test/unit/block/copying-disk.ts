@@ -43,7 +43,7 @@ export class CopyingDisk {
     this.copying = new CopyBeforeWrite(this.disk, {
       clock: systemClock,
       memory: this.budget,
-      onImageError: options.onImageError ?? ((error): Promise<void> => Promise.reject(error)),
+      onImageError: options.onImageError ?? (({ error }): Promise<void> => Promise.reject(error)),
       onError: ({ operation, offset }) => this.errors.push(`${operation} at ${offset}`),
     });
     this.copying.setOverlay(this.hidden);

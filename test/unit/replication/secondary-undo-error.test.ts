@@ -44,7 +44,10 @@ describe("secondary: a before-image can't be kept, policy break-checkpoint", () 
     await node.replication().flush();
     expectMedium(media[0], content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23], [2 * PAGE, PAGE, 0x24]));
     expect(node.secondary.brokenPromise()).to.match(/last checkpoint is lost/);
-    expect(node.secondary.error).to.include({ operation: "copy-before-write", errno: "ENOSPC", count: 1 });
+    expect(node.secondary.error).to.include({
+      ...{ operation: "copy-before-write", errno: "ENOSPC", count: 1 },
+      ...{ disk: "disk0", offsetBytes: PAGE, lengthBytes: PAGE },
+    });
     expect(() => {
       node.secondary.getError();
     }).to.throw("I/O error occurred");
