@@ -4,7 +4,7 @@
  */
 import * as fs from "node:fs";
 import { mkdir, readFile, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { asError, describeError, DeviceError, type Errno, MetadataError } from "../errors.js";
 import { syncDirectory } from "../os/sync-directory.js";
@@ -58,12 +58,11 @@ const fdatasync = promisify(fs.fdatasync);
 /** @throws MetadataError if the directory can't be made or used */
 export async function openStateDirectory(path: string): Promise<StateDirectory> {
   try {
-    await mkdir(path, { recursive: true, mode: 0o700 });
+    await makeDirectory(path);
     await readdir(path);
   } catch (error) {
-    throw new MetadataError("unusable", `state directory ${path} can't be used: ${String(error)}`, {
-      cause: error,
-    });
+    const reason = `state directory ${path} can't be used: ${describeError(error)}: mend that, or give another with --state-dir`;
+    throw new MetadataError("unusable", reason, { cause: error });
   }
   return {
     path,
@@ -111,6 +110,28 @@ export async function openStateDirectory(path: string): Promise<StateDirectory> 
       return bavail * bsize;
     },
   };
+}
+
+/**
+ * With its parents. Not by mkdir's `recursive`: it never ends where mkdir(2) says ENOENT although the parent is there, as /proc does.
+ * @throws what the file system says
+ */
+async function makeDirectory(path: string, hasParent = false): Promise<void> {
+  try {
+    await mkdir(path, { mode: 0o700 });
+  } catch (error) {
+    if (await isDirectory(path)) return;
+    const parent = dirname(path);
+    if (hasParent || parent === path || !isErrno(error, "ENOENT")) throw error;
+    await makeDirectory(parent);
+    await makeDirectory(path, true);
+  }
+}
+
+/** One that can't be asked is none: whoever wanted to make it has the error. */
+async function isDirectory(path: string): Promise<boolean> {
+  const found = await stat(path).catch(() => null);
+  return found?.isDirectory() === true;
 }
 
 /** @throws DeviceError that names the path and what was done to it */

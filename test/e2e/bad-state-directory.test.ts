@@ -120,6 +120,14 @@ describe("state directory that can't be used", () => {
     );
     await expectRefused("primary", "can't be used", workspace.path("file/below"));
     await expectRefused("primary", "can't be used", "/dev/null/below");
+    for (const path of ["/proc/x", "/proc/x/below"]) {
+      const reason = "ENOENT: no such file or directory, mkdir '/proc/x'";
+      await expectRefused(
+        "primary",
+        `state directory ${path} can't be used: ${reason}: mend that, or give another with --state-dir`,
+        path,
+      );
+    }
   });
 
   const damages: readonly (readonly [

@@ -23,7 +23,9 @@ describe("state directory", () => {
   afterEach(() => rm(parent, { recursive: true }));
 
   it("is made with its parents, for its owner alone", async () => {
-    expect((await stat(path)).mode & 0o777).to.equal(0o700);
+    for (const made of [path, join(parent, "deep")]) {
+      expect((await stat(made)).mode & 0o777).to.equal(0o700);
+    }
     const file = await directory.create("log");
     await file.close();
     expect((await stat(join(path, "log"))).mode & 0o777).to.equal(0o600);
@@ -34,6 +36,12 @@ describe("state directory", () => {
     const again = await openStateDirectory(path);
     expect(await again.readText("metadata.json")).to.equal("{}");
     expect(await again.list()).to.deep.equal(["metadata.json"]);
+  });
+
+  it("is made once by many at the same time", async () => {
+    const deeper = join(parent, "a", "b", "c");
+    const opened = await Promise.all(Array.from({ length: 8 }, () => openStateDirectory(deeper)));
+    expect(opened.map((one) => one.path)).to.deep.equal(Array.from({ length: 8 }, () => deeper));
   });
 
   it("refuses a path that is no directory, or lies under a file", async () => {
