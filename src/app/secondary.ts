@@ -93,7 +93,7 @@ function replicationGroup(secondary: Secondary): ReplicationGroup {
   return {
     mode: "secondary",
     start: (mode) => secondary.start(mode),
-    stop: (isFailover) => secondary.stop(isFailover ? "checkpoint" : null),
+    stop: (isFailover) => (isFailover ? secondary.failOver("checkpoint") : secondary.stop(null)),
     checkpoint: async () => {
       await secondary.checkpoint({ session: null, epoch: null });
       await secondary.checkpointDurable();

@@ -5,7 +5,7 @@
  * in between, the overlays are complete, so that a restart can begin the merge anew.
  */
 import type { Logger } from "pino";
-import { asError, describeError } from "../errors.js";
+import { asError, describeError, ReplError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import { Commit } from "./commit.js";
 import type { DiskGroup } from "./disk-group.js";
@@ -77,6 +77,8 @@ export class Failover {
   #ended: Promise<void> = Promise.resolve();
   #merging: Promise<unknown> = Promise.resolve();
   #isInterrupted = false;
+  /** What kept the failover from beginning the last time, or null. */
+  #obstacle: Error | null = null;
 
   constructor(parts: FailoverParts) {
     this.#parts = parts;
@@ -93,13 +95,30 @@ export class Failover {
   }
 
   /**
+   * What came of the last begin().
+   * @throws ReplError "failover-failed", once the stage says so, if what comes before the merge could not be done or recorded
+   */
+  async begun(): Promise<void> {
+    const obstacle = this.#obstacle;
+    if (obstacle === null) return;
+    await this.#ended;
+    throw new ReplError(
+      "failover-failed",
+      `failover could not begin: ${obstacle.message}: the node is in stage failover-failed; mend that, then fail over again`,
+      { cause: obstacle },
+    );
+  }
+
+  /**
    * Begins the failover, or begins it again after a failure or a restart; the replication exports are closed. What keeps it from
-   * beginning is its end: it may be on record already.
+   * beginning is its end, too: it may be on record already.
    */
   async begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
+    this.#obstacle = null;
     try {
       await this.#begin(overlays, target);
     } catch (error) {
+      this.#obstacle = asError(error);
       this.#ended = this.#finish(overlays, () => Promise.reject(asError(error)));
     }
   }
@@ -139,7 +158,7 @@ export class Failover {
 
   /** Never rejects: a failure is a stage. */
   async #finish(overlays: Epoch, merge: () => Promise<void>): Promise<void> {
-    const { serial, onEnd } = this.#parts;
+    const { serial } = this.#parts;
     const merged = merge().then(
       () => null,
       (error: unknown) => asError(error),
@@ -154,7 +173,7 @@ export class Failover {
         failure = asError(error);
       }
     }
-    if (failure !== null) await serial.run(() => this.#fail(failure)).catch(onEnd);
+    if (failure !== null) await serial.run(() => this.#fail(failure));
   }
 
   async #succeed(overlays: Epoch): Promise<void> {
@@ -174,7 +193,11 @@ export class Failover {
   }
 
   async #fail(error: Error): Promise<void> {
-    this.#parts.onEnd(error);
-    await this.#parts.metadata.save({ stage: "failover-failed" });
+    const { metadata, onEnd, log } = this.#parts;
+    onEnd(error);
+    // What kept it from beginning may keep this from being written: a restart begins it anew then, or finds it not begun.
+    await metadata.save({ stage: "failover-failed" }).catch((failure: unknown) => {
+      log.error({ error: describeError(failure) }, "the failure of the failover could not be recorded");
+    });
   }
 }

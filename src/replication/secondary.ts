@@ -275,6 +275,15 @@ export class Secondary {
   }
 
   /**
+   * Fails over: resolves when the views are on their way to be the disks, on record; the merge goes on behind it.
+   * @throws StateError if it is refused, or ReplError "failover-failed" if it could not begin: it can be tried again
+   */
+  async failOver(target: FailoverTarget): Promise<void> {
+    await this.stop(target);
+    await this.#succession.begun();
+  }
+
+  /**
    * A primary hands over at a checkpoint. Asked again after it was done, it says so.
    * @returns this node's new generation
    * @throws StateError if it can't take over: nothing has changed then

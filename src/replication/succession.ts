@@ -162,6 +162,11 @@ export class Succession {
     return this.#failover.begin(epoch, target);
   }
 
+  /** As Failover.begun(). */
+  begun(): Promise<void> {
+    return this.#failover.begun();
+  }
+
   /** A primary hands over at a checkpoint. @throws StateError if this node can't take over: nothing has changed then */
   async beginTakeOver(primary: string, epoch: number): Promise<void> {
     const { stages } = this.#parts;

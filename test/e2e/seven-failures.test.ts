@@ -5,6 +5,7 @@
 import { expect } from "chai";
 import { mkdir, rm, writeFile } from "node:fs/promises";
 
+import type { QmpClient } from "../../src/qmp/client.js";
 import { expectPattern, tryQemuIo, writePattern } from "../tools/clients.js";
 import { LinkProxy } from "../tools/link-proxy.js";
 import type { NodeProcess } from "../tools/node-process.js";
@@ -303,5 +304,43 @@ describe("failure of block replication", () => {
     await expectPattern(pair.viewUri(), ...expected);
     await pair.secondary.succeed("stop");
     await expectPattern(workspace.path("s.img"), ...expected);
+  });
+
+  for (const target of ["checkpoint", "latest"]) {
+    it(`7, failover to ${target} that can't begin, for the state directory is full: the verb fails, and it can be tried again`, async () => {
+      const pair = await startCrampedPair();
+      await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+      await pair.checkpoint();
+      await pair.primary.succeed("stop");
+      // It would be let go to make room.
+      await rm(workspace.path("secondary/spare.log"), { force: true });
+      await fill();
+      const reason =
+        /failover could not begin: replacement of \S+metadata\.json failed: ENOSPC: .*: the node is in stage failover-failed; mend that, then fail over again$/;
+      const { code, stdout, stderr } = await pair.secondary.verb("failover", "--yes", "--to", target);
+      expect([code, stdout], stderr).to.deep.equal([1, ""]);
+      expect(stderr.split("\n")).to.have.length(2);
+      expect(stderr.trimEnd()).to.match(reason);
+      expect((await pair.secondary.status()).stage).to.equal("failover-failed");
+      const again = (client: QmpClient): Promise<unknown> =>
+        client.execute("x-repl-failover", { to: target });
+      const refused = await pair.secondary.withQmp(again).catch((error: unknown) => error);
+      expect(refused).to.deep.include({ qmpClass: "GenericError", kind: "failed", code: "failover-failed" });
+      expect(pair.secondary.log.filter(({ msg }) => msg === "failover failed")).to.have.length(2);
+      await rm(workspace.path("secondary/filler"));
+      await pair.failOver("--to", target);
+      await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
+    });
+  }
+
+  it("7, a manager's failover that can't begin: it is told so", async () => {
+    const pair = await startCrampedPair();
+    await pair.primary.succeed("stop");
+    await rm(workspace.path("secondary/spare.log"), { force: true });
+    await fill();
+    const failOver = (client: QmpClient): Promise<unknown> =>
+      client.execute("xen-set-replication", { enable: false, primary: false, failover: true });
+    const refused = await pair.secondary.withQmp(failOver).catch((error: unknown) => error);
+    expect(refused).to.deep.include({ qmpClass: "GenericError", code: "failover-failed" });
   });
 });

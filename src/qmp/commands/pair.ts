@@ -134,7 +134,7 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
       }),
       run: async ({ to = "checkpoint", "dry-run": isDryRun = false }) => {
         const plan = failoverPlan(secondary, to, isDryRun);
-        if (!isDryRun) await secondary.stop(to);
+        if (!isDryRun) await secondary.failOver(to);
         return plan;
       },
     }),

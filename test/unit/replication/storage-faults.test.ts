@@ -126,13 +126,16 @@ describe("a secondary whose storage fails", () => {
         await put(node.replication(), 0, PAGE, 0x22);
         await put(node.view(), PAGE, PAGE, 0x33);
         node.state.fail(match);
-        await node.failover(target);
+        const error = await failureOf(node.secondary.failOver(target));
+        expect(error).to.have.property("code", "failover-failed");
+        expect(error.message).to.match(/^failover could not begin: injected EIO: \w+: the node is in stage/);
         expect(node.secondary.stage).to.equal("failover-failed");
         expect(node.commitFailure?.message).to.match(/^injected EIO/);
         expect(node.secondary.brokenPromise()).to.equal("the failover has failed");
         expect(await outcome(put(node.replication(), 0, PAGE, 0x24)), "fenced").to.equal("ESHUTDOWN");
         node.state.clear();
-        await node.failover(target);
+        await node.secondary.failOver(target);
+        await node.secondary.commitEnded();
         expect(node.secondary.stage).to.equal("done");
         expectMedium(
           media[0],
