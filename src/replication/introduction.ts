@@ -2,6 +2,7 @@
 import { asError, StateError } from "../errors.js";
 import { formatSize } from "../config/units.js";
 import { type Lineage, relationOf } from "./generation.js";
+import type { ChangesSummary } from "./local-changes.js";
 
 /** What a primary tells of itself. */
 export interface Introduction extends Lineage {
@@ -22,7 +23,7 @@ export interface AskedSecondary extends Lineage {
   /** Whether what only it has may be given up. */
   readonly discard: boolean;
   /** What it changed by itself and knows of; null: it knows of nothing. */
-  readonly changedBytes: number | null;
+  readonly changed: ChangesSummary | null;
 }
 
 /** Who introduced itself to a secondary. */
@@ -42,7 +43,7 @@ export class Introductions {
 
   /** @throws StateError if another primary is connected, or the histories forbid it */
   admit(introduction: Introduction, secondary: AskedSecondary): void {
-    const { writer, discard, changedBytes } = secondary;
+    const { writer, discard, changed } = secondary;
     if (writer !== null && introduction.primary !== this.#last?.primary) {
       throw new StateError(
         "other-writer",
@@ -50,7 +51,7 @@ export class Introductions {
       );
     }
     try {
-      if (!discard) refuseOtherHistory(secondary, introduction, changedBytes);
+      if (!discard) refuseOtherHistory(secondary, introduction, changed);
     } catch (error) {
       this.#conflict = asError(error).message;
       throw error;
@@ -64,10 +65,10 @@ const REMEDY =
   "to give up what only the secondary has, start it once with --discard-local-changes, which saves it first";
 
 /**
- * @param changedBytes what the secondary changed by itself and knows of; null: it knows of nothing
+ * @param changed what the secondary changed by itself and knows of; null: it knows of nothing
  * @throws StateError if writing would overwrite what only the secondary has
  */
-function refuseOtherHistory(secondary: Lineage, primary: Introduction, changedBytes: number | null): void {
+function refuseOtherHistory(secondary: Lineage, primary: Introduction, changed: ChangesSummary | null): void {
   const relation = relationOf(secondary, primary);
   const generations = `the secondary's data is of generation ${short(secondary)}, the primary's of ${short(primary)}`;
   switch (relation) {
@@ -83,7 +84,7 @@ function refuseOtherHistory(secondary: Lineage, primary: Introduction, changedBy
     case "split-brain":
       throw new StateError(
         "split-brain",
-        `split brain: both nodes changed since they were the same, the primary ${formatSize(primary.dirty)}${changedBytes === null ? "" : `, the secondary ${formatSize(changedBytes)}`} (${generations}): ${REMEDY}`,
+        `split brain: both nodes changed since they were the same, the primary ${formatSize(primary.dirty)}${changed === null ? "" : `, the secondary ${describeChanges(changed)}`} (${generations}): ${REMEDY}`,
       );
     case "unrelated":
       throw new StateError(
@@ -91,6 +92,15 @@ function refuseOtherHistory(secondary: Lineage, primary: Introduction, changedBy
         `the secondary holds other data: ${generations}, and neither came from the other: ${REMEDY}`,
       );
   }
+}
+
+/** How much, and where that begins: `3 MiB, first on disk0 at 0+65536, 1048576+4096`. */
+function describeChanges({ bytes, first }: ChangesSummary): string {
+  const ranges = first.map(({ disk, offset, lengthBytes }, index) => {
+    const where = disk === first[index - 1]?.disk ? "" : `on ${disk} at `;
+    return `${where}${offset}+${lengthBytes}`;
+  });
+  return ranges.length === 0 ? formatSize(bytes) : `${formatSize(bytes)}, first ${ranges.join(", ")}`;
 }
 
 function short({ generation }: Lineage): string {

@@ -14,6 +14,16 @@ export type ChangedRanges = Readonly<
   Record<string, readonly (readonly [offset: number, lengthBytes: number])[]>
 >;
 
+/** What a node changed by itself, for a person. */
+export interface ChangesSummary {
+  readonly bytes: number;
+  /** The first ranges of it, in whole dirty blocks. */
+  readonly first: readonly { readonly disk: string; readonly offset: number; readonly lengthBytes: number }[];
+}
+
+/** Ranges that a summary names. */
+const SUMMARY_RANGES = 3;
+
 export class LocalChanges {
   readonly #maps: ReadonlyMap<string, DirtyMap>;
 
@@ -57,6 +67,21 @@ export class LocalChanges {
 
   ranges(): ChangedRanges {
     return Object.fromEntries([...this.#maps].map(([name, map]) => [name, map.missedRuns(MAX_RUNS)]));
+  }
+
+  /** Exact, unlike ranges(), which merges close ones. */
+  summary(): ChangesSummary {
+    const first: ChangesSummary["first"][number][] = [];
+    for (const [disk, map] of this.#maps) {
+      let from = 0;
+      while (first.length < SUMMARY_RANGES && from < map.sizeBytes) {
+        const run = map.nextMissed(from, map.sizeBytes);
+        if (run === null) break;
+        first.push({ disk, ...run });
+        from = run.offset + run.lengthBytes;
+      }
+    }
+    return { bytes: this.bytes, first };
   }
 
   async close(): Promise<void> {

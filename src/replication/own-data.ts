@@ -10,7 +10,7 @@ import type { Logger } from "pino";
 import { describeError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { StateDirectory } from "../meta/state-directory.js";
-import { type ChangedRanges, LocalChanges } from "./local-changes.js";
+import { type ChangedRanges, type ChangesSummary, LocalChanges } from "./local-changes.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
 import { salvageName } from "./salvage.js";
 import type { NamedDisk } from "./secondary-disk.js";
@@ -34,8 +34,8 @@ export class OwnData {
   }
 
   /** What this node changed by itself and knows of; null: it knows of nothing. */
-  get changedBytes(): number | null {
-    return this.#changes?.bytes ?? null;
+  summary(): ChangesSummary | null {
+    return this.#changes?.summary() ?? null;
   }
 
   changed(): ChangedRanges {
@@ -70,7 +70,7 @@ export class OwnData {
   async keep(epoch: number): Promise<void> {
     const { metadata, log } = this.#parts;
     const { discard, salvage } = metadata.current;
-    const hasOwn = discard || (this.changedBytes ?? 0) > 0;
+    const hasOwn = discard || (this.#changes?.bytes ?? 0) > 0;
     if (!hasOwn || salvage === epoch) return;
     await metadata.save({ salvage: epoch });
     log.warn({ path: this.salvage }, "local changes are given up, and saved when the resync is done");

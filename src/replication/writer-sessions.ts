@@ -129,7 +129,7 @@ export class WriterSessions {
       this.#introductions.admit(introduction, {
         ...metadata.current,
         writer,
-        changedBytes: own.changedBytes,
+        changed: own.summary(),
       });
     } catch (error) {
       log.error({ reason: describeError(error) }, "primary refused");

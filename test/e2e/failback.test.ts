@@ -73,6 +73,7 @@ describe("roles that change", () => {
     await startPair();
     await a.node.succeed("detach");
     await writePattern(a.uri, 0x44, "10M", "3M");
+    for (const offset of ["20M", "22M", "24M"]) await writePattern(a.uri, 0x44, offset, "64k");
     await b.failOver("latest");
     await writePattern(b.uri, 0x55, "12M", "3M");
     await a.node.succeed("stop");
@@ -81,7 +82,7 @@ describe("roles that change", () => {
     const refused = await b.node.verb("attach", ...(await a.replicaOptions()));
     expect(refused.code).to.equal(3);
     expect(refused.stderr).to.match(
-      /^repl-secondary: split brain: both nodes changed since they were the same, the primary 3 MiB, the secondary 3 MiB .*--discard-local-changes/,
+      /^repl-secondary: split brain: both nodes changed since they were the same, the primary 3 MiB, the secondary 3.19 MiB, first on disk0 at 10485760\+3145728, 20971520\+65536, 23068672\+65536 \([^\n]*--discard-local-changes[^\n]*\n$/,
     );
     await expectPattern(b.uri, [0x55, "12M", "3M"]);
     expect((await a.node.status()).secondary?.conflict).to.match(/^split brain: /);
