@@ -58,7 +58,8 @@ function lastCheckpoint({ checkpointAt, epoch }: SecondaryMetadata): NodeStatus[
 
 export function secondaryJobs(secondary: Secondary): JobStatus[] {
   if (secondary.stage === "done") return primaryJobs(secondary.promoted);
-  const job = commitJob(secondary);
+  // One that failed is over, until it is tried again.
+  const job = secondary.stage === "failover" ? commitJob(secondary) : null;
   return job === null ? [] : [job];
 }
 

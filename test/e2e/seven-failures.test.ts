@@ -82,6 +82,13 @@ describe("failure of block replication", () => {
     ]);
   };
 
+  /** Nor is there anything that would be let go of to make room. */
+  const fillPastReserve = async (): Promise<void> => {
+    for (const name of ["spare.log", "reserve"])
+      await rm(workspace.path(`secondary/${name}`), { force: true });
+    await fill();
+  };
+
   it("1, primary disk: the guest gets the error, and the pair goes on", async () => {
     const pair = await startFaultyPair("primary");
     await writePattern(pair.primaryUri(), 0x11, "0", "1M");
@@ -286,6 +293,7 @@ describe("failure of block replication", () => {
     await pair.secondary.waitForStatus("failover-failed", ({ stage }) => stage === "failover-failed");
     expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
     await warned(pair.secondary, "failover failed");
+    expect((await pair.secondary.status()).jobs).to.deep.equal([]);
     // Reads through the chain; writes to active where an overlay holds the block, else to the disk, which fails.
     await expectPattern(pair.viewUri(), [0x11, "0", "64k"], [0xaa, "64k", "64k"], [0x11, "128k", "896k"]);
     await writePattern(pair.viewUri(), 0xbb, "0", "4k");
@@ -312,9 +320,7 @@ describe("failure of block replication", () => {
       await writePattern(pair.primaryUri(), 0x11, "0", "1M");
       await pair.checkpoint();
       await pair.primary.succeed("stop");
-      // It would be let go to make room.
-      await rm(workspace.path("secondary/spare.log"), { force: true });
-      await fill();
+      await fillPastReserve();
       const reason =
         /failover could not begin: replacement of \S+metadata\.json failed: ENOSPC: .*: the node is in stage failover-failed; mend that, then fail over again$/;
       const { code, stdout, stderr } = await pair.secondary.verb("failover", "--yes", "--to", target);
@@ -336,8 +342,7 @@ describe("failure of block replication", () => {
   it("7, a manager's failover that can't begin: it is told so", async () => {
     const pair = await startCrampedPair();
     await pair.primary.succeed("stop");
-    await rm(workspace.path("secondary/spare.log"), { force: true });
-    await fill();
+    await fillPastReserve();
     const failOver = (client: QmpClient): Promise<unknown> =>
       client.execute("xen-set-replication", { enable: false, primary: false, failover: true });
     const refused = await pair.secondary.withQmp(failOver).catch((error: unknown) => error);
