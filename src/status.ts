@@ -36,6 +36,8 @@ export interface NodeStatus {
   readonly error: SwallowedError | null;
   /** Why a checkpoint would be refused now; null if it would not. */
   readonly checkpointRefusal: string | null;
+  /** Which promise the node can't keep any more, so that it would end with exit code 1; null: it keeps them all. */
+  readonly brokenPromise: string | null;
   readonly lastCheckpoint: { readonly epoch: number; readonly at: string } | null;
   readonly uptimeSeconds: number;
   readonly stateDirectory: string;
@@ -49,8 +51,8 @@ export interface NodeStatus {
   readonly secondary?: SecondaryStatus;
 }
 
-/** An I/O error that no client was told of (promises 5 and 16). */
-export interface SwallowedError {
+/** The first of several I/O errors, and how many there were. */
+export interface RecordedError {
   /** "write", "flush", "copy-before-write", ... */
   readonly operation: string;
   readonly errno: string;
@@ -63,6 +65,9 @@ export interface SwallowedError {
   readonly firstAt: string;
   readonly message: string;
 }
+
+/** An I/O error that no client was told of (promises 5 and 16). */
+export type SwallowedError = RecordedError;
 
 export interface ListenerStatus {
   readonly purpose: "guest" | "replication" | "view" | "qmp";
@@ -98,6 +103,8 @@ export interface DiskStatus {
     readonly bytesResynced: number;
     /** Requests sent to the replica and not answered. */
     readonly inFlight: number;
+    /** Of the disk itself since the start: whoever asked, a guest or a copy to the replica, was told of it. Null: none. */
+    readonly error: RecordedError | null;
     /** What the last verify found since the node started; null: there was none. */
     readonly lastVerify: VerifyReport | null;
   };
@@ -158,15 +165,30 @@ export interface PrimaryStatus {
   readonly waitingChanges: number;
   readonly checkpointIntervalMs: number;
   readonly replicaTimeoutMs: number;
+  /** Null: the last checkpoint that was tried was taken, or none was tried since the replica was attached. */
+  readonly checkpointFailure: CheckpointFailure | null;
   readonly link: {
     readonly state: LinkState;
-    /** NBD URI; null if detached. */
+    /** NBD URI; null: none is, or was to be, attached. */
     readonly replica: string | null;
     /** When the link came into this state. */
     readonly since: string;
+    /** Why it was lost last, or why the last replica was not attached; null: neither, or that is mended. */
     readonly lastError: string | null;
     readonly reconnects: number;
+    /** Why the replica can't go back to its last checkpoint, as it said last; null: it can, or does not say (a QEMU). */
+    readonly rollbackLost: string | null;
   };
+}
+
+/** Checkpoints that were refused or failed, one after the other. */
+export interface CheckpointFailure {
+  /** Of the last one. */
+  readonly reason: string;
+  /** When the first one was tried in vain. */
+  readonly since: string;
+  /** How many there were. */
+  readonly attempts: number;
 }
 
 export interface SecondaryStatus {

@@ -23,6 +23,7 @@ export function primaryStatus(
     generation: metadata.generation,
     error: primary.error,
     checkpointRefusal: primary.checkpointRefusal(),
+    brokenPromise: primary.brokenPromise(),
     lastCheckpoint: primary.lastCheckpoint,
     uptimeSeconds: (Date.now() - parts.startedMs) / 1000,
     stateDirectory: parts.directory.path,
@@ -44,19 +45,21 @@ export function primaryPart(
   config: Pick<PrimaryConfig, "ackMode" | "onReplicaError" | "replicaTimeoutMs">,
   startedMs: number,
 ): PrimaryStatus {
-  const { link, replica, checkpointIntervalMs } = primary;
+  const { link, linkError, replica, checkpointIntervalMs, checkpointFailure } = primary;
   return {
     ackMode: config.ackMode,
     onReplicaError: config.onReplicaError,
     waitingChanges: primary.waitingChanges,
     checkpointIntervalMs,
     replicaTimeoutMs: config.replicaTimeoutMs,
+    checkpointFailure,
     link: {
       state: link?.state ?? "detached",
       replica: replica?.uri ?? null,
       since: (link?.since ?? new Date(startedMs)).toISOString(),
-      lastError: link?.lastError?.message ?? null,
+      lastError: linkError?.message ?? null,
       reconnects: link?.reconnects ?? 0,
+      rollbackLost: link?.rollbackLost ?? null,
     },
   };
 }
@@ -131,6 +134,7 @@ export function primaryDiskPart(primary: Primary, index: number): NonNullable<Di
     bytesReplicated: disk.forwarded.bytes,
     bytesResynced: disk.resyncedBytes,
     inFlight: primary.link?.inFlight(index) ?? 0,
+    error: disk.error,
     lastVerify: primary.verifier.lastReport(disk),
   };
 }

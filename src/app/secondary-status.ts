@@ -25,6 +25,7 @@ export function secondaryStatus(
     generation: metadata.generation,
     error: promoted === null ? secondary.error : promoted.error,
     checkpointRefusal: (promoted ?? secondary).checkpointRefusal(),
+    brokenPromise: secondary.brokenPromise(),
     lastCheckpoint: promoted === null ? lastCheckpoint(metadata) : promoted.lastCheckpoint,
     uptimeSeconds: (Date.now() - parts.startedMs) / 1000,
     stateDirectory: parts.directory.path,

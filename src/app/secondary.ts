@@ -7,7 +7,7 @@ import { nbdServerCommands } from "../qmp/commands/nbd-server.js";
 import { replicaCommands, secondaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { yankCommands } from "../qmp/commands/yank.js";
-import { CHECKPOINT_EVENT } from "../replication/replica-control.js";
+import { CHECKPOINT_EVENT, ROLLBACK_LOST_EVENT } from "../replication/replica-control.js";
 import { Secondary } from "../replication/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
@@ -39,6 +39,9 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
       disconnectWriters: () => writers.disconnectWriters(),
       checkpointDurable: (epoch) => {
         emit(CHECKPOINT_EVENT, { epoch });
+      },
+      rollbackLost: (lost) => {
+        emit(ROLLBACK_LOST_EVENT, lost);
       },
       stageChanged: (stage) => {
         emit("X_REPL_STAGE", { stage });

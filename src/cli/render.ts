@@ -9,6 +9,7 @@ import type {
   LinkState,
   NodeStatus,
   PrimaryStatus,
+  RecordedError,
   SecondaryStatus,
   VerifyReport,
 } from "../status.js";
@@ -80,18 +81,16 @@ function headline(status: NodeStatus, nowMs: number): string {
 }
 
 function troublesOf(status: NodeStatus, nowMs: number): string[] {
-  const { error, checkpointRefusal, primary, secondary } = status;
+  const { error, brokenPromise, checkpointRefusal, primary, secondary } = status;
+  const checkpointFailure = primary?.checkpointFailure ?? null;
   const troubles: string[] = [];
+  if (brokenPromise !== null)
+    troubles.push(`a promise can't be kept, the node would end with exit code 1: ${brokenPromise}`);
   if (status.cache === "unsafe")
     troubles.push("cache unsafe: a power loss of this host can cost the disks and the checkpoint");
   if (status.stage === "failover-failed")
     troubles.push("the failover failed; ask for it again when the cause is mended");
-  if (error !== null) {
-    troubles.push(
-      `${count(error.count, "error")}, the first ${ago(error.firstAt, nowMs)}: ${error.operation} on ${error.disk} at ` +
-        `${error.offsetBytes}+${error.lengthBytes}: ${error.errno}: ${error.message}`,
-    );
-  }
+  if (error !== null) troubles.push(describeErrors(error, count(error.count, "error"), nowMs));
   if (secondary?.rollback === "lost") {
     troubles.push(
       `no rollback until the next checkpoint: ${secondary.rollbackLostReason ?? "reason unknown"}`,
@@ -101,12 +100,22 @@ function troublesOf(status: NodeStatus, nowMs: number): string[] {
     troubles.push(`a primary was refused: ${secondary.conflict}`);
   if (primary?.link.state === "refused")
     troubles.push(`the replica refuses: ${primary.link.lastError ?? "no reason given"}`);
+  // Whom an operator detached has no error any more.
+  if (primary?.link.state === "detached" && primary.link.lastError !== null)
+    troubles.push(`a replica was not attached: ${primary.link.lastError}`);
+  if (primary !== undefined && primary.link.rollbackLost !== null)
+    troubles.push(`the replica can't go back to its last checkpoint: ${primary.link.rollbackLost}`);
   if (primary !== undefined && primary.waitingChanges > 0) {
     troubles.push(
       `guests wait for the replica with ${count(primary.waitingChanges, "change")}: repl-${status.role} detach goes on without it`,
     );
   }
   for (const { name, primary: disk } of status.disks) {
+    const diskError = disk?.error ?? null;
+    if (diskError !== null) {
+      const errors = count(diskError.count, "error");
+      troubles.push(describeErrors(diskError, `${errors} of the disk itself, which guests see`, nowMs));
+    }
     const report = disk?.lastVerify ?? null;
     const differing = report === null ? 0 : report.differingBytes - report.repairedBytes;
     if (differing > 0) {
@@ -118,7 +127,19 @@ function troublesOf(status: NodeStatus, nowMs: number): string[] {
   // Before the start and after a failover there is nothing that a checkpoint could be refused to.
   if (checkpointRefusal !== null && status.stage === "running")
     troubles.push(`a checkpoint would be refused: ${checkpointRefusal}`);
+  if (checkpointFailure !== null) {
+    const { attempts, since, reason } = checkpointFailure;
+    troubles.push(
+      `no checkpoint in ${count(attempts, "attempt")}, the first ${ago(since, nowMs)}, the last: ${reason}`,
+    );
+  }
   return troubles;
+}
+
+/** @param errors what they are, and how many */
+function describeErrors(first: RecordedError, errors: string, nowMs: number): string {
+  const { operation, disk, offsetBytes, lengthBytes, errno, message, firstAt } = first;
+  return `${errors}, the first ${ago(firstAt, nowMs)}: ${operation} on ${disk} at ${offsetBytes}+${lengthBytes}: ${errno}: ${message}`;
 }
 
 function primaryRows(primary: PrimaryStatus, nowMs: number): Row[] {

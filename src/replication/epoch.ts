@@ -68,6 +68,8 @@ export interface EpochStoreOptions {
   readonly salvage: () => number | null;
   /** The same directory's. */
   readonly spare: SpareLog;
+  /** Told when Epoch.lost of one is not null any more; default: nobody is. */
+  readonly lost?: () => void;
 }
 
 export class EpochStore {
@@ -234,9 +236,12 @@ export class EpochStore {
 
   #assemble(number: number, log: OverlayLog, files: ActiveFiles): Epoch {
     let distrust: string | null = null;
+    const tell = (): void => this.#options.lost?.();
     const doubt = (reason: string): void => {
+      const isNews = distrust === null;
       distrust ??= reason;
       for (const { hidden } of overlays) hidden.refuseReads(`the last checkpoint is lost: ${distrust}`);
+      if (isNews) tell();
     };
     const overlays = this.#options.disks.map((disk, index): DiskOverlays => {
       const hidden = new HiddenOverlay(disk, log, index);
@@ -263,7 +268,10 @@ export class EpochStore {
         if (log.isBroken) return BROKEN;
         return distrust;
       },
-      breakCheckpoint: () => log.markBroken(),
+      breakCheckpoint: async () => {
+        await log.markBroken();
+        tell();
+      },
       letGo: () => log.letGo(),
       distrust: doubt,
       flush: async () => {

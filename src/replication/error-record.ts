@@ -1,12 +1,12 @@
-/** What is remembered of errors that were not reported to whoever caused them: the first one, and how many. */
+/** What is remembered of errors, so that a status can show them: the first one, and how many. */
 import { describeError, errnoOf } from "../errors.js";
-import type { SwallowedError } from "../status.js";
+import type { RecordedError } from "../status.js";
 
 export class ErrorRecord {
-  #first: SwallowedError | null = null;
+  #first: RecordedError | null = null;
   #count = 0;
 
-  get(): SwallowedError | null {
+  get(): RecordedError | null {
     return this.#first === null ? null : { ...this.#first, count: this.#count };
   }
 

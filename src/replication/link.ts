@@ -32,7 +32,7 @@ import { QmpError } from "../qmp/errors.js";
 import type { LinkState } from "../status.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import type { RateLimit } from "./rate-limit.js";
-import { HANDSHAKE_VERSION } from "./replica-control.js";
+import { HANDSHAKE_VERSION, type LostRollback } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions } from "./replica-connections.js";
 import { Resync } from "./resync.js";
 
@@ -86,6 +86,8 @@ export class Link {
   #connections: ReplicaConnections | null = null;
   /** The replica's memory at the last handshake, which all dirty maps heard of; null: there was none. */
   #memory: string | null = null;
+  /** Of the replica, as it said last. */
+  #lostRollback: LostRollback | null = null;
   #resyncs: readonly Resync[] = [];
   #running: Promise<void> = Promise.resolve();
 
@@ -108,6 +110,11 @@ export class Link {
 
   get reconnects(): number {
     return this.#reconnects;
+  }
+
+  /** Why the replica can't go back to its last checkpoint, as it said last; null: it can, or does not say. */
+  get rollbackLost(): string | null {
+    return this.#lostRollback?.reason ?? null;
   }
 
   /** Copies under way. */
@@ -231,6 +238,8 @@ export class Link {
     const connections = await ReplicaConnections.open(this.#options, {
       hello: () => {
         this.#become("handshaking");
+        // What holds of the one that is asked now, it tells before it answers.
+        this.#lostRollback = null;
         return {
           version: HANDSHAKE_VERSION,
           primary,
@@ -259,7 +268,13 @@ export class Link {
         }
       },
       durable: (number) => {
+        // The next checkpoint may be lost as well before it is known to be durable.
+        if (this.#lostRollback !== null && number > this.#lostRollback.epoch) this.#lostRollback = null;
         events.durable(number);
+      },
+      rollbackLost: (lost) => {
+        this.#lostRollback = lost;
+        this.#options.log.warn(lost, "the replica can't go back to its last checkpoint");
       },
     });
     this.#connections = connections;

@@ -10,6 +10,7 @@ import type { Gate } from "../block/gate.js";
 import type { Cancel, Clock } from "../clock.js";
 import { formatSize } from "../config/units.js";
 import { describeError, LinkError } from "../errors.js";
+import type { CheckpointFailure } from "../status.js";
 import { Checkpointer } from "./checkpointer.js";
 import type { Link } from "./link.js";
 import { missedBytesOf, type PrimaryDisk, troubleOf } from "./primary-disk.js";
@@ -39,6 +40,7 @@ export class PrimaryCheckpoints {
   readonly #checkpointer: Checkpointer;
   #intervalMs: number;
   #last: ReportedCheckpoint | null = null;
+  #failure: CheckpointFailure | null = null;
   /** Of the next periodic one; null: there are none. */
   #cancelTimer: Cancel | null = null;
 
@@ -78,6 +80,11 @@ export class PrimaryCheckpoints {
     return this.#last;
   }
 
+  /** Those that were tried in vain since the last one was taken, with the replica that is attached; null: none. */
+  get failure(): CheckpointFailure | null {
+    return this.#parts.link() === null ? null : this.#failure;
+  }
+
   /** Why one would be refused now, or null. */
   refusal(): string | null {
     const link = this.#parts.link();
@@ -101,11 +108,17 @@ export class PrimaryCheckpoints {
 
   /** Resolves with the epoch when it is durable on the secondary. @throws StateError if it is refused */
   async take(): Promise<number> {
-    await this.#parts.lineage.share();
-    const at = new Date().toISOString();
-    const epoch = await this.#checkpointer.checkpoint();
-    this.#last = { epoch, at };
-    return epoch;
+    try {
+      await this.#parts.lineage.share();
+      const at = new Date().toISOString();
+      const epoch = await this.#checkpointer.checkpoint();
+      this.#last = { epoch, at };
+      this.#failure = null;
+      return epoch;
+    } catch (error) {
+      this.#failed(describeError(error));
+      throw error;
+    }
   }
 
   /** As Checkpointer.checkpointAndHold(). */
@@ -121,12 +134,8 @@ export class PrimaryCheckpoints {
 
   /** A replica is attached. */
   begin(): void {
-    if (this.#intervalMs === 0) return;
-    this.#cancelTimer = this.#parts.clock.after(this.#intervalMs, () => {
-      void this.#takePeriodic().finally(() => {
-        if (this.#cancelTimer !== null) this.begin();
-      });
-    });
+    this.#failure = null;
+    this.#awaitNext();
   }
 
   /** The replica is about to be left. */
@@ -154,14 +163,34 @@ export class PrimaryCheckpoints {
     });
   }
 
+  #awaitNext(): void {
+    if (this.#intervalMs === 0) return;
+    this.#cancelTimer = this.#parts.clock.after(this.#intervalMs, () => {
+      void this.#takePeriodic().finally(() => {
+        if (this.#cancelTimer !== null) this.#awaitNext();
+      });
+    });
+  }
+
   async #takePeriodic(): Promise<void> {
-    // While the replica is away or resyncing there is nothing to take, which the status says.
-    if (this.refusal() !== null) return;
+    // While the replica is away or resyncing there is nothing to take, which the status says, and the link has logged.
+    const refusal = this.refusal();
+    if (refusal !== null) {
+      this.#failed(`checkpoint refused: ${refusal}`);
+      return;
+    }
     try {
       await this.take();
     } catch (error) {
       this.#parts.log.warn({ error: describeError(error) }, "checkpoint failed");
     }
+  }
+
+  /** Where a manager drives the checkpoints, none that is asked for here can be taken, which who asks is told. */
+  #failed(reason: string): void {
+    if (this.#parts.link()?.hasControl !== true) return;
+    const { since, attempts } = this.#failure ?? { since: new Date().toISOString(), attempts: 0 };
+    this.#failure = { reason, since, attempts: attempts + 1 };
   }
 
   /** A checkpoint makes durable on the replica what was acknowledged before it, as a flush does. */

@@ -1,20 +1,25 @@
 /** One disk of a primary: the stack between the guest's NBD server and the primary disk and its replica. */
+import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import type { DirtyMap } from "../block/dirty-map.js";
 import { gated } from "../block/filters/gated.js";
 import { held } from "../block/filters/held.js";
-import type { WatchedFlush } from "../block/filters/watched-flush.js";
+import { WatchedDevice } from "../block/filters/watched-device.js";
 import { type ForwardFailure, PrimaryFilter } from "../block/filters/replication.js";
 import type { Gate } from "../block/gate.js";
 import type { Hold } from "../block/hold.js";
 import type { MemoryBudget } from "../block/memory-budget.js";
 import { type AckMode, Mirror } from "../block/mirror.js";
+import type { RecordedError } from "../status.js";
+import { ErrorRecord } from "./error-record.js";
 import type { NamedDisk } from "./secondary-disk.js";
 
-/** A disk whose failed flushes are noticed. */
+/** A disk whose failures are noticed. */
 export interface WatchedDisk extends NamedDisk {
-  readonly device: WatchedFlush;
+  readonly device: WatchedDevice;
+  /** All of them, since the start. */
+  readonly errors: ErrorRecord;
 }
 
 export interface PrimaryDiskOptions {
@@ -37,18 +42,20 @@ export class PrimaryDisk {
   readonly name: string;
   readonly path: string;
   /** The primary disk itself. */
-  readonly local: WatchedFlush;
+  readonly local: WatchedDevice;
   readonly dirty: DirtyMap;
   readonly mirror: Mirror;
   /** What guests see. */
   readonly guestExport: BlockDevice;
   readonly #filter: PrimaryFilter;
+  readonly #errors: ErrorRecord;
   #resyncedBytes = 0;
 
   constructor(disk: WatchedDisk, options: PrimaryDiskOptions) {
     this.name = disk.name;
     this.path = disk.path;
     this.local = disk.device;
+    this.#errors = disk.errors;
     this.dirty = options.dirty;
     this.#filter = new PrimaryFilter(disk.device.info, (failure) => {
       this.dirty.missed(failure.offset, failure.lengthBytes);
@@ -73,6 +80,11 @@ export class PrimaryDisk {
     return failure === null
       ? null
       : `disk ${this.name} may lack what was written, a flush of it has failed: ${failure.message}: fail over to the replica, or start this node anew`;
+  }
+
+  /** The first error of the disk itself since the start, and how many there were; null: none. */
+  get error(): RecordedError | null {
+    return this.#errors.get();
   }
 
   /** Changes and bytes that the replica has acknowledged. */
@@ -105,6 +117,22 @@ export class PrimaryDisk {
     if (replica === null) this.dirty.linkLost();
     else this.dirty.linkMade(hasKept);
   }
+}
+
+/** The disk's failures are recorded, and the first is logged: a guest hears of them, an operator does not. */
+export function watchedDisk(disk: NamedDisk, log: Logger): WatchedDisk {
+  const { name, device } = disk;
+  const errors = new ErrorRecord();
+  const watched = new WatchedDevice(device, {
+    failed: (failure) => {
+      if (!errors.add(name, failure)) return;
+      log.error({ disk: name, ...failure, error: failure.error.message }, "I/O error of the disk");
+    },
+    flushFailed: (error) => {
+      log.error({ disk: name, error: error.message }, "flush failed: the disk may lack what was written");
+    },
+  });
+  return { ...disk, device: watched, errors };
 }
 
 /** A primary's disks, which share everything but their maps. */

@@ -9,18 +9,17 @@
  */
 import { randomUUID } from "node:crypto";
 import type { DirtyMap } from "../block/dirty-map.js";
-import { WatchedFlush } from "../block/filters/watched-flush.js";
 import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import { systemClock } from "../clock.js";
 import { StateError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";
-import type { SwallowedError } from "../status.js";
+import type { CheckpointFailure, SwallowedError } from "../status.js";
 import { GuestHold } from "./guest-hold.js";
 import { HandOver } from "./hand-over.js";
 import type { Link } from "./link.js";
 import { PrimaryCheckpoints, type ReportedCheckpoint } from "./primary-checkpoints.js";
-import { type PrimaryDisk, primaryDisks, troubleOf, type WatchedDisk } from "./primary-disk.js";
+import { type PrimaryDisk, primaryDisks, troubleOf, type WatchedDisk, watchedDisk } from "./primary-disk.js";
 import { openDirtyMaps, openPrimaryKeeper, type PrimaryFacts, type PrimaryKeeper } from "./primary-keeper.js";
 import { PrimaryLineage } from "./primary-lineage.js";
 import type { PrimaryOptions } from "./primary-options.js";
@@ -147,13 +146,7 @@ export class Primary {
 
   static async #open(options: PrimaryOptions, keeper: PrimaryKeeper): Promise<Primary> {
     const { directory, disks, log } = options;
-    const watched = disks.map((disk): WatchedDisk => {
-      const { name, device } = disk;
-      const onFailure = (error: Error): void => {
-        log.error({ disk: name, error: error.message }, "flush failed: the disk may lack what was written");
-      };
-      return { ...disk, device: new WatchedFlush(device, onFailure) };
-    });
+    const watched = disks.map((disk) => watchedDisk(disk, log));
     const maps = await openDirtyMaps(directory, watched, log);
     return new Primary(options, watched, keeper, maps);
   }
@@ -190,6 +183,16 @@ export class Primary {
   /** The last one that the secondary confirmed as durable, since this start. */
   get lastCheckpoint(): ReportedCheckpoint | null {
     return this.#checkpoints.last;
+  }
+
+  /** The checkpoints that were tried in vain since the last one that was taken, or null. */
+  get checkpointFailure(): CheckpointFailure | null {
+    return this.#checkpoints.failure;
+  }
+
+  /** Why the link was lost last, or why the last replica was not attached; null: neither, or that is mended. */
+  get linkError(): Error | null {
+    return this.#attachment.linkError;
   }
 
   /** Changes of guests that wait for the replica. */

@@ -13,7 +13,7 @@ import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import { NegotiationError, ProtocolError, StateError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
-import type { Hello, ReplicaControl, Welcome } from "./replica-control.js";
+import type { Hello, ReplicaControl, ReplicaControlEvents, Welcome } from "./replica-control.js";
 
 /** Name of the object that says which tenure the QEMU is in. */
 const TENURE_PREFIX = "nbd-replication-tenure-";
@@ -29,13 +29,13 @@ type QemuStage = "none" | "running" | "promoted";
 export class QemuControl implements ReplicaControl {
   readonly #client: QmpClient;
   readonly #timeoutMs: number;
-  readonly #onDurable: (epoch: number) => void;
+  readonly #events: Pick<ReplicaControlEvents, "durable">;
 
-  /** @param onDurable told of each checkpoint at once: nothing of QEMU's is durable, nor will be */
-  constructor(client: QmpClient, timeoutMs: number, onDurable: (epoch: number) => void) {
+  /** @param events told of each checkpoint at once: nothing of QEMU's is durable, nor will be */
+  constructor(client: QmpClient, timeoutMs: number, events: Pick<ReplicaControlEvents, "durable">) {
     this.#client = client;
     this.#timeoutMs = timeoutMs;
-    this.#onDurable = onDurable;
+    this.#events = events;
   }
 
   get ended(): Promise<Error | null> {
@@ -77,7 +77,7 @@ export class QemuControl implements ReplicaControl {
       }
       await this.#execute("xen-colo-do-checkpoint", {});
     }
-    this.#onDurable(epoch);
+    this.#events.durable(epoch);
   }
 
   takeOver(): Promise<string> {

@@ -9,7 +9,7 @@
  */
 import type { Logger } from "pino";
 import type { ForwardFailure } from "../block/filters/replication.js";
-import { LinkError, StateError } from "../errors.js";
+import { asError, LinkError, StateError } from "../errors.js";
 import type { Endpoint } from "../net/endpoint.js";
 import type { LinkState, SwallowedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
@@ -53,6 +53,8 @@ export class ReplicaAttachment {
   #state: State = initialState("primary");
   #replica: Replica | null = null;
   #link: Link | null = null;
+  /** Why the last replica was not attached; null: it was. */
+  #refusal: Error | null = null;
   #loggedLink: LinkState | null = null;
 
   constructor(parts: ReplicaAttachmentParts) {
@@ -74,6 +76,11 @@ export class ReplicaAttachment {
 
   get link(): Link | null {
     return this.#link;
+  }
+
+  /** Why the link was lost last, or why the last replica was not attached; null: neither, or that is mended. */
+  get linkError(): Error | null {
+    return this.#link === null ? this.#refusal : this.#link.lastError;
   }
 
   /**
@@ -109,9 +116,10 @@ export class ReplicaAttachment {
     const replica = this.#replica;
     if (replica === null)
       throw new StateError("no-replica", "no replica was given: attach one (x-repl-attach)");
-    const { hold, events } = this.#parts;
+    const { hold, events, log } = this.#parts;
     const link = this.#makeLink(replica);
     this.#link = link;
+    this.#refusal = null;
     this.#state = next;
     hold.attaching();
     try {
@@ -120,6 +128,9 @@ export class ReplicaAttachment {
       hold.notAttached();
       this.#link = null;
       this.#state = initialState("primary");
+      // Who asked is told; whoever looks at the node later has to find it as well.
+      this.#refusal = asError(error);
+      log.warn({ replica: replica.uri, error: this.#refusal.message }, "replica not attached");
       throw error;
     }
     events.attached();

@@ -9,7 +9,13 @@ import { asError, LinkError, NegotiationError } from "../errors.js";
 import type { Endpoint } from "../net/endpoint.js";
 import { FlushPace } from "./flush-pace.js";
 import type { PrimaryDisk } from "./primary-disk.js";
-import { type Hello, type ReplicaControl, type Welcome, writerExport } from "./replica-control.js";
+import {
+  type Hello,
+  type ReplicaControl,
+  type ReplicaControlEvents,
+  type Welcome,
+  writerExport,
+} from "./replica-control.js";
 import type { ReplicaDisk, ReplicaNetwork } from "./replica-network.js";
 
 /** How often it is looked whether the replica is to make durable what it acknowledged. */
@@ -31,11 +37,10 @@ export interface ReplicaConnectionsOptions {
 }
 
 /** Told in the course of connecting, and later. */
-export interface ReplicaConnectionsEvents {
+export interface ReplicaConnectionsEvents extends ReplicaControlEvents {
   /** The control is connected: introduce this side. */
   hello(): Hello;
   welcomed(welcome: Welcome): Promise<void>;
-  durable(epoch: number): void;
 }
 
 export class ReplicaConnections {
@@ -79,9 +84,7 @@ export class ReplicaConnections {
     const replicas: ReplicaDisk[] = [];
     try {
       if (options.control !== null) {
-        control = await options.network.control(options.control, options.timeoutMs, (epoch) => {
-          events.durable(epoch);
-        });
+        control = await options.network.control(options.control, options.timeoutMs, events);
         // Before the disks: it cuts off older connections, whose late writes would overwrite newer ones.
         const welcome = await control.handshake(events.hello());
         await events.welcomed(welcome);

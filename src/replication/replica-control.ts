@@ -9,6 +9,9 @@ export const HANDSHAKE_VERSION = 5;
 /** Told by a secondary when a checkpoint is durable, with its epoch. */
 export const CHECKPOINT_EVENT = "X_REPL_CHECKPOINT";
 
+/** Told by a secondary that can't go back to its checkpoint any more, when that happens and at each handshake. */
+export const ROLLBACK_LOST_EVENT = "X_REPL_ROLLBACK_LOST";
+
 /** Arguments of `x-repl-handshake`. */
 export const helloSchema = z.strictObject({
   version: z.int(),
@@ -58,6 +61,22 @@ export function writerExport(exportName: string, writer: string): string {
   return `${exportName}@${writer}`;
 }
 
+/** A checkpoint that a replica can't go back to. */
+export interface LostRollback {
+  /** The epoch that the checkpoint began. */
+  readonly epoch: number;
+  /** One line for people. */
+  readonly reason: string;
+}
+
+/** What a replica tells unasked. */
+export interface ReplicaControlEvents {
+  /** A checkpoint is as durable there as it ever will be; `epoch` is the one that it began. */
+  durable(epoch: number): void;
+  /** Never told by a QEMU. */
+  rollbackLost(lost: LostRollback): void;
+}
+
 /** A connection to whoever commands the replica: a node of ours, or a QEMU (qemu-control.ts). */
 export interface ReplicaControl {
   /** Resolves with the reason when the connection has ended, with null after close(). */
@@ -82,16 +101,15 @@ export type QmpConnection = Pick<QmpClient, "ended" | "execute" | "onEvent" | "c
 export class NodeControl implements ReplicaControl {
   readonly #client: QmpConnection;
   readonly #timeoutMs: number;
-  readonly #onDurable: (epoch: number) => void;
 
-  /** @param onDurable told of each checkpoint that is durable there */
-  constructor(client: QmpConnection, timeoutMs: number, onDurable: (epoch: number) => void) {
+  constructor(client: QmpConnection, timeoutMs: number, events: ReplicaControlEvents) {
     this.#client = client;
     this.#timeoutMs = timeoutMs;
-    this.#onDurable = onDurable;
     client.onEvent(({ event, data }) => {
-      const epoch = data["epoch"];
-      if (event === CHECKPOINT_EVENT && typeof epoch === "number") this.#onDurable(epoch);
+      const { epoch, reason } = data;
+      if (typeof epoch !== "number") return;
+      if (event === CHECKPOINT_EVENT) events.durable(epoch);
+      if (event === ROLLBACK_LOST_EVENT && typeof reason === "string") events.rollbackLost({ epoch, reason });
     });
   }
 

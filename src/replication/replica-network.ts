@@ -3,7 +3,7 @@ import type { BlockDevice } from "../block/device.js";
 import type { Endpoint } from "../net/endpoint.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import { connectControl } from "./connect-control.js";
-import type { ReplicaControl } from "./replica-control.js";
+import type { ReplicaControl, ReplicaControlEvents } from "./replica-control.js";
 
 /** A connection to one disk of the replica. */
 export interface ReplicaDisk extends BlockDevice {
@@ -19,7 +19,7 @@ export interface ReplicaDisk extends BlockDevice {
 
 export interface ReplicaNetwork {
   /** As connectControl(). */
-  control(address: Endpoint, timeoutMs: number, onDurable: (epoch: number) => void): Promise<ReplicaControl>;
+  control(address: Endpoint, timeoutMs: number, events: ReplicaControlEvents): Promise<ReplicaControl>;
   /** @throws UnreachableError, LinkError, NegotiationError or ProtocolError */
   disk(address: Endpoint, exportName: string, timeoutMs: number): Promise<ReplicaDisk>;
 }

@@ -81,6 +81,9 @@ export class Secondary {
       clock,
       salvage: () => this.metadata.salvage,
       spare,
+      lost: () => {
+        this.#tellLostRollback();
+      },
     });
     const tracker = new WriterTracker(known, () => {
       metadata.saveSoon({ gap: tracker.gap, cutOff: tracker.cutOff }, this.#metadataFailed);
@@ -306,7 +309,11 @@ export class Secondary {
 
   /** As WriterSessions.introduce(). */
   introduce(introduction: Introduction): Promise<Introduced> {
-    return this.#serial.run(() => this.#sessions.introduce(introduction));
+    return this.#serial.run(async () => {
+      const introduced = await this.#sessions.introduce(introduction);
+      this.#tellLostRollback();
+      return introduced;
+    });
   }
 
   /** As WriterSessions.written(). */
@@ -373,6 +380,13 @@ export class Secondary {
       const consequence = "a failover may find no room in the state directory";
       this.#options.log.warn({ error: describeError(error) }, consequence);
     }
+  }
+
+  #tellLostRollback(): void {
+    const { overlays } = this;
+    const reason = overlays?.lost ?? null;
+    if (overlays !== null && reason !== null)
+      this.#options.events.rollbackLost({ epoch: overlays.number, reason });
   }
 
   readonly #metadataFailed = (error: unknown): void => {

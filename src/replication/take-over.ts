@@ -3,6 +3,7 @@ import { type Clock, pause } from "../clock.js";
 import { asError, LinkError, UnreachableError } from "../errors.js";
 import { QmpError } from "../qmp/errors.js";
 import type { Endpoint } from "../net/endpoint.js";
+import type { ReplicaControlEvents } from "./replica-control.js";
 import type { ReplicaNetwork } from "./replica-network.js";
 
 /** How long to ask for. Guests wait. */
@@ -23,6 +24,9 @@ export interface TakeOver {
   readonly network: ReplicaNetwork;
 }
 
+/** To what the replica tells beside the answer. */
+const DEAF: ReplicaControlEvents = { durable: () => undefined, rollbackLost: () => undefined };
+
 /**
  * @returns the generation of the secondary, which has taken over
  * @throws LinkError "undecided" if nobody knows whether it did; any other error if it has not and will not
@@ -33,7 +37,7 @@ export async function requestTakeOver(takeOver: TakeOver): Promise<string> {
   let wasAsked = false;
   for (;;) {
     try {
-      const connection = await network.control(control, timeoutMs, () => undefined);
+      const connection = await network.control(control, timeoutMs, DEAF);
       try {
         wasAsked = true;
         return await connection.takeOver(primary, epoch);

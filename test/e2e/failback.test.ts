@@ -254,6 +254,11 @@ describe("roles that change", () => {
     await b.startSecondary("--demote");
     const demoted = await a.node.verb("attach", ...(await b.replicaOptions()));
     expect(`${demoted.code},${demoted.stderr}`).to.match(/^3,repl-secondary: split brain/);
+    const { primary } = await a.node.status();
+    expect(primary?.link.state).to.equal("detached");
+    expect(primary?.link.lastError).to.match(/^split brain: .* --discard-local-changes/);
+    await a.logged("why it was not attached", /split brain.*"replica not attached"/);
+    expect(await a.node.succeed("status")).to.match(/^! a replica was not attached: split brain: /m);
     await b.node.succeed("stop");
     await expectPattern(b.file, [0x44, "10M", "1M"]);
   });

@@ -161,6 +161,11 @@ describe("failure of block replication", () => {
       ...{ disk: "disk0", offsetBytes: 0, lengthBytes: MEBIBYTE },
     });
     expect(status.secondary?.rollback).to.equal("lost");
+    expect(status.brokenPromise).to.equal("the last checkpoint is lost");
+    await pair.primary.waitForStatus(
+      "the replica's word",
+      ({ primary }) => primary?.link.rollbackLost?.startsWith("its before-images could not be kept") === true,
+    );
     expect(await xenStatus(pair.secondary)).to.deep.equal({ error: true, desc: "I/O error occurred" });
     expect(await warned(pair.secondary, "checkpoint lost: no rollback until the next checkpoint")).to.include(
       {
@@ -171,6 +176,8 @@ describe("failure of block replication", () => {
     await rm(workspace.path("secondary/filler"));
     await pair.checkpoint();
     expect(await xenStatus(pair.secondary)).to.deep.equal({ error: false });
+    expect((await pair.secondary.status()).brokenPromise).to.equal(null);
+    expect((await pair.primary.status()).primary?.link.rollbackLost).to.equal(null);
     await expectPattern(pair.viewUri(), [0x22, "0", "1M"], [0x11, "1M", "7M"]);
   });
 

@@ -226,6 +226,7 @@ export class SimulatedHost {
           writers: () => server?.peers ?? [],
           disconnectWriters: () => server?.disconnectWriters() ?? Promise.resolve(),
           checkpointDurable: (epoch) => server?.checkpointDurable(epoch),
+          rollbackLost: () => undefined,
           stageChanged: () => undefined,
           commitEnded: () => undefined,
         },

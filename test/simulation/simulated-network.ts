@@ -21,9 +21,9 @@ export interface Dialler {
 /** The network of one life of a node. */
 export function simulatedNetwork(dialler: Dialler, clock: LifeClock): ReplicaNetwork {
   return {
-    control: async (_address, timeoutMs, onDurable) => {
+    control: async (_address, timeoutMs, events) => {
       const connection = new SimulatedQmpClient(await dialler.control(timeoutMs), dialler, clock);
-      return new NodeControl(connection, timeoutMs, onDurable);
+      return new NodeControl(connection, timeoutMs, events);
     },
     disk: async (_address, name, timeoutMs) => {
       const { end, info } = await dialler.disk(name, timeoutMs);

@@ -22,7 +22,11 @@ import { secondaryPairCommands } from "../../src/qmp/commands/pair.js";
 import { nodeCommands } from "../../src/qmp/commands/node.js";
 import { QmpServer } from "../../src/qmp/server.js";
 import { Primary } from "../../src/replication/primary.js";
-import { CHECKPOINT_EVENT, writerExport } from "../../src/replication/replica-control.js";
+import {
+  CHECKPOINT_EVENT,
+  ROLLBACK_LOST_EVENT,
+  writerExport,
+} from "../../src/replication/replica-control.js";
 import type { CongestionPolicy, ReplicaErrorPolicy } from "../../src/status.js";
 import { FailingDevice } from "./failing-device.js";
 import { MemoryDevice } from "./memory-device.js";
@@ -238,6 +242,9 @@ export class InProcessPair {
     this.node.connections = writers;
     this.node.onDurable = (epoch) => {
       qmp.emit(CHECKPOINT_EVENT, { epoch });
+    };
+    this.node.onRollbackLost = (lost) => {
+      qmp.emit(ROLLBACK_LOST_EVENT, lost);
     };
     this.#servers = { writers, view, qmp };
     await writers.startAll([this.replicationAddress]);

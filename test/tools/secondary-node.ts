@@ -10,6 +10,7 @@ import { checked } from "../../src/block/checked.js";
 import type { BlockDevice } from "../../src/block/device.js";
 import { DEFAULT_REPLICATION, type UndoErrorPolicy } from "../../src/config/schema.js";
 import type { StateDirectory } from "../../src/meta/state-directory.js";
+import type { LostRollback } from "../../src/replication/replica-control.js";
 import { Secondary } from "../../src/replication/secondary.js";
 import type { FailoverTarget, Stage } from "../../src/replication/stage.js";
 import { FailingDevice } from "./failing-device.js";
@@ -52,6 +53,8 @@ export class SecondaryNode {
   onDurable: (epoch: number) => void = () => undefined;
   /** Who is connected, and how they are cut off; direct users of replication() have no connections. */
   connections: WriterConnections = NO_CONNECTIONS;
+  /** Told of each checkpoint that can't be gone back to any more. */
+  onRollbackLost: (lost: LostRollback) => void = () => undefined;
   #life: Life | null = null;
 
   private constructor(options: SecondaryNodeOptions) {
@@ -177,6 +180,9 @@ export class SecondaryNode {
         checkpointDurable: (epoch) => {
           this.durableEpochs.push(epoch);
           this.onDurable(epoch);
+        },
+        rollbackLost: (lost) => {
+          this.onRollbackLost(lost);
         },
         stageChanged: (stage) => this.stages.push(stage),
         commitEnded: (failure) => {

@@ -1,5 +1,6 @@
 import { expect } from "chai";
 import { renderFailoverPlan, renderStatus } from "../../../src/cli/render.js";
+import type { NodeStatus } from "../../../src/status.js";
 import { NOW_MS, plan, primaryStatus, secondaryStatus } from "./statuses.js";
 
 describe("cli/render", () => {
@@ -96,6 +97,72 @@ describe("cli/render", () => {
     );
     expect(lines).to.include("              changes wait while the replica can't take them");
   });
+
+  it("says which promise is broken, before anything else that is wrong", () => {
+    const status = {
+      ...secondaryStatus,
+      cache: "unsafe",
+      brokenPromise: "the last checkpoint is lost",
+    } as const;
+    expect(renderStatus(status, NOW_MS, false).split("\n").slice(0, 3)).to.deep.equal([
+      "secondary: running, epoch 12, last checkpoint 3 s ago",
+      "! a promise can't be kept, the node would end with exit code 1: the last checkpoint is lost",
+      "! cache unsafe: a power loss of this host can cost the disks and the checkpoint",
+    ]);
+  });
+
+  it("says what a primary lacks: a disk without errors, checkpoints, a replica that can go back", () => {
+    const { primary, disks } = primaryStatus;
+    const [disk] = disks;
+    if (primary === undefined || disk?.primary === undefined)
+      throw new Error("the status is not a primary's");
+    const status: NodeStatus = {
+      ...primaryStatus,
+      disks: [
+        {
+          ...disk,
+          primary: {
+            ...disk.primary,
+            error: {
+              operation: "write",
+              errno: "ENOSPC",
+              disk: "disk0",
+              offsetBytes: 4096,
+              lengthBytes: 512,
+              count: 2,
+              firstAt: "2026-01-02T03:03:08.000Z",
+              message: "no space left",
+            },
+          },
+        },
+      ],
+      primary: {
+        ...primary,
+        checkpointFailure: { reason: "log full", since: "2026-01-02T03:02:08.000Z", attempts: 24 },
+        link: { ...primary.link, rollbackLost: "its before-images could not be kept" },
+      },
+    };
+    expect(renderStatus(status, NOW_MS, false).split("\n").slice(1, 4)).to.deep.equal([
+      "! the replica can't go back to its last checkpoint: its before-images could not be kept",
+      "! 2 errors of the disk itself, which guests see, the first 1 min ago: write on disk0 at 4096+512: ENOSPC: no space left",
+      "! no checkpoint in 24 attempts, the first 2 min ago, the last: log full",
+    ]);
+  });
+
+  for (const [state, trouble] of [
+    ["refused", "the replica refuses: split brain"],
+    ["detached", "a replica was not attached: split brain"],
+  ] as const) {
+    it(`says why the replica is ${state}`, () => {
+      const { primary } = primaryStatus;
+      if (primary === undefined) throw new Error("the status is not a primary's");
+      const link = { ...primary.link, state, lastError: "split brain" };
+      const lines = renderStatus({ ...primaryStatus, primary: { ...primary, link } }, NOW_MS, false).split(
+        "\n",
+      );
+      expect(lines[1]).to.equal(`! ${trouble}`);
+    });
+  }
 
   it("says nothing of rollback and checkpoints after a failover, when there are none any more", () => {
     const status = {

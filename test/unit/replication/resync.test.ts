@@ -1,15 +1,15 @@
 import { expect } from "chai";
+import { pino } from "pino";
 
 import { checked } from "../../../src/block/checked.js";
 import { Flag } from "../../../src/block/device.js";
 import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
 import type { DirtyMap } from "../../../src/block/dirty-map.js";
 import { systemClock } from "../../../src/clock.js";
-import { WatchedFlush } from "../../../src/block/filters/watched-flush.js";
 import { Gate } from "../../../src/block/gate.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import type { AckMode } from "../../../src/block/mirror.js";
-import { PrimaryDisk } from "../../../src/replication/primary-disk.js";
+import { PrimaryDisk, watchedDisk } from "../../../src/replication/primary-disk.js";
 import { RateLimit } from "../../../src/replication/rate-limit.js";
 import { Resync } from "../../../src/replication/resync.js";
 import { openDirtyMap } from "../../tools/dirty-map.js";
@@ -40,7 +40,7 @@ class Subject {
     this.local = new FailingDevice(checked(this.localMemory));
     this.replica = new FailingDevice(checked(this.replicaMemory));
     this.disk = new PrimaryDisk(
-      { name: "disk0", path: "disk0.img", device: new WatchedFlush(this.local, () => undefined) },
+      watchedDisk({ name: "disk0", path: "disk0.img", device: this.local }, pino({ level: "silent" })),
       {
         ackMode: options.ackMode ?? "memsync",
         dirty,

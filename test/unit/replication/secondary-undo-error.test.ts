@@ -2,6 +2,7 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
+import type { LostRollback } from "../../../src/replication/replica-control.js";
 import { outcome, turns } from "../../tools/outcome.js";
 import type { SecondaryNode } from "../../tools/secondary-node.js";
 import {
@@ -51,6 +52,24 @@ describe("secondary: a before-image can't be kept, policy break-checkpoint", () 
     expect(() => {
       node.secondary.getError();
     }).to.throw("I/O error occurred");
+  });
+
+  it("tells of the lost checkpoint when it is lost, and each primary that introduces itself until the next one", async () => {
+    const told: LostRollback[] = [];
+    node.onRollbackLost = (lost) => told.push(lost);
+    await introduce(node, "before");
+    expect(told).to.deep.equal([]);
+    await loseImage();
+    const { number: epoch, lost: reason } = node.secondary.overlays ?? {};
+    expect(told).to.deep.equal([{ epoch, reason }]);
+    await introduce(node, "after");
+    expect(told).to.deep.equal([
+      { epoch, reason },
+      { epoch, reason },
+    ]);
+    await sessionCheckpoint(node, "after");
+    await introduce(node, "mended");
+    expect(told).to.have.length(2);
   });
 
   it("gives the checkpoint up once, however many writes have lost their images", async () => {

@@ -1,0 +1,92 @@
+/**
+ * A disk whose failures are noticed, whoever is told of them; the first failed flush is remembered: what was written before may be lost
+ * then, whatever reads still show, and no later flush can bring it back (group-flush.ts).
+ */
+import { asError, errnoOf } from "../../errors.js";
+import type { BlockDevice, DeviceInfo, Extent, Flags } from "../device.js";
+
+/** A request that the disk failed. */
+export interface DeviceFailure {
+  readonly operation: "read" | "write" | "zero" | "trim" | "flush" | "extents";
+  /** Bytes; flush: 0. */
+  readonly offset: number;
+  readonly lengthBytes: number;
+  readonly error: Error;
+}
+
+export interface WatchedDeviceEvents {
+  /** A request failed. What the disk only refuses, because it can't do it (ENOTSUP), is none. */
+  failed(failure: DeviceFailure): void;
+  /** A flush failed, for the first time. */
+  flushFailed(error: Error): void;
+}
+
+export class WatchedDevice implements BlockDevice {
+  readonly info: DeviceInfo;
+  readonly #next: BlockDevice;
+  readonly #events: WatchedDeviceEvents;
+  #failure: Error | null = null;
+
+  constructor(next: BlockDevice, events: WatchedDeviceEvents) {
+    this.info = next.info;
+    this.#next = next;
+    this.#events = events;
+  }
+
+  /** Why what was written may be lost, or null. */
+  get failure(): Error | null {
+    return this.#failure;
+  }
+
+  read(offset: number, into: Buffer): Promise<void> {
+    return this.#next.read(offset, into).catch(this.#telling("read", offset, into.length));
+  }
+
+  write(offset: number, from: Buffer, flags: Flags): Promise<void> {
+    return this.#next.write(offset, from, flags).catch(this.#telling("write", offset, from.length));
+  }
+
+  zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    return this.#next.zero(offset, lengthBytes, flags).catch(this.#telling("zero", offset, lengthBytes));
+  }
+
+  trim(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
+    return this.#next.trim(offset, lengthBytes, flags).catch(this.#telling("trim", offset, lengthBytes));
+  }
+
+  async flush(): Promise<void> {
+    try {
+      await this.#next.flush().catch(this.#telling("flush", 0, 0));
+    } catch (error) {
+      if (this.#failure === null) {
+        this.#failure = asError(error);
+        this.#events.flushFailed(this.#failure);
+      }
+      throw error;
+    }
+  }
+
+  extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
+    return this.#next
+      .extents(offset, lengthBytes, maxExtents)
+      .catch(this.#telling("extents", offset, lengthBytes));
+  }
+
+  close(): Promise<void> {
+    return this.#next.close();
+  }
+
+  /** For catch(): tells of the failure and passes it on. */
+  #telling(
+    operation: DeviceFailure["operation"],
+    offset: number,
+    lengthBytes: number,
+  ): (error: unknown) => never {
+    return (error) => {
+      if (errnoOf(error) !== "ENOTSUP") {
+        this.#events.failed({ operation, offset, lengthBytes, error: asError(error) });
+      }
+      throw error;
+    };
+  }
+}

@@ -1,0 +1,147 @@
+/** What a primary knows of its troubles, for its status (design, promise 23). */
+import { expect } from "chai";
+
+import { Flag } from "../../../src/block/device.js";
+import type { Held } from "../../tools/failing-device.js";
+import { InProcessPair } from "../../tools/in-process-pair.js";
+import { failureOf, outcome } from "../../tools/outcome.js";
+import { waitFor } from "../../tools/wait-for.js";
+import { introduce, PAGE, put, sessionCheckpoint } from "./secondary-fixture.js";
+
+const HIDDEN_LOG = /^hidden-\d+\.log$/;
+
+describe("a primary's troubles", () => {
+  let pair: InProcessPair;
+
+  beforeEach(async () => {
+    pair = await InProcessPair.open({ sizes: [1024 * 1024, 1024 * 1024] });
+  });
+
+  afterEach(() => pair.dispose());
+
+  const replica = (): Parameters<InProcessPair["primary"]["attach"]>[0] => ({
+    address: pair.replicationAddress,
+    control: pair.qmpAddress,
+    uri: "in this process",
+  });
+
+  /** The link was lost, and what the replica missed is not sent again before the hold is released. */
+  const resyncing = async (): Promise<Held> => {
+    const [disk] = pair.primaryDisks;
+    if (disk === undefined) throw new Error("the pair has no disk");
+    const resync = disk.hold({ operation: "read" });
+    pair.cutLink();
+    await put(pair.guest(), PAGE, PAGE, 0x23);
+    await resync.arrived(1);
+    return resync;
+  };
+
+  const flushFails = async (): Promise<void> => {
+    pair.primaryDisks[0]?.fail({ operation: "flush", count: 1 });
+    expect(await outcome(pair.guest().flush())).to.equal("EIO");
+  };
+
+  it("an error of a disk is the guest's, and is recorded with the first one's particulars and how many there were", async () => {
+    expect(pair.primary.disks.map(({ error }) => error)).to.deep.equal([null, null]);
+    pair.primaryDisks[1]?.fail({ operation: "write", count: 1 }, "ENOSPC");
+    pair.primaryDisks[1]?.fail({ operation: "read", count: 1 });
+    expect(await outcome(put(pair.guest(1), 3 * PAGE, PAGE, 0x11))).to.equal("ENOSPC");
+    expect(await outcome(pair.guest(1).read(0, Buffer.alloc(PAGE)))).to.equal("EIO");
+    const [none, error] = pair.primary.disks.map((disk) => disk.error);
+    expect(none).to.equal(null);
+    expect(error).to.deep.include({
+      operation: "write",
+      errno: "ENOSPC",
+      disk: "disk1",
+      offsetBytes: 3 * PAGE,
+      lengthBytes: PAGE,
+      count: 2,
+      message: `injected ENOSPC: write at ${3 * PAGE}, ${PAGE} bytes`,
+    });
+    expect(pair.primary.error, "nothing was swallowed").to.equal(null);
+  });
+
+  it("checkpoints in vain are counted until one is taken", async () => {
+    await pair.attach();
+    expect(pair.primary.checkpointFailure).to.equal(null);
+    const resync = await resyncing();
+    const { message: reason } = await failureOf(pair.checkpoint());
+    expect(reason).to.match(/^checkpoint refused: the replica is /);
+    const { since, ...first } = pair.primary.checkpointFailure ?? {};
+    expect(first).to.deep.equal({ reason, attempts: 1 });
+    const { message: later } = await failureOf(pair.checkpoint());
+    expect(pair.primary.checkpointFailure).to.deep.equal({ reason: later, attempts: 2, since });
+    resync.release();
+    await pair.synchronised();
+    expect(pair.primary.checkpointFailure).to.equal(null);
+  });
+
+  it("periodic checkpoints that are refused are told, though nobody asked for them, as long as the replica is attached", async () => {
+    await pair.primary.attach(replica(), 10);
+    await pair.synchronised();
+    await flushFails();
+    const failure = await waitFor(
+      "two attempts",
+      () => pair.primary.checkpointFailure,
+      (found) => found !== null && found.attempts >= 2,
+    );
+    expect(failure?.reason).to.match(/^checkpoint refused: disk disk0 may lack what was written/);
+    await pair.primary.detach();
+    expect(pair.primary.checkpointFailure).to.equal(null);
+    await pair.primary.attach(replica(), 0);
+    expect(pair.primary.checkpointFailure).to.equal(null);
+  });
+
+  it("without a replica a checkpoint fails for whoever asks, and that is all", async () => {
+    expect((await failureOf(pair.checkpoint())).message).to.equal(
+      "checkpoint refused: no replica is attached",
+    );
+    expect(pair.primary.checkpointFailure).to.equal(null);
+  });
+
+  const loseRollback = async (): Promise<void> => {
+    // No space left would be made room for, once.
+    pair.node.state.fail({ operation: "write", name: HIDDEN_LOG, count: 1 }, "EIO");
+    await put(pair.guest(), 0, PAGE, 0x22, Flag.Fua);
+    await waitFor(
+      "the replica's word",
+      () => pair.primary.link?.rollbackLost ?? null,
+      (reason) => reason !== null,
+    );
+  };
+
+  it("a replica that has lost its rollback says so, and the next checkpoint mends it", async () => {
+    await pair.attach();
+    expect(pair.primary.link?.rollbackLost).to.equal(null);
+    await loseRollback();
+    expect(pair.primary.link?.rollbackLost).to.equal(pair.node.secondary.overlays?.lost);
+    await pair.checkpoint();
+    expect(pair.primary.link?.rollbackLost).to.equal(null);
+  });
+
+  it("a replica that has lost its rollback says so again at the next handshake", async () => {
+    await pair.attach();
+    await loseRollback();
+    const resync = await resyncing();
+    expect(pair.primary.link?.state).to.equal("resyncing");
+    expect(pair.primary.link?.rollbackLost).to.equal(pair.node.secondary.overlays?.lost).and.not.equal(null);
+    resync.release();
+    await pair.synchronised();
+    expect(pair.primary.link?.rollbackLost).to.equal(null);
+  });
+
+  it("a replica that was refused is named with the reason, until another one is attached", async () => {
+    expect(pair.primary.linkError).to.equal(null);
+    await introduce(pair.node, "of another history");
+    await sessionCheckpoint(pair.node, "of another history");
+    const { message } = await failureOf(pair.primary.attach(replica()));
+    expect(message).to.match(/^the secondary holds other data/);
+    expect(pair.primary.linkError?.message).to.equal(message);
+    expect([pair.primary.link, pair.primary.replica?.uri]).to.deep.equal([null, "in this process"]);
+    const nowhere = { kind: "unix", path: "/nonexistent" } as const;
+    await pair.primary.attach({ address: nowhere, control: nowhere, uri: "nowhere" });
+    expect(pair.primary.linkError?.message).to.match(/ENOENT/);
+    await pair.primary.detach();
+    expect(pair.primary.linkError).to.equal(null);
+  });
+});
