@@ -6,7 +6,8 @@
 export type NodeRole = "primary" | "secondary";
 
 /** QEMU's replication stages (include/block/replication.h). */
-export type NodeStage = "none" | "running" | "failover" | "failover-failed" | "done";
+export const NODE_STAGES = ["none", "running", "failover", "failover-failed", "done"] as const;
+export type NodeStage = (typeof NODE_STAGES)[number];
 
 /** As QEMU names them: `unsafe` never waits for stable storage. */
 export const CACHE_MODES = ["writeback", "unsafe"] as const;
@@ -22,8 +23,20 @@ export type ReplicaErrorPolicy = (typeof REPLICA_ERROR_POLICIES)[number];
 
 export type AckMode = "async" | "memsync" | "sync";
 
-export type LinkState =
-  "detached" | "connecting" | "handshaking" | "resyncing" | "replicating" | "disconnected" | "refused";
+export const LINK_STATES = [
+  "detached",
+  "connecting",
+  "handshaking",
+  "resyncing",
+  "replicating",
+  "disconnected",
+  "refused",
+] as const;
+export type LinkState = (typeof LINK_STATES)[number];
+
+/** Whether a failover can go back to the last checkpoint; none: there is no checkpoint, or no more need of one. */
+export const ROLLBACK_STATES = ["available", "lost", "none"] as const;
+export type RollbackState = (typeof ROLLBACK_STATES)[number];
 
 export interface NodeStatus {
   readonly role: NodeRole;
@@ -192,8 +205,7 @@ export interface CheckpointFailure {
 }
 
 export interface SecondaryStatus {
-  /** Whether a failover can go back to the last checkpoint; none: there is no checkpoint, or no more need of one. */
-  readonly rollback: "available" | "lost" | "none";
+  readonly rollback: RollbackState;
   readonly rollbackLostReason: string | null;
   readonly undoBytes: number;
   /** Why the last primary was refused for its data's history: split brain, for example; null if it was not. */

@@ -8,6 +8,7 @@ import {
   attachVerb,
   checkpointVerb,
   detachVerb,
+  metricsVerb,
   statusVerb,
   stopVerb,
   switchOverVerb,
@@ -26,7 +27,16 @@ export function primaryProgram(runPrimary: (config: PrimaryConfig) => Promise<nu
       "repl-primary checkpoint",
       "repl-primary status --watch",
     ],
-    verbs: [checkpointVerb, statusVerb, attachVerb, detachVerb, switchOverVerb, verifyVerb, stopVerb],
+    verbs: [
+      checkpointVerb,
+      statusVerb,
+      metricsVerb,
+      attachVerb,
+      detachVerb,
+      switchOverVerb,
+      verifyVerb,
+      stopVerb,
+    ],
     start: (values, environment) => runPrimary(loadPrimaryConfig(values, environment)),
   };
 }

@@ -11,6 +11,7 @@ import {
   attachVerb,
   checkpointVerb,
   detachVerb,
+  metricsVerb,
   statusVerb,
   stopVerb,
   switchOverVerb,
@@ -31,6 +32,7 @@ export function secondaryProgram(runSecondary: (config: SecondaryConfig) => Prom
     verbs: [
       failoverVerb,
       statusVerb,
+      metricsVerb,
       attachVerb,
       detachVerb,
       checkpointVerb,

@@ -5,6 +5,7 @@ import { ConfigError, LinkError, ReplError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
 import type { NodeStatus } from "../status.js";
 import type { Verb } from "./program.js";
+import { renderMetrics } from "./metrics.js";
 import { renderStatus, renderVerify } from "./render.js";
 
 /** Ample for draining what is in flight over a slow link; then the outcome is unknown, and `status` tells. */
@@ -42,6 +43,16 @@ export const statusVerb: Verb = {
         if (!watch) return;
         await sleep(WATCH_INTERVAL_MS);
       }
+    }),
+};
+
+export const metricsVerb: Verb = {
+  name: "metrics",
+  describe: "print the node's figures for Prometheus, in its text format",
+  options: {},
+  run: ({ terminal, withNode }) =>
+    withNode(async (client) => {
+      terminal.print(renderMetrics(await queryStatus(client)));
     }),
 };
 

@@ -96,6 +96,14 @@ describe("failure of block replication", () => {
     const write = await tryQemuIo(pair.primaryUri(), "write -P 0x22 0 64k");
     expect(write.stdout + write.stderr).to.include("Input/output error");
     await warned(pair.primary, "request failed: ");
+    await warned(pair.primary, "I/O error of the disk");
+    expect((await pair.primary.status()).disks[0]?.primary?.error).to.deep.include({
+      ...{ operation: "write", errno: "EIO", disk: "disk0", count: 1 },
+      ...{ offsetBytes: 0, lengthBytes: 64 * 1024 },
+    });
+    expect(await pair.primary.succeed("metrics")).to.include(
+      'nbd_replication_disk_errors_total{role="primary",disk="disk0"} 1\n',
+    );
     // QEMU's status is about what no guest was told of.
     expect(await xenStatus(pair.primary)).to.deep.equal({ error: false });
     await mend();

@@ -84,6 +84,7 @@ describe("bin", () => {
         "--config",
         "--tls-certificates",
         "status",
+        "metrics",
         "Exit codes",
         ...own,
       ]) {

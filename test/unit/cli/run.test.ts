@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect } from "chai";
 import { z } from "zod";
+import { renderMetrics } from "../../../src/cli/metrics.js";
 import { primaryProgram } from "../../../src/cli/primary.js";
 import { runProgram } from "../../../src/cli/run.js";
 import { secondaryProgram } from "../../../src/cli/secondary.js";
@@ -156,6 +157,15 @@ describe("cli/run", () => {
     expect(json.terminal.printed.map((line) => JSON.parse(line) as unknown)).to.deep.equal([
       { ...primaryStatus, uptimeSeconds: NOW_MS },
     ]);
+  });
+
+  it("prints the status as metrics", async () => {
+    const { code, terminal } = await primary("metrics", "--state-dir", stateDir);
+    expect([code, terminal.printed]).to.deep.equal([
+      0,
+      [renderMetrics({ ...primaryStatus, uptimeSeconds: NOW_MS })],
+    ]);
+    expect(received).to.deep.equal([["x-repl-status", {}]]);
   });
 
   it("watches the status until the node ends, and says that it did", async () => {
