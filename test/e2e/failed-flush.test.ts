@@ -69,6 +69,10 @@ describe("a disk whose flush failed, of a node that is started anew on the same 
     await fileSystem.fill();
     const { code, stdout } = await tryQemuIo(pair.primaryUri(), "write -P 0x22 4M 64k", "flush");
     expect(code === 0 && !stdout.includes("failed"), "the flush fails").to.equal(false);
+    expect((await pair.primary.status()).brokenPromise).to.match(/^disk disk0 may lack what was written/);
+    expect(await pair.primary.succeed("metrics")).to.include(
+      'nbd_replication_promise_broken{role="primary"} 1\n',
+    );
     await fileSystem.makeRoom();
     await kill(pair.primary);
 

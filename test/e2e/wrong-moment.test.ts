@@ -115,7 +115,14 @@ describe("verb at the wrong moment", () => {
 
   it("any: while no node runs there", async () => {
     const verbs = {
-      primary: [["checkpoint"], ["status"], ["detach"], ["attach", "--replica", "nbd://s"], ["stop"]],
+      primary: [
+        ["checkpoint"],
+        ["status"],
+        ["metrics"],
+        ["detach"],
+        ["attach", "--replica", "nbd://s"],
+        ["stop"],
+      ],
       secondary: [["failover", "--yes"], ["failover", "--dry-run"], ["status", "--json"], ["stop"]],
     } as const;
     for (const role of ["primary", "secondary"] as const) {

@@ -119,6 +119,20 @@ describe("a primary's troubles", () => {
     expect(pair.primary.link?.rollbackLost).to.equal(null);
   });
 
+  it("a checkpoint that the replica lost before it was durable there counts as lost when it is", async () => {
+    await pair.attach();
+    // Whose first write it is goes on record now, and not when the records are held up.
+    await put(pair.guest(), PAGE, PAGE, 0x11);
+    await pair.checkpoint();
+    const durable = pair.node.state.hold({ operation: "replace", count: 1 });
+    const checkpoint = pair.checkpoint();
+    await durable.arrived;
+    await loseRollback();
+    durable.release();
+    await checkpoint;
+    expect(pair.primary.link?.rollbackLost).to.equal(pair.node.secondary.overlays?.lost).and.not.equal(null);
+  });
+
   it("a replica that has lost its rollback says so again at the next handshake", async () => {
     await pair.attach();
     await loseRollback();
