@@ -12,12 +12,17 @@ const HIDDEN_LOG = /^hidden-\d+\.log$/;
 
 describe("a primary's troubles", () => {
   let pair: InProcessPair;
+  /** To be released whatever becomes of the test: the primary would wait for them. */
+  const holds: Held[] = [];
 
   beforeEach(async () => {
     pair = await InProcessPair.open({ sizes: [1024 * 1024, 1024 * 1024] });
   });
 
-  afterEach(() => pair.dispose());
+  afterEach(async () => {
+    for (const held of holds.splice(0)) held.release();
+    await pair.dispose();
+  });
 
   const replica = (): Parameters<InProcessPair["primary"]["attach"]>[0] => ({
     address: pair.replicationAddress,
@@ -30,6 +35,7 @@ describe("a primary's troubles", () => {
     const [disk] = pair.primaryDisks;
     if (disk === undefined) throw new Error("the pair has no disk");
     const resync = disk.hold({ operation: "read" });
+    holds.push(resync);
     pair.cutLink();
     await put(pair.guest(), PAGE, PAGE, 0x23);
     await resync.arrived(1);
