@@ -77,3 +77,8 @@ export function failedAt(offset: number): (error: unknown) => never {
     throw new DeviceError(error.errno, error.message, { cause: error, offset });
   };
 }
+
+/** Whether it is an error of Node's of this code, like ENOENT. */
+export function isErrno(error: unknown, code: string): boolean {
+  return error instanceof Error && "code" in error && error.code === code;
+}

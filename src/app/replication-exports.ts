@@ -2,7 +2,6 @@
  * The exports of a secondary's disks: each by its name, for anybody, and by another one that is not listed, for the primary that
  * introduced itself (writerExport()).
  */
-import type { Logger } from "pino";
 import { ExportTable, type NbdExport } from "../nbd/server/exports.js";
 import { writerExport } from "../replication/replica-control.js";
 import type { Secondary } from "../replication/secondary.js";
@@ -15,14 +14,12 @@ export interface ExportedDisk {
 }
 
 export class ReplicationExports extends ExportTable {
-  readonly #log: Logger;
   readonly #secondary: () => Secondary | null;
   readonly #ofSession = new Map<string, NbdExport>();
 
   /** @param secondary null: there is none yet, nor an export */
-  constructor(log: Logger, secondary: () => Secondary | null) {
+  constructor(secondary: () => Secondary | null) {
     super();
-    this.#log = log;
     this.#secondary = secondary;
   }
 
@@ -35,6 +32,11 @@ export class ReplicationExports extends ExportTable {
   override remove(name: string): boolean {
     this.#ofSession.delete(name);
     return super.remove(name);
+  }
+
+  /** By that name, for anybody. */
+  has(name: string): boolean {
+    return this.list().some((exported) => exported.name === name);
   }
 
   override get(name: string): NbdExport | undefined {
@@ -58,7 +60,6 @@ export class ReplicationExports extends ExportTable {
       connected: ({ peer }) =>
         this.#secondary()?.tracker.observe(peer, isOfSession, (refusal) => {
           if (refusal === null) this.#secondary()?.written(disk, isOfSession);
-          else this.#log.error({ peer, export: name, reason: refusal }, "writer refused");
         }) ?? {},
     };
   }

@@ -31,7 +31,7 @@ export class ReplicationServer implements ManagedNbdServer {
   constructor(log: Logger, access: NbdAccess) {
     this.#log = log;
     this.#access = access;
-    this.#exports = new ReplicationExports(log, () => this.#secondary);
+    this.#exports = new ReplicationExports(() => this.#secondary);
   }
 
   /** Whose disks it exports; known only after it, since the secondary cuts its writers off through it. */
@@ -67,7 +67,7 @@ export class ReplicationServer implements ManagedNbdServer {
   add(diskName: string, exportName: string, isWritable: boolean, description: string | null): void {
     if (this.#server === null) throw new StateError("nbd-server-stopped", "NBD server not running");
     if (!EXPORT_ID.test(exportName)) throw new ReplError("bad-export", "Invalid block export id");
-    if (this.#exports.get(exportName) !== undefined) {
+    if (this.#exports.has(exportName)) {
       throw new ReplError("export-exists", `Block export id '${exportName}' is already in use`);
     }
     this.#add(diskName, exportName, isWritable, description);
@@ -75,7 +75,7 @@ export class ReplicationServer implements ManagedNbdServer {
 
   async remove(name: string, isForced: boolean): Promise<void> {
     const server = this.#server;
-    if (server === null || this.#exports.get(name) === undefined) {
+    if (server === null || !this.#exports.has(name)) {
       throw new ReplError("no-export", `Export '${name}' is not found`);
     }
     const isInUse = server.connections().some(({ exportName }) => exportName === name);

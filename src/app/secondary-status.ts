@@ -48,7 +48,7 @@ export function secondaryStatus(
       undoBytes: overlays?.undoBytes ?? 0,
       conflict: secondary.conflict,
       salvage: secondary.salvage,
-      writer: writers.peers[0] ?? null,
+      writer: secondary.tracker.peer,
     },
   };
 }

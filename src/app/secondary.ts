@@ -35,7 +35,6 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     },
     log,
     events: {
-      writers: () => writers.peers,
       disconnectWriters: () => writers.disconnectWriters(),
       checkpointDurable: (epoch) => {
         emit(CHECKPOINT_EVENT, { epoch });

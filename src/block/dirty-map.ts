@@ -12,7 +12,7 @@
  * - What can't be written to the file breaks it for good: the file is removed, and a restart copies everything.
  */
 import { asError } from "../errors.js";
-import { DirtyMapFile } from "../meta/dirty-map-file.js";
+import { DirtyMapFile, type DirtyMapGeometry } from "../meta/dirty-map-file.js";
 import { BITS_PER_SECTOR, emptyWords, type Region, type Sector } from "../meta/dirty-map-format.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { blockAfter, blockOf, DIRTY_BLOCK_BYTES, DirtyBlocks } from "./dirty-blocks.js";
@@ -81,7 +81,7 @@ export class DirtyMap {
   static async open(options: DirtyMapOptions): Promise<DirtyMap> {
     const map = new DirtyMap(options);
     const { directory, disk, sizeBytes } = options;
-    const geometry = { sizeBytes, blockBytes: DIRTY_BLOCK_BYTES, extentBytes: EXTENT_BYTES };
+    const geometry = geometryOf(sizeBytes);
     const restore = (sector: Sector): void => {
       map.#restore(sector);
     };
@@ -91,6 +91,11 @@ export class DirtyMap {
     map.#tenure = map.#file.tenure;
     await map.#cool();
     return map;
+  }
+
+  /** What the file of a disk of this size needs. */
+  static fileBytes(sizeBytes: number): number {
+    return DirtyMapFile.sizeBytes(geometryOf(sizeBytes));
   }
 
   /** The name of the time that this map tells of, as the replica gave it; null: it tells nothing of any replica. */
@@ -399,4 +404,8 @@ function sectorOf(bit: number): number {
 /** The first bit of the next sector. */
 function sectorEnd(bit: number): number {
   return (sectorOf(bit) + 1) * BITS_PER_SECTOR;
+}
+
+function geometryOf(sizeBytes: number): DirtyMapGeometry {
+  return { sizeBytes, blockBytes: DIRTY_BLOCK_BYTES, extentBytes: EXTENT_BYTES };
 }

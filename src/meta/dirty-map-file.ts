@@ -92,11 +92,14 @@ export class DirtyMapFile {
     return this.#header.tenure;
   }
 
+  /** How long the file of a disk is. */
+  static sizeBytes(geometry: DirtyMapGeometry): number {
+    return REGIONS_POSITION + (sectorsOf(geometry, "hot") + sectorsOf(geometry, "blocks")) * SECTOR_BYTES;
+  }
+
   /** How many sectors a region has. */
   sectors(region: Region): number {
-    const { sizeBytes, blockBytes, extentBytes } = this.#geometry;
-    const bits = Math.ceil(sizeBytes / (region === "hot" ? extentBytes : blockBytes));
-    return Math.ceil(bits / BITS_PER_SECTOR);
+    return sectorsOf(this.#geometry, region);
   }
 
   /** Replaces sectors, durably. */
@@ -196,6 +199,11 @@ async function readHeader(file: StateFile, geometry: DirtyMapGeometry): Promise<
     );
   }
   return newest;
+}
+
+function sectorsOf({ sizeBytes, blockBytes, extentBytes }: DirtyMapGeometry, region: Region): number {
+  const bits = Math.ceil(sizeBytes / (region === "hot" ? extentBytes : blockBytes));
+  return Math.ceil(bits / BITS_PER_SECTOR);
 }
 
 function damaged(path: string, what: string): MetadataError {

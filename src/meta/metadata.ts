@@ -44,6 +44,8 @@ const secondarySchema = z.strictObject({
   tenure: z.uuid().nullable(),
   /** The name told to that primary at its last handshake; it takes over when something is written under it. */
   offeredTenure: z.uuid().nullable(),
+  /** Whether the disks hold a part of a primary's first copy: no checkpoint of anything. */
+  copying: z.boolean().default(false),
   /** Whether what only this node has may be given up for a primary with another history. */
   discard: z.boolean(),
   /** Whether the node was a primary and has its dirty maps from then: what it changed by itself. */
@@ -77,6 +79,7 @@ export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryM
     checkpointAt: null,
     tenure: null,
     offeredTenure: null,
+    copying: false,
     discard: false,
     returning: false,
     salvage: null,

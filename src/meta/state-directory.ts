@@ -6,7 +6,7 @@ import * as fs from "node:fs";
 import { mkdir, readFile, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
-import { asError, describeError, DeviceError, type Errno, MetadataError } from "../errors.js";
+import { asError, describeError, DeviceError, type Errno, isErrno, MetadataError } from "../errors.js";
 import { syncDirectory } from "../os/sync-directory.js";
 import { writeFileAtomic } from "./atomic-file.js";
 
@@ -339,11 +339,6 @@ function ioError(
 function errnoOfSystem(error: unknown): Errno {
   return isErrno(error, "ENOSPC") || isErrno(error, "EDQUOT") ? "ENOSPC" : "EIO";
 }
-
-function isErrno(error: unknown, code: string): boolean {
-  return error instanceof Error && "code" in error && error.code === code;
-}
-
 function unreadable(path: string, error: unknown): MetadataError {
   return new MetadataError("unreadable", `${path} can't be read: ${String(error)}`, { cause: error });
 }

@@ -12,7 +12,7 @@ import { constants, open } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 
-import { StateError, describeError } from "../errors.js";
+import { StateError, describeError, isErrno } from "../errors.js";
 import { libc } from "./libc.js";
 
 export interface StateDirectoryLock {
@@ -33,8 +33,7 @@ export async function lockStateDirectory(directory: string): Promise<StateDirect
   const file = await open(join(directory, "lock"), constants.O_RDWR | constants.O_CREAT, 0o600);
   try {
     if (!(await tryLock(file.fd))) throw new StateError("locked", await lockedMessage(directory, file));
-    await file.truncate(0);
-    await file.write(`${process.pid}\n`, 0);
+    await writePid(file);
   } catch (error) {
     await file.close();
     throw error;
@@ -45,6 +44,16 @@ export async function lockStateDirectory(directory: string): Promise<StateDirect
       await file.close();
     },
   };
+}
+
+/** For people alone: a file system that is full is no reason not to start. */
+async function writePid(file: FileHandle): Promise<void> {
+  await file.truncate(0);
+  try {
+    await file.write(`${process.pid}\n`, 0);
+  } catch (error) {
+    if (!isErrno(error, "ENOSPC")) throw error;
+  }
 }
 
 async function lockedMessage(directory: string, file: FileHandle): Promise<string> {

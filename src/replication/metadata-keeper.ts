@@ -1,4 +1,8 @@
-/** A node's metadata in memory and on disk: changes are written one after the other, each whole. */
+/**
+ * A node's metadata in memory and on disk.
+ *
+ * Invariant: at most one write is under way and one waits, with all that has changed meanwhile, however many ask.
+ */
 import { type NodeMetadata, writeMetadata } from "../meta/metadata.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { Serial } from "./serial.js";
@@ -8,6 +12,8 @@ export class MetadataKeeper<T extends NodeMetadata> {
   readonly #serial = new Serial();
   #current: T;
   #recorded: T;
+  /** The write that has not begun; null: there is none. */
+  #next: Promise<void> | null = null;
 
   /** @param initial what the file says, or as little as it says if there is none */
   constructor(directory: StateDirectory, initial: T) {
@@ -29,11 +35,12 @@ export class MetadataKeeper<T extends NodeMetadata> {
   /** Changes take effect in memory at once, and are durable when this resolves. */
   save(change: Partial<T>): Promise<void> {
     this.#current = { ...this.#current, ...change };
-    const written = this.#current;
-    return this.#serial.run(async () => {
+    return (this.#next ??= this.#serial.run(async () => {
+      this.#next = null;
+      const written = this.#current;
       await writeMetadata(this.#directory, written);
       this.#recorded = written;
-    });
+    }));
   }
 
   /** For callers that can't wait. */

@@ -183,7 +183,12 @@ async function connectDisk(
   { address, timeoutMs, network }: ReplicaConnectionsOptions,
 ): Promise<ReplicaDisk> {
   const exportName = writer === null ? disk.name : writerExport(disk.name, writer);
-  const replica = await network.disk(address, exportName, timeoutMs);
+  const replica = await network.disk(address, exportName, timeoutMs).catch((error: unknown) => {
+    const reason = asError(error);
+    // What goes to the log and the status is no place for the secret in it.
+    reason.message = reason.message.replaceAll(exportName, disk.name);
+    throw reason;
+  });
   const { sizeBytes, writable } = replica.info;
   const expected = disk.local.info.sizeBytes;
   if (sizeBytes === expected && writable) return replica;

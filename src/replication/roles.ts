@@ -44,6 +44,7 @@ export function comingBack(metadata: NodeMetadata, tenure: string | null): Secon
     checkpointAt: null,
     tenure,
     offeredTenure: null,
+    copying: false,
     returning: true,
     discard: false,
     salvage: null,

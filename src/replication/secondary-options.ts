@@ -22,8 +22,6 @@ export interface SecondaryOptions extends SecondaryStart {
 }
 
 interface SecondaryEvents {
-  /** Peers that are connected to the replication exports. */
-  writers(): readonly string[];
   /** The replication exports are to be closed: resolve when no request of theirs is in flight any more. */
   disconnectWriters(): Promise<void>;
   /** A checkpoint is durable here. */

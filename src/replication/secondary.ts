@@ -12,11 +12,12 @@
  * - metadata.json names the epoch whose overlays count. It moves on only after everything received before that
  *   epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
  */
+import { DirtyMap } from "../block/dirty-map.js";
 import { describeError, StateError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";
 import { makingRoom } from "../meta/making-room.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
-import { Reserve } from "../meta/reserve.js";
+import { holdReserve, releaseReserve } from "../meta/reserve.js";
 import type { SwallowedError } from "../status.js";
 import type { Commit } from "./commit.js";
 import { systemClock } from "../clock.js";
@@ -31,7 +32,7 @@ import { OwnData } from "./own-data.js";
 import type { Primary } from "./primary.js";
 import { type Introduced, WriterSessions } from "./writer-sessions.js";
 import { type CheckpointRequest, SecondaryCheckpoints } from "./secondary-checkpoints.js";
-import type { SecondaryDisk } from "./secondary-disk.js";
+import type { NamedDisk, SecondaryDisk } from "./secondary-disk.js";
 import type { SecondaryOptions } from "./secondary-options.js";
 import { readSecondaryState, recover, refuseLeftovers } from "./secondary-recovery.js";
 import { SecondaryStages } from "./secondary-stages.js";
@@ -41,13 +42,17 @@ import { type FailoverTarget, isPromoted, type Mode, type Stage } from "./stage.
 import { Succession } from "./succession.js";
 import { WriterTracker } from "./writer-tracker.js";
 
+/** Metadata, two of them while one replaces the other, and what the file system needs for names. */
+const RECORD_BYTES = 64 * 1024;
+/** Of a dirty map, by a file system. */
+const ROUNDING_BYTES = 8 * 1024;
+
 export class Secondary {
   readonly #options: SecondaryOptions;
   readonly #serial = new Serial();
   readonly #metadata: MetadataKeeper<SecondaryMetadata>;
   readonly #group: DiskGroup;
   readonly #store: EpochStore;
-  readonly #reserve: Reserve;
   readonly #epochs: EpochChanger;
   readonly #tracker: WriterTracker;
   readonly #trouble: IoTrouble;
@@ -65,7 +70,6 @@ export class Secondary {
     const disconnectWriters = (): Promise<void> => events.disconnectWriters();
     const metadata = new MetadataKeeper(directory, known);
     this.#metadata = metadata;
-    this.#reserve = new Reserve(options.directory);
     const group = new DiskGroup(disks, clock, {
       imageLost: (disk, failure) => this.#trouble.imageLost(disk, failure),
       ioError: (disk, failure) => {
@@ -85,8 +89,11 @@ export class Secondary {
         this.#tellLostRollback();
       },
     });
-    const tracker = new WriterTracker(known, () => {
-      metadata.saveSoon({ gap: tracker.gap, cutOff: tracker.cutOff }, this.#metadataFailed);
+    const tracker = new WriterTracker(known, clock, () => {
+      const { gap, cutOff } = tracker;
+      const { recorded } = metadata;
+      if (recorded.gap === gap && recorded.cutOff === cutOff) return;
+      metadata.saveSoon({ gap, cutOff }, this.#metadataFailed);
     });
     this.#tracker = tracker;
     this.#own = new OwnData({ directory, disks, metadata, log });
@@ -112,7 +119,6 @@ export class Secondary {
       own: this.#own,
       metadata,
       refusal: () => this.exportRefusal(),
-      writers: () => events.writers(),
       disconnectWriters,
       metadataFailed: this.#metadataFailed,
       log,
@@ -132,7 +138,6 @@ export class Secondary {
       serial: this.#serial,
       own: this.#own,
       tracker,
-      reserve: this.#reserve,
       disconnectWriters,
       ended: (failure) => {
         if (failure === null) trouble.clear();
@@ -147,7 +152,11 @@ export class Secondary {
    * @throws MetadataError if the state directory can't be trusted or belongs to other disks
    */
   static async open(options: SecondaryOptions): Promise<Secondary> {
-    const { directory, disks } = options;
+    const { directory, disks, log } = options;
+    // What a start puts on record has to have room, too.
+    await releaseReserve(directory).catch((error: unknown) => {
+      log.warn({ error: describeError(error) }, "the reserve of the state directory could not be removed");
+    });
     const { metadata, isNew, hasChangedRole } = await readSecondaryState(directory, disks, options);
     const secondary = new Secondary(options, metadata);
     if (isNew) await refuseLeftovers(directory, secondary.#store);
@@ -238,9 +247,10 @@ export class Secondary {
   /** @throws StateError with QEMU's texts, or if the disks are half of what a primary is copying here */
   start(mode: Mode): Promise<void> {
     return this.#serial.run(() => {
-      if (this.#tracker.isCopying) {
-        const remedy = "it starts replication itself when it is done";
-        throw new StateError("copying", `a primary's first copy is not finished: ${remedy}`);
+      if (this.metadata.copying) {
+        const remedy =
+          "the primary starts replication itself when it is; to give that up, stop replication first (enable: false)";
+        throw new StateError("copying", `a first copy is not finished: ${remedy}`);
       }
       return this.#stages.apply({ type: "start", mode });
     });
@@ -269,9 +279,13 @@ export class Secondary {
     this.#stages.getError();
   }
 
-  /** @param failover null: stop without failover, keeping everything received */
+  /** @param failover null: stop without failover, keeping everything received; a first copy that is not finished is given up */
   stop(failover: FailoverTarget | null): Promise<void> {
     return this.#serial.run(() => {
+      if (failover === null && this.stage === "none" && this.metadata.copying) {
+        this.#tracker.end();
+        return this.#metadata.save({ copying: false });
+      }
       if (!isPromoted(this.stage)) this.#succession.refuseLostCheckpoint(failover);
       return this.#stages.apply({ type: "stop", failover });
     });
@@ -374,11 +388,12 @@ export class Secondary {
   }
 
   async #holdReserve(): Promise<void> {
+    const { directory, disks, log } = this.#options;
     try {
-      await this.#reserve.hold();
+      await holdReserve(directory, reserveBytes(disks));
     } catch (error) {
       const consequence = "a failover may find no room in the state directory";
-      this.#options.log.warn({ error: describeError(error) }, consequence);
+      log.warn({ error: describeError(error) }, consequence);
     }
   }
 
@@ -392,4 +407,12 @@ export class Secondary {
   readonly #metadataFailed = (error: unknown): void => {
     this.#options.log.error({ error: describeError(error) }, "metadata could not be written");
   };
+}
+
+/** For what a failover puts on record. */
+function reserveBytes(disks: readonly NamedDisk[]): number {
+  return disks.reduce(
+    (sum, { device }) => sum + DirtyMap.fileBytes(device.info.sizeBytes) + ROUNDING_BYTES,
+    RECORD_BYTES,
+  );
 }

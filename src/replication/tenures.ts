@@ -21,16 +21,20 @@ export class Tenures {
 
   /**
    * A primary shows the names that its dirty maps have: one, unless it ended in the middle of renaming them.
+   * @param change what goes on record with it
    * @returns whether they tell all that this replica lacks, and the name from now on, which is on record
    */
-  async renew(shown: readonly string[]): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
+  async renew(
+    shown: readonly string[],
+    change: Partial<SecondaryMetadata> = {},
+  ): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
     const { tenure, offeredTenure } = this.#metadata.current;
     const [name, ...others] = shown;
     const isKnown = name !== undefined && shown.every((each) => each === tenure || each === offeredTenure);
     // Of two names the newer one was offered, and nothing written under it: the older one names this time.
     const kept = others.length === 0 ? (name ?? null) : tenure;
     const offered = randomUUID();
-    await this.#metadata.save({ tenure: isKnown ? kept : null, offeredTenure: offered });
+    await this.#metadata.save({ ...change, tenure: isKnown ? kept : null, offeredTenure: offered });
     return { isKnown, tenure: offered };
   }
 

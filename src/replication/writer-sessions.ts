@@ -43,8 +43,6 @@ export interface WriterSessionsParts {
   readonly metadata: MetadataKeeper<SecondaryMetadata>;
   /** Why nobody may write here any more, or null. */
   readonly refusal: () => string | null;
-  /** Peers that are connected to the replication exports. */
-  readonly writers: () => readonly string[];
   /** Resolves when no request of theirs is in flight any more. */
   readonly disconnectWriters: () => Promise<void>;
   readonly metadataFailed: (error: unknown) => void;
@@ -79,17 +77,23 @@ export class WriterSessions {
   async introduce(introduction: Introduction): Promise<Introduced> {
     const { stages, group, tracker, own, metadata, disconnectWriters } = this.#parts;
     this.#refuse(introduction);
-    await disconnectWriters();
-    await group.drain();
-    group.forgetFailures();
-    if (stages.stage === "none" && metadata.current.generation !== null) {
-      await stages.apply({ type: "start", mode: "secondary" });
+    tracker.introductionBegins();
+    try {
+      await disconnectWriters();
+      await group.drain();
+      group.forgetFailures();
+      if (stages.stage === "none" && metadata.current.generation !== null) {
+        await stages.apply({ type: "start", mode: "secondary" });
+      }
+      if (group.epoch !== null) await own.keep(group.epoch.number);
+      const copying = group.epoch === null;
+      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures, { copying });
+      const writer = randomUUID();
+      tracker.introduce(introduction.session, writer);
+      return { isKnown, tenure, changed: own.changed(), memory: group.memory, writer };
+    } finally {
+      tracker.introductionEnded();
     }
-    if (group.epoch !== null) await own.keep(group.epoch.number);
-    const writer = randomUUID();
-    tracker.introduce(introduction.session, writer);
-    const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures);
-    return { isKnown, tenure, changed: own.changed(), memory: group.memory, writer };
   }
 
   /**
@@ -117,18 +121,17 @@ export class WriterSessions {
   adopted(): Partial<SecondaryMetadata> {
     if (this.#introductions.last === null) return {};
     const { generation, ancestors } = this.#introductions.last;
-    return { generation, ancestors: [...ancestors], discard: false, returning: false };
+    return { generation, ancestors: [...ancestors], copying: false, discard: false, returning: false };
   }
 
   #refuse(introduction: Introduction): void {
-    const { metadata, own, writers, log } = this.#parts;
+    const { metadata, own, tracker, log } = this.#parts;
     const refusal = this.#parts.refusal();
     if (refusal !== null) throw new StateError("promoted", refusal);
-    const [writer = null] = writers();
     try {
       this.#introductions.admit(introduction, {
         ...metadata.current,
-        writer,
+        writer: tracker.peer,
         changed: own.summary(),
       });
     } catch (error) {

@@ -10,10 +10,18 @@
  *
  * A primary that introduced itself is told a name that its connections show (writerExport()), and nobody writes beside them.
  *
- * Invariants: `gap` and `cutOff` only go from set to null through `begin()`, when replication is started anew, or
- * `resynced()`, on the word of the session whose connections have all held since its handshake.
+ * Invariants:
+ * - `gap` and `cutOff` only go from set to null through `begin()`, when replication is started anew, or `resynced()`, on the word of
+ *   the session whose connections have all held since its handshake.
+ * - Nobody is admitted while a connection of the session is open that was made since its handshake, but those; nor anybody
+ *   while a primary introduces itself, for who was admitted then would not be cut off.
+ * - Who is refused leaves nothing behind.
  */
+import type { Clock } from "../clock.js";
 import type { ConnectionObserver, ConnectionSummary } from "../nbd/server/exports.js";
+
+/** How long nobody else writes after a handshake whose primary has not connected to a disk yet. */
+const PLACE_KEPT_MS = 10_000;
 
 /** How a primary of ours names one life of its process; null: a writer that never introduced itself. */
 export type SessionId = string;
@@ -36,14 +44,20 @@ export class WriterTracker implements WriterTrace {
   #handshakes = 0;
   #hasDeparted = false;
   #isWatching = false;
-  /** A primary introduced itself before replication was started, and has not said that nothing is missing. */
-  #isCopying = false;
+  #isIntroducing = false;
+  #introducedMs = 0;
+  /** Open connections of the session, made since its handshake; whose they are. */
+  readonly #own = new Map<symbol, string>();
+  /** Open connections of others that have written. */
+  readonly #others = new Map<symbol, string>();
+  readonly #clock: Clock;
   readonly #onChange: () => void;
 
   /** @param known from before a restart */
-  constructor({ gap, cutOff }: WriterTrace, onChange: () => void) {
+  constructor({ gap, cutOff }: WriterTrace, clock: Clock, onChange: () => void) {
     this.#gap = gap;
     this.#cutOff = cutOff;
+    this.#clock = clock;
     this.#onChange = onChange;
   }
 
@@ -65,15 +79,15 @@ export class WriterTracker implements WriterTrace {
     return this.#writer;
   }
 
-  /** Whether the first copy of a primary that introduced itself has begun, and not ended: the disks are no checkpoint of anything. */
-  get isCopying(): boolean {
-    return this.#isCopying;
+  /** Who writes, or may at any time; null: nobody. */
+  get peer(): string | null {
+    const [peer] = [...this.#own.values(), ...this.#others.values()];
+    return peer ?? null;
   }
 
   /** From now on lost writes matter: replication runs. Before that the first copy may start over as it likes. */
   begin(): void {
     this.#isWatching = true;
-    this.#isCopying = false;
     this.#hasDeparted = false;
     this.#mended();
   }
@@ -86,9 +100,18 @@ export class WriterTracker implements WriterTrace {
 
   end(): void {
     this.#isWatching = false;
-    this.#isCopying = false;
     this.#session = null;
     this.#mended();
+  }
+
+  /** Whoever writes is about to be cut off for a primary that introduces itself: nobody begins to before `introductionEnded()`. */
+  introductionBegins(): void {
+    this.#isIntroducing = true;
+  }
+
+  /** Also if nothing came of it. */
+  introductionEnded(): void {
+    this.#isIntroducing = false;
   }
 
   /**
@@ -98,17 +121,18 @@ export class WriterTracker implements WriterTrace {
   introduce(session: SessionId, writer: string): void {
     this.#session = session;
     this.#writer = writer;
+    this.#introducedMs = this.#clock.nowMs();
     this.#handshakes++;
+    this.#own.clear();
+    this.#others.clear();
     if (this.#isWatching)
       this.#setGap(this.#gap ?? "the primary has reconnected and its resync is not finished");
-    else this.#isCopying = true;
   }
 
   /** The session says that nothing is missing any more. @returns false if its word doesn't count */
   resynced(session: SessionId): boolean {
     if (session !== this.#session) return false;
     this.#hasDeparted = false;
-    this.#isCopying = false;
     this.#mended();
     return true;
   }
@@ -129,43 +153,56 @@ export class WriterTracker implements WriterTrace {
     onWrite: (refusal: string | null) => void = () => undefined,
   ): ConnectionObserver {
     const handshake = this.#handshakes;
+    const connection = Symbol(peer);
     let refusal: string | null = null;
+    if (isOfSession) this.#own.set(connection, peer);
     return {
       firstWrite: (): string | null => {
-        refusal = this.#firstWrite(peer, isOfSession, handshake);
+        refusal = isOfSession ? this.#refuseOwn(handshake) : this.#refuseOther();
+        if (refusal === null && !isOfSession) this.#admitOther(peer, connection);
         onWrite(refusal);
         return refusal;
       },
       closed: (summary): void => {
         // A connection that a handshake replaced has been accounted for by that handshake.
         if (handshake !== this.#handshakes) return;
-        // The others of the session end with it.
-        if (isOfSession) this.#session = null;
-        if (refusal === null) this.#closed(peer, summary);
+        const wasAdmitted = this.#others.delete(connection);
+        // Whose requests were never to be carried out, and came beside the session, is nobody.
+        if (!isOfSession && !wasAdmitted && (refusal !== null || this.#isTaken())) return;
+        if (this.#own.delete(connection)) this.#session = null;
+        this.#closed(peer, summary);
       },
     };
   }
 
-  /** @returns why it is refused, which costs nobody else anything, or null */
-  #firstWrite(peer: string, isOfSession: boolean, handshake: number): string | null {
-    if (isOfSession && handshake !== this.#handshakes)
-      return "a primary has introduced itself since this connection was made";
-    if (!isOfSession && this.#session !== null)
-      return "a primary introduced itself, and nobody writes beside it";
-    if (!isOfSession) this.#isCopying = false;
-    const isIntroduced = isOfSession && this.#session !== null;
-    if (this.#isWatching && this.#hasDeparted && !isIntroduced) {
+  /** @returns why a connection that was made after that many handshakes may not write, or null */
+  #refuseOwn(handshake: number): string | null {
+    const isCurrent = handshake === this.#handshakes && this.#session !== null;
+    return isCurrent && !this.#isIntroducing ? null : "the primary has to introduce itself again";
+  }
+
+  #refuseOther(): string | null {
+    if (this.#isIntroducing) return "a primary is introducing itself";
+    return this.#isTaken() ? "a primary introduced itself, and nobody writes beside it" : null;
+  }
+
+  /** Whether the session has connections, or is about to. */
+  #isTaken(): boolean {
+    if (this.#own.size > 0) return true;
+    return this.#session !== null && this.#clock.nowMs() - this.#introducedMs < PLACE_KEPT_MS;
+  }
+
+  #admitOther(peer: string, connection: symbol): void {
+    this.#session = null;
+    this.#others.set(connection, peer);
+    if (this.#isWatching && this.#hasDeparted)
       this.#setGap(this.#gap ?? `writer ${peer} came back without a resync`);
-    }
-    return null;
   }
 
   #closed(peer: string, summary: ConnectionSummary): void {
     // Who wrote nothing leaves nothing behind. A primary that lost such a connection with writes on their way to it
     // has no answers to them, and asks for no checkpoint before it has come back.
-    if (summary.writes === 0) return;
-    this.#session = null;
-    if (!this.#isWatching) return;
+    if (summary.writes === 0 || !this.#isWatching) return;
     this.#hasDeparted = true;
     if (!summary.clean) {
       this.#cutOff ??= `writer ${peer} went away without NBD_CMD_DISC, and may have gone on without this replica: fail over, or make the disks the same and start replication anew`;

@@ -113,7 +113,7 @@ describe("initial copy", () => {
       const refused = client.execute("xen-set-replication", { enable: true, primary: false });
       expect(await failureOf(refused)).to.have.property(
         "message",
-        "a primary's first copy is not finished: it starts replication itself when it is done",
+        "a first copy is not finished: the primary starts replication itself when it is; to give that up, stop replication first (enable: false)",
       );
     });
     expect((await pair.secondary.status()).stage).to.equal("none");

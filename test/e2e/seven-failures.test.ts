@@ -230,6 +230,26 @@ describe("failure of block replication", () => {
     await expectPattern(pair.secondaryFile(), [0x11, "0", "8M"]);
   });
 
+  for (const [what, sizeBytes] of [
+    ["a large disk", 1024 * 1024 * MEBIBYTE],
+    ["a small one", 16 * MEBIBYTE],
+  ] as const) {
+    it(`7, failover of ${what}, the state directory full and the node killed: it starts, and has room`, async () => {
+      const pair = await startCrampedPair({ sizeBytes });
+      await writePattern(pair.primaryUri(), 0x11, "0", "64k");
+      await pair.checkpoint();
+      await pair.primary.succeed("stop");
+      pair.secondary.process.signal("SIGKILL");
+      await pair.secondary.process.ended();
+      await rm(workspace.path("secondary/spare.log"), { force: true });
+      await fill();
+      await pair.startSecondary();
+      await pair.failOver();
+      await writePattern(pair.viewUri(), 0x22, "64k", "64k");
+      await expectPattern(pair.viewUri(), [0x11, "0", "64k"], [0x22, "64k", "64k"]);
+    });
+  }
+
   it("4, secondary disk: the status of both tells, no checkpoint; mended, the blocks are sent again", async () => {
     const pair = await startFaultyPair("secondary");
     await writePattern(pair.primaryUri(), 0x11, "0", "1M");

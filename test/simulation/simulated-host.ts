@@ -223,7 +223,6 @@ export class SimulatedHost {
         clock: parts.clock,
         log: this.#log,
         events: {
-          writers: () => server?.peers ?? [],
           disconnectWriters: () => server?.disconnectWriters() ?? Promise.resolve(),
           checkpointDurable: (epoch) => server?.checkpointDurable(epoch),
           rollbackLost: () => undefined,

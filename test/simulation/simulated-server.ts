@@ -2,8 +2,6 @@
  * A secondary's servers as its primary reaches them over the simulated link: what src/nbd/server and src/qmp/server do with
  * bytes, done with whole messages. Exports and commands are the real ones.
  */
-import { pino } from "pino";
-
 import { ReplicationExports } from "../../src/app/replication-exports.js";
 import { errnoOf, DeviceError, ReplError } from "../../src/errors.js";
 import type { ConnectionObserver, NbdExport } from "../../src/nbd/server/exports.js";
@@ -34,10 +32,9 @@ export class SimulatedServer {
   #isClosing = false;
 
   constructor(secondary: Secondary, events: ServerEvents) {
-    const log = pino({ level: "silent" });
     this.#secondary = secondary;
     this.#events = events;
-    this.#exports = new ReplicationExports(log, () => secondary);
+    this.#exports = new ReplicationExports(() => secondary);
     for (const disk of secondary.disks)
       this.#exports.addDisk(disk, disk.name, { isWritable: true, description: null });
     this.#commands = new Map(secondaryPairCommands(secondary).map((command) => [command.name, command]));

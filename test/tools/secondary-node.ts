@@ -175,7 +175,6 @@ export class SecondaryNode {
       },
       log: pino({ level: "silent" }),
       events: {
-        writers: () => this.connections.peers,
         disconnectWriters: () => this.connections.disconnectWriters(),
         checkpointDurable: (epoch) => {
           this.durableEpochs.push(epoch);

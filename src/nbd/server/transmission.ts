@@ -285,6 +285,11 @@ export class Transmission implements RequestSink, DeviceRequestSink {
     if (this.#writeRefusal === undefined) {
       const message = this.#observer.firstWrite?.() ?? null;
       this.#writeRefusal = message === null ? null : { errno: "EPERM", message };
+      if (message !== null) {
+        const { peer, host, clientLog } = this.#options;
+        const details = () => ({ peer, export: this.export.name, reason: message });
+        clientLog.warn({ host, code: "writer-refused" }, details, "writer refused");
+      }
     }
     return this.#writeRefusal;
   }

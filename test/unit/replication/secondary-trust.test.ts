@@ -2,6 +2,7 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
+import { connectNbd } from "../../../src/nbd/client/connect.js";
 import type { NbdDevice } from "../../../src/nbd/client/device.js";
 import { isSettled, outcome, turns } from "../../tools/outcome.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
@@ -262,8 +263,8 @@ describe("secondary: trust in its writers", () => {
     await expectFailure(put(stranger, 0, PAGE, 0x23), /it can't be recorded who writes/);
     await stranger.close();
     await departed();
-    // Whatever writes the metadata next writes that, too.
-    await pair.node.start();
+    // Whatever writes the metadata next writes that, too: to give the first copy up, for example.
+    await pair.node.secondary.stop(null);
     await put(await writer(), 0, PAGE, 0x24);
     await pair.node.applied();
     expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x24]));
@@ -312,6 +313,61 @@ describe("secondary: trust in its writers", () => {
       false,
     );
   });
+
+  it("is not started by a manager in the midst of a first copy, after a restart neither, but for one who gives that up", async () => {
+    const refused = /^a first copy is not finished/;
+    await introduce(pair.node, "s");
+    await put(await writer(), 0, PAGE, 0x22);
+    await expectFailure(pair.node.start(), refused);
+    await departedAfterClose();
+    await put(await writer(), 0, PAGE, 0x23);
+    await expectFailure(pair.node.start(), refused);
+    await pair.crashSecondary();
+    await expectFailure(pair.node.start(), refused);
+    // One that never connects keeps the place.
+    await introduce(pair.node, "s");
+    const other = await connectPlain(0);
+    expect(await outcome(put(other, 0, PAGE, 0x24))).to.equal("EPERM");
+    await pair.node.secondary.stop(null);
+    await put(await connectPlain(0), 0, PAGE, 0x24);
+    await expectFailure(pair.node.secondary.stop(null), /Block replication is not running/);
+    await pair.node.start();
+    expect(pair.node.secondary.stage).to.equal("running");
+  });
+
+  it("lets a stranger in at no instant of a handshake, however long it takes to cut others off", async () => {
+    await pair.node.start();
+    await introduce(pair.node, "s");
+    const primary = await writer();
+    await put(primary, 0, PAGE, 0x21);
+    const reader = await connectPlain(1);
+    const held = pair.node.disk(1).hold({ operation: "read" });
+    const reading = outcome(reader.read(0, Buffer.alloc(PAGE)));
+    await held.arrived(1);
+    await primary.close();
+    while (pair.node.secondary.tracker.session !== null) await turns();
+    const again = introduce(pair.node, "s");
+    expect(await isSettled(again), "the handshake waits for the reader").to.equal(false);
+    const strangers = await Promise.all([0, 1].map((index) => connectPlain(index)));
+    const early = await Promise.all(strangers.map((stranger) => outcome(put(stranger, 0, PAGE, 0x99))));
+    held.release();
+    await reading;
+    await again;
+    expect(early).to.deep.equal(["EPERM", "EPERM"]);
+    for (const stranger of strangers) expect(await outcome(put(stranger, 0, PAGE, 0x99))).to.equal("EPERM");
+    const client = await writer();
+    await put(client, 0, PAGE, 0x22);
+    await sessionCheckpoint(pair.node, "s");
+    await pair.node.applied();
+    expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x22]));
+    expectMedium(pair.secondaryMedia[1], content(1));
+  });
+
+  async function connectPlain(index: number): Promise<NbdDevice> {
+    const client = await connectNbd({ address: pair.replicationAddress, exportName: `disk${index}` });
+    clients.push(client);
+    return client;
+  }
 
   async function departedAfterClose(): Promise<void> {
     for (const client of clients) client.destroy(new Error("over"));

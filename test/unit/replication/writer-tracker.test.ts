@@ -1,5 +1,6 @@
 import { expect } from "chai";
 
+import { type Clock, systemClock } from "../../../src/clock.js";
 import type { ConnectionObserver, ConnectionSummary } from "../../../src/nbd/server/exports.js";
 import { WriterTracker } from "../../../src/replication/writer-tracker.js";
 
@@ -13,10 +14,13 @@ function summary(change: Partial<ConnectionSummary> = {}): ConnectionSummary {
 describe("WriterTracker", () => {
   let tracker: WriterTracker;
   let changes: number;
+  let nowMs: number;
+  const clock: Clock = { ...systemClock, nowMs: () => nowMs };
 
   beforeEach(() => {
     changes = 0;
-    tracker = new WriterTracker({ gap: null, cutOff: null }, () => changes++);
+    nowMs = 0;
+    tracker = new WriterTracker({ gap: null, cutOff: null }, clock, () => changes++);
   });
 
   /** A connection that has written. @param isOfSession whether of the primary that introduced itself */
@@ -43,7 +47,7 @@ describe("WriterTracker", () => {
     });
 
     it("keeps what is known from before a restart, until replication is started anew", () => {
-      tracker = new WriterTracker({ gap: "from before", cutOff: null }, () => undefined);
+      tracker = new WriterTracker({ gap: "from before", cutOff: null }, clock, () => undefined);
       tracker.resume();
       expect(tracker.gap).to.equal("from before");
       connect();
@@ -56,19 +60,6 @@ describe("WriterTracker", () => {
     it("takes the word of a session that finishes the first copy", () => {
       tracker.introduce("one", "writer of one");
       expect([tracker.session, tracker.resynced("one"), tracker.gap]).to.deep.equal(["one", true, null]);
-    });
-
-    it("knows that a copy has begun until that is said to be whole, or somebody writes who introduces himself to nobody", () => {
-      expect(tracker.isCopying).to.equal(false);
-      tracker.introduce("one", "writer of one");
-      expect(tracker.isCopying).to.equal(true);
-      tracker.resynced("one");
-      expect(tracker.isCopying).to.equal(false);
-      tracker.introduce("one", "writer of one");
-      connect(true).closed?.(summary());
-      expect(tracker.isCopying, "half of it is there").to.equal(true);
-      connect();
-      expect(tracker.isCopying).to.equal(false);
     });
 
     it("does not take the word of one whose connection was lost meanwhile", () => {
@@ -145,7 +136,7 @@ describe("WriterTracker", () => {
     });
 
     it("sees a gap after a restart in the middle of an epoch, as soon as one writes", () => {
-      tracker = new WriterTracker({ gap: null, cutOff: null }, () => undefined);
+      tracker = new WriterTracker({ gap: null, cutOff: null }, clock, () => undefined);
       tracker.resume();
       expect(tracker.gap).to.equal(null);
       connect();
@@ -225,11 +216,45 @@ describe("WriterTracker", () => {
       expect([tracker.session, tracker.resynced("one")]).to.deep.equal(["one", true]);
     });
 
-    it("lets nobody write before its own connections are there", () => {
+    it("is cost nothing by requests of others that would never be carried out", () => {
+      // Of length 0, or past the end: they count as writes, and nobody asks whether they may.
+      tracker
+        .observe("intruder", false)
+        .closed?.(summary({ peer: "intruder", clean: false, failedWrites: 1 }));
+      expect([tracker.gap, tracker.cutOff, tracker.session]).to.deep.equal([null, null, "one"]);
+      expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
+    });
+
+    it("lets nobody write before its own connections are there, for some seconds", () => {
       tracker.introduce("other", "writer of other");
+      nowMs = 9_999;
       expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
       connect(true);
+      nowMs = 1_000_000;
+      expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
       expect([tracker.resynced("other"), tracker.gap]).to.deep.equal([true, null]);
+    });
+
+    it("that never connected holds the place for some seconds only", () => {
+      tracker.introduce("other", "writer of other");
+      nowMs = 10_000;
+      connect(false);
+      expect([tracker.session, tracker.resynced("other"), tracker.gap]).to.deep.equal([
+        null,
+        false,
+        RECONNECTED,
+      ]);
+    });
+
+    it("lets nobody begin to write while a primary introduces itself", () => {
+      const [own, other] = [tracker.observe(PEER, true), tracker.observe("intruder", false)];
+      tracker.introductionBegins();
+      connection.closed?.(summary());
+      expect(own.firstWrite?.()).to.equal("the primary has to introduce itself again");
+      own.closed?.(summary({ writes: 0 }));
+      expect(other.firstWrite?.()).to.equal("a primary is introducing itself");
+      tracker.introductionEnded();
+      connect(false);
     });
 
     it("lets others write once it has gone, which nobody vouches for", () => {
@@ -238,11 +263,42 @@ describe("WriterTracker", () => {
       expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
     });
 
+    it("lets nobody else write as long as one of its connections is there, of which it has lost another", () => {
+      const [second, third] = [connect(true), tracker.observe(PEER, true)];
+      connection.closed?.(summary());
+      expect(tracker.session).to.equal(null);
+      expect(third.firstWrite?.(), "one of its own").to.equal("the primary has to introduce itself again");
+      for (const own of [second, third]) {
+        expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
+        own.closed?.(summary());
+      }
+      connect(false);
+    });
+
+    it("lets nobody else write beside its connections after a manager's stop and start either", () => {
+      tracker.end();
+      tracker.begin();
+      expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
+      connection.closed?.(summary());
+      connect(false);
+    });
+
     it("lets no connection write that it made before a handshake", () => {
       const late = tracker.observe(PEER, true);
       tracker.introduce("one", "another writer");
-      expect(late.firstWrite?.()).to.equal("a primary has introduced itself since this connection was made");
+      expect(late.firstWrite?.()).to.equal("the primary has to introduce itself again");
       expect(tracker.session).to.equal("one");
+    });
+
+    it("tells who writes, or may: not who only reads", () => {
+      tracker.observe("monitor", false);
+      expect(tracker.peer).to.equal(PEER);
+      connection.closed?.(summary());
+      expect(tracker.peer).to.equal(null);
+      const other = connect(false);
+      expect(tracker.peer).to.equal(PEER);
+      other.closed?.(summary());
+      expect(tracker.peer).to.equal(null);
     });
 
     it("loses its word with a connection that wrote nothing", () => {
