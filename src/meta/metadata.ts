@@ -7,7 +7,7 @@ import type { StateDirectory } from "./state-directory.js";
 
 const METADATA_FILE = "metadata.json";
 const FORMAT = "nbd-replication metadata";
-const VERSION = 4;
+const VERSION = 5;
 
 const disk = z.strictObject({
   name: z.string(),
@@ -45,7 +45,7 @@ const secondarySchema = z.strictObject({
   /** The name told to that primary at its last handshake; it takes over when something is written under it. */
   offeredTenure: z.uuid().nullable(),
   /** Whether the disks hold a part of a primary's first copy: no checkpoint of anything. */
-  copying: z.boolean().default(false),
+  copying: z.boolean(),
   /** Whether what only this node has may be given up for a primary with another history. */
   discard: z.boolean(),
   /** Whether the node was a primary and has its dirty maps from then: what it changed by itself. */
