@@ -17,7 +17,7 @@ import { describeError, StateError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";
 import { makingRoom } from "../meta/making-room.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
-import { holdReserve, releaseReserve } from "../meta/reserve.js";
+import { Reserve } from "../meta/reserve.js";
 import type { SwallowedError } from "../status.js";
 import type { Commit } from "./commit.js";
 import { systemClock } from "../clock.js";
@@ -53,6 +53,7 @@ export class Secondary {
   readonly #metadata: MetadataKeeper<SecondaryMetadata>;
   readonly #group: DiskGroup;
   readonly #store: EpochStore;
+  readonly #reserve: Reserve;
   readonly #epochs: EpochChanger;
   readonly #tracker: WriterTracker;
   readonly #trouble: IoTrouble;
@@ -66,7 +67,10 @@ export class Secondary {
     this.#options = options;
     const { disks, log, clock = systemClock, events } = options;
     const spare = new SpareLog(options.directory, log);
-    const directory = makingRoom(options.directory, () => spare.makeRoom());
+    const reserve = new Reserve(options.directory, reserveBytes(disks));
+    this.#reserve = reserve;
+    const makeRoom = async (): Promise<boolean> => (await spare.makeRoom()) || (await reserve.lend());
+    const directory = makingRoom(options.directory, makeRoom);
     const disconnectWriters = (): Promise<void> => events.disconnectWriters();
     const metadata = new MetadataKeeper(directory, known);
     this.#metadata = metadata;
@@ -138,6 +142,7 @@ export class Secondary {
       serial: this.#serial,
       own: this.#own,
       tracker,
+      reserve,
       disconnectWriters,
       ended: (failure) => {
         if (failure === null) trouble.clear();
@@ -152,11 +157,7 @@ export class Secondary {
    * @throws MetadataError if the state directory can't be trusted or belongs to other disks
    */
   static async open(options: SecondaryOptions): Promise<Secondary> {
-    const { directory, disks, log } = options;
-    // What a start puts on record has to have room, too.
-    await releaseReserve(directory).catch((error: unknown) => {
-      log.warn({ error: describeError(error) }, "the reserve of the state directory could not be removed");
-    });
+    const { directory, disks } = options;
     const { metadata, isNew, hasChangedRole } = await readSecondaryState(directory, disks, options);
     const secondary = new Secondary(options, metadata);
     if (isNew) await refuseLeftovers(directory, secondary.#store);
@@ -388,12 +389,11 @@ export class Secondary {
   }
 
   async #holdReserve(): Promise<void> {
-    const { directory, disks, log } = this.#options;
     try {
-      await holdReserve(directory, reserveBytes(disks));
+      await this.#reserve.hold();
     } catch (error) {
       const consequence = "a failover may find no room in the state directory";
-      log.warn({ error: describeError(error) }, consequence);
+      this.#options.log.warn({ error: describeError(error) }, consequence);
     }
   }
 

@@ -9,7 +9,7 @@
 import type { Logger } from "pino";
 import { describeError, StateError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
-import { releaseReserve } from "../meta/reserve.js";
+import type { Reserve } from "../meta/reserve.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { Commit } from "./commit.js";
 import type { DiskGroup } from "./disk-group.js";
@@ -39,6 +39,8 @@ export interface SuccessionParts {
   readonly serial: Serial;
   readonly own: OwnData;
   readonly tracker: WriterTracker;
+  /** Let go of when a failover begins. */
+  readonly reserve: Reserve;
   readonly sessions: WriterSessions;
   readonly checkpoints: SecondaryCheckpoints;
   /** As WriterSessionsParts.disconnectWriters. */
@@ -139,7 +141,7 @@ export class Succession {
 
   /** The replication exports are closed, and what they took is on the disks. */
   async fence(target: FailoverTarget): Promise<void> {
-    const { directory, group, epochs, disconnectWriters, log } = this.#parts;
+    const { group, epochs, reserve, disconnectWriters, log } = this.#parts;
     this.#isFenced = true;
     group.fence();
     await disconnectWriters();
@@ -148,7 +150,7 @@ export class Succession {
     // The last writes may have cost the checkpoint. Before anything is on record, the other target is still open.
     this.refuseLostCheckpoint(target);
     // Nothing is received any more that could take the room.
-    await releaseReserve(directory).catch((error: unknown) => {
+    await reserve.release().catch((error: unknown) => {
       log.warn({ error: describeError(error) }, "the reserve of the state directory could not be removed");
     });
   }
