@@ -44,7 +44,7 @@ const secondarySchema = z.strictObject({
   tenure: z.uuid().nullable(),
   /** The name told to that primary at its last handshake; it takes over when something is written under it. */
   offeredTenure: z.uuid().nullable(),
-  /** Whether the disks hold a part of a primary's first copy: no checkpoint of anything. */
+  /** Whether a primary introduced itself that has not said yet that nothing is missing: the disks may be half of something. */
   copying: z.boolean(),
   /** Whether what only this node has may be given up for a primary with another history. */
   discard: z.boolean(),

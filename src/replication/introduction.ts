@@ -57,6 +57,10 @@ export class Introductions {
       throw error;
     }
     this.#conflict = null;
+  }
+
+  /** It has been admitted, and whoever wrote before has been cut off. */
+  admitted(introduction: Introduction): void {
     this.#last = introduction;
   }
 }

@@ -14,6 +14,7 @@
  *   brings the replica up to date, for as long if it was lost by an error reply: a replica that refuses writes, or
  *   flushes, is not asked ten times a second.
  */
+import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
@@ -49,8 +50,6 @@ export interface LinkOptions extends ReplicaConnectionsOptions {
   readonly rate: RateLimit;
   /** Names the primary, whichever life it is in. */
   readonly primary: string;
-  /** Names this life of the process. */
-  readonly session: string;
   /** The line of history of the data, as of now. */
   readonly lineage: () => { readonly generation: string; readonly ancestors: readonly string[] };
   /** The epoch of the pair as this side knows it. */
@@ -86,6 +85,8 @@ export class Link {
   #connections: ReplicaConnections | null = null;
   /** The replica's memory at the last handshake, which all dirty maps heard of; null: there was none. */
   #memory: string | null = null;
+  /** Names the last handshake, and what is said on its word: a checkpoint that was asked for before it comes late, and is refused. */
+  #session = "";
   /** Of the replica, as it said last. */
   #lostRollback: LostRollback | null = null;
   #resyncs: readonly Resync[] = [];
@@ -110,6 +111,11 @@ export class Link {
 
   get reconnects(): number {
     return this.#reconnects;
+  }
+
+  /** Names the last handshake; empty: there was none. */
+  get session(): string {
+    return this.#session;
   }
 
   /** Why the replica can't go back to its last checkpoint, as it said last; null: it can, or does not say. */
@@ -174,7 +180,7 @@ export class Link {
       throw new StateError("not-replicating", `checkpoint refused: the replica is ${this.#state}`);
     }
     try {
-      await control.checkpoint(this.#options.session, epoch);
+      await control.checkpoint(this.#session, epoch);
     } catch (error) {
       // Nobody knows whether it took place: no write may reach the replica before the next handshake tells. Nor
       // will a secondary listen that takes this session for lost, until the next handshake.
@@ -233,17 +239,18 @@ export class Link {
   }
 
   async #connect(): Promise<ReplicaConnections> {
-    const { disks, primary, session, lineage, epoch, events } = this.#options;
+    const { disks, primary, lineage, epoch, events } = this.#options;
     this.#become("connecting");
     const connections = await ReplicaConnections.open(this.#options, {
       hello: () => {
         this.#become("handshaking");
         // What holds of the one that is asked now, it tells before it answers.
         this.#lostRollback = null;
+        this.#session = randomUUID();
         return {
           version: HANDSHAKE_VERSION,
           primary,
-          session,
+          session: this.#session,
           generation: lineage().generation,
           ancestors: [...lineage().ancestors],
           tenures: tenuresOf(disks),

@@ -7,7 +7,6 @@
  *
  * Invariant: whatever changes the stage, or ends the node, runs one at a time.
  */
-import { randomUUID } from "node:crypto";
 import type { DirtyMap } from "../block/dirty-map.js";
 import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
@@ -56,7 +55,6 @@ export class Primary {
     this.#metadata = metadata;
     const { ackMode, log, replicaTimeoutMs: timeoutMs, clock = systemClock } = options;
     const network = options.network ?? socketNetwork;
-    const session = randomUUID();
     const gate = new Gate();
     const link = (): Link | null => this.link;
     this.rate = new RateLimit(options.resyncBytesPerSecond);
@@ -88,7 +86,6 @@ export class Primary {
     const { disks } = this;
     this.verifier = new Verifier({
       disks,
-      session,
       timeoutMs,
       link,
       control: () => this.replica?.control ?? null,
@@ -111,7 +108,6 @@ export class Primary {
       network,
       rate: this.rate,
       primary: metadata.current.uuid,
-      session,
       lineage: this.#lineage,
       hold: this.#guests,
       log,

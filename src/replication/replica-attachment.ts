@@ -29,7 +29,7 @@ export interface Replica {
 
 export interface ReplicaAttachmentParts extends Pick<
   LinkOptions,
-  "disks" | "timeoutMs" | "clock" | "network" | "rate" | "primary" | "session"
+  "disks" | "timeoutMs" | "clock" | "network" | "rate" | "primary"
 > {
   readonly lineage: PrimaryLineage;
   readonly hold: GuestHold;

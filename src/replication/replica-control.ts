@@ -17,7 +17,7 @@ export const helloSchema = z.strictObject({
   version: z.int(),
   /** Names the primary, whichever life it is in. */
   primary: z.string().min(1).max(64),
-  /** Names one life of the primary's process. */
+  /** Names this handshake. */
   session: z.string().min(1).max(64),
   generation: z.uuid(),
   ancestors: z.array(z.uuid()).max(64),

@@ -54,6 +54,8 @@ export class Secondary {
   readonly #group: DiskGroup;
   readonly #store: EpochStore;
   readonly #reserve: Reserve;
+  /** The last failure to write the metadata that was logged, and what was on record then. */
+  #loggedFailure: { readonly reason: string; readonly recorded: SecondaryMetadata } | null = null;
   readonly #epochs: EpochChanger;
   readonly #tracker: WriterTracker;
   readonly #trouble: IoTrouble;
@@ -95,8 +97,10 @@ export class Secondary {
     });
     const tracker = new WriterTracker(known, clock, () => {
       const { gap, cutOff } = tracker;
-      const { recorded } = metadata;
-      if (recorded.gap === gap && recorded.cutOff === cutOff) return;
+      const isKnown = [metadata.recorded, metadata.current].every(
+        (known) => known.gap === gap && known.cutOff === cutOff,
+      );
+      if (isKnown) return;
       metadata.saveSoon({ gap, cutOff }, this.#metadataFailed);
     });
     this.#tracker = tracker;
@@ -251,7 +255,7 @@ export class Secondary {
       if (this.metadata.copying) {
         const remedy =
           "the primary starts replication itself when it is; to give that up, stop replication first (enable: false)";
-        throw new StateError("copying", `a first copy is not finished: ${remedy}`);
+        throw new StateError("copying", `a primary's copy is not finished: ${remedy}`);
       }
       return this.#stages.apply({ type: "start", mode });
     });
@@ -280,7 +284,7 @@ export class Secondary {
     this.#stages.getError();
   }
 
-  /** @param failover null: stop without failover, keeping everything received; a first copy that is not finished is given up */
+  /** @param failover null: stop without failover, keeping everything received; none runs: a copy that is not finished is given up */
   stop(failover: FailoverTarget | null): Promise<void> {
     return this.#serial.run(() => {
       if (failover === null && this.stage === "none" && this.metadata.copying) {
@@ -404,8 +408,13 @@ export class Secondary {
       this.#options.events.rollbackLost({ epoch: overlays.number, reason });
   }
 
+  /** However many have waited for it, and however often it fails in the same way: one line, until a write succeeds. */
   readonly #metadataFailed = (error: unknown): void => {
-    this.#options.log.error({ error: describeError(error) }, "metadata could not be written");
+    const reason = describeError(error);
+    const { recorded } = this.#metadata;
+    if (this.#loggedFailure?.reason === reason && this.#loggedFailure.recorded === recorded) return;
+    this.#loggedFailure = { reason, recorded };
+    this.#options.log.error({ error: reason }, "metadata could not be written");
   };
 }
 

@@ -24,7 +24,6 @@ const PAUSE_MS = 500;
 
 export interface VerifierOptions {
   readonly disks: readonly PrimaryDisk[];
-  readonly session: string;
   readonly timeoutMs: number;
   readonly link: () => Link | null;
   /** The replica's control; null: it has none that we know. */
@@ -158,14 +157,14 @@ export class Verifier {
   }
 
   async #attempt(verify: Verify): Promise<void> {
-    const { session, timeoutMs, disks } = this.#options;
+    const { timeoutMs, disks } = this.#options;
     const control = this.#options.control();
     const link = this.#options.link();
     const replica = link?.replica(disks.indexOf(verify.disk)) ?? null;
     if (control === null || link === null || replica === null) {
       throw new LinkError("link-lost", "the replica is not there");
     }
-    const digests = await ReplicaDigests.connect(control, timeoutMs, session, verify.disk.name);
+    const digests = await ReplicaDigests.connect(control, timeoutMs, link.session, verify.disk.name);
     this.#open.add(digests);
     try {
       await verify.run({ digests, replica, isReplicating: () => link.state === "replicating" });

@@ -75,21 +75,21 @@ export class WriterSessions {
    * @throws StateError if somebody else is replicating to this node, it was promoted, or its data has another history
    */
   async introduce(introduction: Introduction): Promise<Introduced> {
-    const { stages, group, tracker, own, metadata, disconnectWriters } = this.#parts;
+    const { stages, group, tracker, own, disconnectWriters } = this.#parts;
     this.#refuse(introduction);
     tracker.introductionBegins();
     try {
       await disconnectWriters();
       await group.drain();
       group.forgetFailures();
-      if (stages.stage === "none" && metadata.current.generation !== null) {
+      if (stages.stage === "none" && this.#mayGoBack()) {
         await stages.apply({ type: "start", mode: "secondary" });
       }
       if (group.epoch !== null) await own.keep(group.epoch.number);
-      const copying = group.epoch === null;
-      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures, { copying });
+      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures, { copying: true });
       const writer = randomUUID();
       tracker.introduce(introduction.session, writer);
+      this.#introductions.admitted(introduction);
       return { isKnown, tenure, changed: own.changed(), memory: group.memory, writer };
     } finally {
       tracker.introductionEnded();
@@ -122,6 +122,12 @@ export class WriterSessions {
     if (this.#introductions.last === null) return {};
     const { generation, ancestors } = this.#introductions.last;
     return { generation, ancestors: [...ancestors], copying: false, discard: false, returning: false };
+  }
+
+  /** Whether what the disks hold is worth going back to, or has to be saved. */
+  #mayGoBack(): boolean {
+    const { generation, copying, discard, returning } = this.#parts.metadata.current;
+    return generation !== null && (!copying || discard || returning);
   }
 
   #refuse(introduction: Introduction): void {

@@ -45,6 +45,8 @@ export class WriterTracker implements WriterTrace {
   #hasDeparted = false;
   #isWatching = false;
   #isIntroducing = false;
+  /** The session has said that nothing is missing. */
+  #isTrusted = false;
   #introducedMs = 0;
   /** Open connections of the session, made since its handshake; whose they are. */
   readonly #own = new Map<symbol, string>();
@@ -90,6 +92,9 @@ export class WriterTracker implements WriterTrace {
     this.#isWatching = true;
     this.#hasDeparted = false;
     this.#mended();
+    // A manager may have started in the midst of a copy.
+    if (this.#own.size > 0 && !this.#isTrusted)
+      this.#setGap("a primary is connected that has not said that nothing is missing");
   }
 
   /** After a restart in the middle of an epoch. */
@@ -100,6 +105,7 @@ export class WriterTracker implements WriterTrace {
 
   end(): void {
     this.#isWatching = false;
+    this.#isTrusted = false;
     this.#session = null;
     this.#mended();
   }
@@ -122,6 +128,7 @@ export class WriterTracker implements WriterTrace {
     this.#session = session;
     this.#writer = writer;
     this.#introducedMs = this.#clock.nowMs();
+    this.#isTrusted = false;
     this.#handshakes++;
     this.#own.clear();
     this.#others.clear();
@@ -133,6 +140,7 @@ export class WriterTracker implements WriterTrace {
   resynced(session: SessionId): boolean {
     if (session !== this.#session) return false;
     this.#hasDeparted = false;
+    this.#isTrusted = true;
     this.#mended();
     return true;
   }
@@ -154,11 +162,10 @@ export class WriterTracker implements WriterTrace {
   ): ConnectionObserver {
     const handshake = this.#handshakes;
     const connection = Symbol(peer);
-    let refusal: string | null = null;
     if (isOfSession) this.#own.set(connection, peer);
     return {
       firstWrite: (): string | null => {
-        refusal = isOfSession ? this.#refuseOwn(handshake) : this.#refuseOther();
+        const refusal = isOfSession ? this.#refuseOwn(handshake) : this.#refuseOther();
         if (refusal === null && !isOfSession) this.#admitOther(peer, connection);
         onWrite(refusal);
         return refusal;
@@ -167,8 +174,8 @@ export class WriterTracker implements WriterTrace {
         // A connection that a handshake replaced has been accounted for by that handshake.
         if (handshake !== this.#handshakes) return;
         const wasAdmitted = this.#others.delete(connection);
-        // Whose requests were never to be carried out, and came beside the session, is nobody.
-        if (!isOfSession && !wasAdmitted && (refusal !== null || this.#isTaken())) return;
+        // Whose requests were never to be carried out is nobody.
+        if (!isOfSession && !wasAdmitted) return;
         if (this.#own.delete(connection)) this.#session = null;
         this.#closed(peer, summary);
       },

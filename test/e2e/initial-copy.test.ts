@@ -113,7 +113,7 @@ describe("initial copy", () => {
       const refused = client.execute("xen-set-replication", { enable: true, primary: false });
       expect(await failureOf(refused)).to.have.property(
         "message",
-        "a first copy is not finished: the primary starts replication itself when it is; to give that up, stop replication first (enable: false)",
+        "a primary's copy is not finished: the primary starts replication itself when it is; to give that up, stop replication first (enable: false)",
       );
     });
     expect((await pair.secondary.status()).stage).to.equal("none");

@@ -11,6 +11,7 @@ import {
   expectContent,
   expectFailure,
   expectMedium,
+  GENERATION,
   introduce,
   PAGE,
   put,
@@ -315,7 +316,7 @@ describe("secondary: trust in its writers", () => {
   });
 
   it("is not started by a manager in the midst of a first copy, after a restart neither, but for one who gives that up", async () => {
-    const refused = /^a first copy is not finished/;
+    const refused = /^a primary's copy is not finished/;
     await introduce(pair.node, "s");
     await put(await writer(), 0, PAGE, 0x22);
     await expectFailure(pair.node.start(), refused);
@@ -333,6 +334,67 @@ describe("secondary: trust in its writers", () => {
     await expectFailure(pair.node.secondary.stop(null), /Block replication is not running/);
     await pair.node.start();
     expect(pair.node.secondary.stage).to.equal("running");
+  });
+
+  it("takes half of a resync that was stopped for no checkpoint, by whomever it is started, nor after a restart", async () => {
+    const refused = /^a primary's copy is not finished/;
+    await introduce(pair.node, "s");
+    await sessionCheckpoint(pair.node, "s");
+    await introduce(pair.node, "s2");
+    await put(await writer(), 0, PAGE, 0x22);
+    await pair.node.secondary.stop(null);
+    await expectFailure(pair.node.start(), refused);
+    await pair.crashSecondary();
+    await expectFailure(pair.node.start(), refused);
+    await introduce(pair.node, "s3");
+    expect(pair.node.secondary.stage, "there is nothing to go back to").to.equal("none");
+    await put(await writer(), PAGE, PAGE, 0x22);
+    await sessionCheckpoint(pair.node, "s3");
+    expect(pair.node.secondary.stage).to.equal("running");
+    await pair.node.secondary.stop(null);
+    await pair.node.start();
+    await expectContent(pair.view(), content(0, [0, 2 * PAGE, 0x22]));
+  });
+
+  it("takes no checkpoint of a manager who starts it while a primary is connected that has not said that it is whole", async () => {
+    await introduce(pair.node, "s");
+    await put(await writer(), 0, PAGE, 0x22);
+    await pair.node.secondary.stop(null);
+    await pair.node.start();
+    await expectRefused(/a primary is connected that has not said that nothing is missing/);
+  });
+
+  it("is obeyed by no late word of a primary that has shaken hands again since", async () => {
+    await pair.attach();
+    const before = pair.primary.link?.session ?? "";
+    pair.cutLink();
+    while (pair.primary.link?.session === before) await turns();
+    await pair.synchronised();
+    await expectFailure(sessionCheckpoint(pair.node, before), /connections were lost since its handshake/);
+    await pair.checkpoint();
+  });
+
+  it("has on record that a gap was mended while it was being written down", async () => {
+    await introduce(pair.node, "s");
+    await sessionCheckpoint(pair.node, "s");
+    const { tracker } = pair.node.secondary;
+    const held = pair.node.state.hold({ operation: "replace" });
+    tracker.writeFailed("lost");
+    await held.arrived;
+    tracker.resynced("s");
+    held.release();
+    await pair.restartSecondary();
+    expect(pair.node.secondary.checkpointRefusal()).to.equal(null);
+  });
+
+  it("belongs to the primary before, when the handshake of another one has failed", async () => {
+    await introduce(pair.node, "s");
+    pair.node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
+    const other = { primary: "another", generation: "0b5f6a1e-6c55-4b0e-9d0d-3f5b7f0e1a11" };
+    await expectFailure(introduce(pair.node, "other", other), /injected EIO/);
+    await put(await writer(), 0, PAGE, 0x22);
+    await sessionCheckpoint(pair.node, "s");
+    expect(pair.node.secondary.metadata.generation).to.equal(GENERATION);
   });
 
   it("lets a stranger in at no instant of a handshake, however long it takes to cut others off", async () => {

@@ -99,6 +99,13 @@ describe("WriterTracker", () => {
       expect(tracker.gap).to.equal(`2 writes of ${PEER} were refused`);
     });
 
+    it("does not mind one whose requests were never to be carried out", () => {
+      // Of length 0, or past the end.
+      tracker.observe("stranger", false).closed?.(summary({ clean: false, failedWrites: 2 }));
+      connect();
+      expect([tracker.gap, tracker.cutOff]).to.deep.equal([null, null]);
+    });
+
     it("sees a gap when one comes back, as soon as it writes", () => {
       connect().closed?.(summary());
       const observer = tracker.observe(PEER, false);
