@@ -21,7 +21,7 @@ import { NodeProcess, runNode } from "../tools/node-process.js";
 import { type Pair, startPair } from "../tools/pair.js";
 import type { Outcome } from "../tools/process.js";
 import { Exit, expectRefusal } from "../tools/refusal.js";
-import { expectUnharmed, snapshot } from "../tools/snapshot.js";
+import { expectUnharmed, settledSnapshot, snapshot } from "../tools/snapshot.js";
 import { useWorkspace } from "../tools/workspace.js";
 
 describe("state directory that can't be used", () => {
@@ -71,7 +71,7 @@ describe("state directory that can't be used", () => {
     const pair = await startPair(workspace);
     for (const node of [pair.primary, pair.secondary]) {
       const { pid } = node.process;
-      const before = await snapshot(node.stateDirectory);
+      const before = await settledSnapshot(node.stateDirectory);
       const other = `other=${workspace.path("other.img")}`;
       await writeFile(workspace.path("other.img"), Buffer.alloc(4096));
       const second = await start(node.role, node.stateDirectory, [other]);

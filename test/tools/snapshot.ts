@@ -2,8 +2,15 @@
 import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 
 import { expect } from "chai";
+
+import { isErrno } from "../../src/errors.js";
+
+const SETTLING_ATTEMPTS = 100;
+const SETTLING_MS = 100;
 
 /** Path below the directory -> what is there: size and digest of a file, or its kind. */
 export type Snapshot = Readonly<Record<string, string>>;
@@ -22,6 +29,28 @@ export async function snapshot(directory: string): Promise<Snapshot> {
     else found[name] = status.isSocket() ? "socket" : "special file";
   }
   return found;
+}
+
+/** Of a directory that a node works in: what is there once it has written down what it has to. */
+export async function settledSnapshot(directory: string): Promise<Snapshot> {
+  for (let attempt = 0; attempt < SETTLING_ATTEMPTS; attempt++) {
+    const [before, after] = [
+      await trySnapshot(directory),
+      await sleep(SETTLING_MS, directory).then(trySnapshot),
+    ];
+    if (before !== null && after !== null && isDeepStrictEqual(before, after)) return after;
+  }
+  throw new Error(`${directory} does not come to rest`);
+}
+
+/** @returns null if a file was replaced meanwhile */
+async function trySnapshot(directory: string): Promise<Snapshot | null> {
+  try {
+    return await snapshot(directory);
+  } catch (error) {
+    if (isErrno(error, "ENOENT")) return null;
+    throw error;
+  }
 }
 
 /** Everything that was there is as it was, and nobody listens on anything new. */
