@@ -78,7 +78,7 @@ export function failedAt(offset: number): (error: unknown) => never {
   };
 }
 
-/** Whether it is an error of Node's of this code, like ENOENT. */
+/** Whether it is an error of Node's of this code, like ENOENT or ERR_WORKER_INIT_FAILED. */
 export function isErrno(error: unknown, code: string): boolean {
   return error instanceof Error && "code" in error && error.code === code;
 }

@@ -339,6 +339,7 @@ function ioError(
 function errnoOfSystem(error: unknown): Errno {
   return isErrno(error, "ENOSPC") || isErrno(error, "EDQUOT") ? "ENOSPC" : "EIO";
 }
+
 function unreadable(path: string, error: unknown): MetadataError {
   return new MetadataError("unreadable", `${path} can't be read: ${String(error)}`, { cause: error });
 }

@@ -4,7 +4,7 @@ import { chmodSync, chownSync, readFileSync, readlinkSync } from "node:fs";
 import { lstat, unlink } from "node:fs/promises";
 import { connect } from "node:net";
 import type { Server } from "node:net";
-import { ReplError, describeError } from "../errors.js";
+import { ReplError, describeError, isErrno } from "../errors.js";
 import { formatAddress, socketOptions } from "./address.js";
 import type { Address } from "./address.js";
 
@@ -103,7 +103,7 @@ async function removeStaleSocket(path: string): Promise<void> {
     const found = await lstat(path);
     if (!found.isSocket()) throw inUse(address, "there is a file of that name that isn't a socket");
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+    if (isErrno(error, "ENOENT")) return;
     throw error instanceof ReplError ? error : listenError(address, error);
   }
   if (await isAnswered(path)) throw inUse(address, "another process listens there");
@@ -131,8 +131,7 @@ function inUse(address: Address, reason: string): ReplError {
 }
 
 function listenError(address: Address, error: unknown): ReplError {
-  if ((error as NodeJS.ErrnoException).code === "EADDRINUSE")
-    return inUse(address, "another process listens there");
+  if (isErrno(error, "EADDRINUSE")) return inUse(address, "another process listens there");
   return new ReplError(
     "cannot-listen",
     `can't listen on ${formatAddress(address)}: ${describeError(error)}`,

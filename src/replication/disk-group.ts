@@ -10,7 +10,7 @@ import { randomUUID } from "node:crypto";
 import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
 import type { CopyBeforeWriteOptions } from "../block/filters/copy-before-write.js";
-import type { ImageFailure } from "../block/filters/image-keeper.js";
+import type { RangeFailure } from "../block/failure.js";
 import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import { StateError } from "../errors.js";
@@ -23,7 +23,7 @@ const WRITE_BEHIND_BYTES = 16 * 1024 * 1024;
 
 export interface DiskGroupEvents {
   /** As CopyBeforeWriteOptions.onImageError. */
-  imageLost(disk: string, failure: ImageFailure): Promise<void>;
+  imageLost(disk: string, failure: RangeFailure): Promise<void>;
   ioError(disk: string, failure: Parameters<CopyBeforeWriteOptions["onError"]>[0]): void;
   /** Resolves when nobody who wrote until now is connected. */
   disconnectWriters(): Promise<void>;

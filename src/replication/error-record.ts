@@ -1,4 +1,5 @@
 /** What is remembered of errors, so that a status can show them: the first one, and how many. */
+import type { RequestFailure } from "../block/failure.js";
 import { describeError, errnoOf } from "../errors.js";
 import type { RecordedError } from "../status.js";
 
@@ -11,10 +12,7 @@ export class ErrorRecord {
   }
 
   /** @returns whether it is the first since the last clear() */
-  add(
-    disk: string,
-    failure: { operation: string; offset: number; lengthBytes: number; error: unknown },
-  ): boolean {
+  add(disk: string, failure: RequestFailure): boolean {
     this.#count++;
     if (this.#first !== null) return false;
     this.#first = {

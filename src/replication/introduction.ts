@@ -8,7 +8,7 @@ import type { ChangesSummary } from "./local-changes.js";
 export interface Introduction extends Lineage {
   /** Names the primary, whichever life it is in. */
   readonly primary: string;
-  /** Names this life. */
+  /** Names this handshake. */
   readonly session: string;
   /** The tenures of its dirty maps; none: they tell nothing. */
   readonly tenures: readonly string[];

@@ -5,7 +5,7 @@
  */
 import type { Logger } from "pino";
 import type { UndoErrorPolicy } from "../config/schema.js";
-import type { ImageFailure } from "../block/filters/image-keeper.js";
+import type { RangeFailure, RequestFailure } from "../block/failure.js";
 import { describeError, errnoOf } from "../errors.js";
 import type { SwallowedError } from "../status.js";
 import type { Epoch } from "./epoch.js";
@@ -24,10 +24,6 @@ export interface IoTroubleParts {
   readonly log: Logger;
 }
 
-interface Failure extends ImageFailure {
-  readonly operation: string;
-}
-
 export class IoTrouble {
   readonly #parts: IoTroubleParts;
   readonly #record = new ErrorRecord();
@@ -43,7 +39,7 @@ export class IoTrouble {
   }
 
   /** Resolves to go on without the checkpoint, rejects to refuse the write. */
-  async imageLost(disk: string, failure: ImageFailure): Promise<void> {
+  async imageLost(disk: string, failure: RangeFailure): Promise<void> {
     const { policy, isSalvage } = this.#parts;
     const overlays = this.#parts.overlays();
     if (policy === "break-replication" || overlays === null || isSalvage(overlays.number))
@@ -58,7 +54,7 @@ export class IoTrouble {
     await this.#givingUp.done;
   }
 
-  async #giveUp(overlays: Epoch, disk: string, cause: ImageFailure): Promise<void> {
+  async #giveUp(overlays: Epoch, disk: string, cause: RangeFailure): Promise<void> {
     try {
       await overlays.breakCheckpoint();
     } catch (failure) {
@@ -77,7 +73,7 @@ export class IoTrouble {
     this.failed(disk, { ...cause, operation: "copy-before-write" });
   }
 
-  failed(disk: string, failure: Failure): void {
+  failed(disk: string, failure: RequestFailure): void {
     const { tracker, onError, log } = this.#parts;
     const { operation, error } = failure;
     if (this.#record.add(disk, failure)) {
@@ -97,6 +93,6 @@ export class IoTrouble {
 }
 
 /** Of the log. */
-function fields(disk: string, { offset, lengthBytes, error }: ImageFailure): object {
+function fields(disk: string, { offset, lengthBytes, error }: RangeFailure): object {
   return { disk, offset, lengthBytes, errno: errnoOf(error), error: error.message };
 }

@@ -3,10 +3,11 @@ import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import type { DirtyMap } from "../block/dirty-map.js";
+import type { RequestFailure } from "../block/failure.js";
 import { gated } from "../block/filters/gated.js";
 import { held } from "../block/filters/held.js";
 import { WatchedDevice } from "../block/filters/watched-device.js";
-import { type ForwardFailure, PrimaryFilter } from "../block/filters/replication.js";
+import { PrimaryFilter } from "../block/filters/replication.js";
 import type { Gate } from "../block/gate.js";
 import type { Hold } from "../block/hold.js";
 import type { MemoryBudget } from "../block/memory-budget.js";
@@ -31,7 +32,7 @@ export interface PrimaryDiskOptions {
   readonly hold: Hold | null;
   readonly memory: MemoryBudget;
   /** A change did not reach the replica, or may not have; the dirty map has it already. The guest waits for it. */
-  readonly onForwardFailure: (disk: PrimaryDisk, failure: ForwardFailure) => Promise<void>;
+  readonly onForwardFailure: (disk: PrimaryDisk, failure: RequestFailure) => Promise<void>;
   /** As MirrorOptions.onCongested. */
   readonly onCongested: () => void;
   /** A change is made that no replica is told of. The guest waits for it. */

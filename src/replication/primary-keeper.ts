@@ -26,7 +26,8 @@ export interface PrimaryKeeper {
   /** The last that is on record for certain. */
   readonly recorded: Pick<PrimaryFacts, "replicaGeneration">;
   save(change: Partial<PrimaryFacts>): Promise<void>;
-  saveSoon(change: Partial<PrimaryFacts>, onError: (error: unknown) => void): void;
+  /** As MetadataKeeper.saveSoon(). */
+  saveSoon(change: Partial<PrimaryFacts>): Promise<void>;
   /** From the next start on the node is the secondary of the one that took over. @param tenure of its dirty maps */
   comeBack(tenure: string | null): Promise<void>;
 }
@@ -39,12 +40,13 @@ export interface PrimaryKeeper {
 export async function openPrimaryKeeper(
   directory: StateDirectory,
   disks: readonly NamedDisk[],
+  log: Logger,
 ): Promise<{ readonly keeper: PrimaryKeeper; readonly foreign: string | null }> {
   const identities = await identifyDisks(disks, true);
   const found = await readMetadata(directory);
   const known = found === null ? null : asPrimary(found, metadataPath(directory));
   if (known !== null) checkDisks(directory, known.disks, identities);
-  const metadata = new MetadataKeeper(directory, known ?? newPrimaryMetadata(identities));
+  const metadata = new MetadataKeeper(directory, known ?? newPrimaryMetadata(identities), log);
   const keeper: PrimaryKeeper = {
     get current() {
       return metadata.current;
@@ -53,9 +55,7 @@ export async function openPrimaryKeeper(
       return metadata.recorded;
     },
     save: (change) => metadata.save(change),
-    saveSoon: (change, onError) => {
-      metadata.saveSoon(change, onError);
-    },
+    saveSoon: (change) => metadata.saveSoon(change),
     comeBack: (tenure) => writeMetadata(directory, comingBack(metadata.current, tenure)),
   };
   return { keeper, foreign: known === null ? null : findForeignDisk(known.disks, identities, disks) };

@@ -61,8 +61,6 @@ export class PrimaryLineage {
   /** The pair is in this epoch, or was. */
   reached(epoch: number): void {
     if (epoch <= this.epoch) return;
-    this.#metadata.saveSoon({ epoch }, (error) => {
-      this.#log.error({ error: describeError(error) }, "metadata could not be written");
-    });
+    void this.#metadata.saveSoon({ epoch });
   }
 }

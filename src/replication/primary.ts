@@ -128,7 +128,7 @@ export class Primary {
   /** @throws MetadataError if the state directory can't be trusted or belongs to other disks */
   static async open(options: PrimaryOptions): Promise<Primary> {
     const { directory, disks } = options;
-    const { keeper, foreign } = await openPrimaryKeeper(directory, disks);
+    const { keeper, foreign } = await openPrimaryKeeper(directory, disks, options.log);
     const primary = await Primary.#open(options, keeper);
     await keeper.save({ cleanShutdown: false, disks: await identifyDisks(disks, false) });
     if (foreign !== null) await primary.#takeForeignDisk(foreign);

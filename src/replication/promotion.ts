@@ -77,9 +77,7 @@ function keeperOf(metadata: MetadataKeeper<SecondaryMetadata>): PrimaryKeeper {
       return metadata.recorded;
     },
     save: (change) => metadata.save(change),
-    saveSoon: (change, onError) => {
-      metadata.saveSoon(change, onError);
-    },
+    saveSoon: (change) => metadata.saveSoon(change),
     comeBack: (tenure) => metadata.save(comingBack(metadata.current, tenure)),
   };
 }

@@ -8,7 +8,7 @@
  * Its operations run one at a time: the caller sees to that.
  */
 import type { Logger } from "pino";
-import type { ForwardFailure } from "../block/filters/replication.js";
+import type { RequestFailure } from "../block/failure.js";
 import { asError, LinkError, StateError } from "../errors.js";
 import type { Endpoint } from "../net/endpoint.js";
 import type { LinkState, SwallowedError } from "../status.js";
@@ -165,7 +165,7 @@ export class ReplicaAttachment {
   }
 
   /** A change did not reach the replica, or may not have; the dirty map has it. */
-  forwardFailed(disk: PrimaryDisk, failure: ForwardFailure): void {
+  forwardFailed(disk: PrimaryDisk, failure: RequestFailure): void {
     const isFirst = this.#errors.add(disk.name, failure);
     this.#state = step(this.#state, { type: "io-error" })[0];
     if (!isFirst) return;

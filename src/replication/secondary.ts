@@ -12,12 +12,10 @@
  * - metadata.json names the epoch whose overlays count. It moves on only after everything received before that
  *   epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
  */
-import { DirtyMap } from "../block/dirty-map.js";
-import { describeError, StateError } from "../errors.js";
+import { StateError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";
 import { makingRoom } from "../meta/making-room.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
-import { Reserve } from "../meta/reserve.js";
 import type { SwallowedError } from "../status.js";
 import type { Commit } from "./commit.js";
 import { systemClock } from "../clock.js";
@@ -32,20 +30,16 @@ import { OwnData } from "./own-data.js";
 import type { Primary } from "./primary.js";
 import { type Introduced, WriterSessions } from "./writer-sessions.js";
 import { type CheckpointRequest, SecondaryCheckpoints } from "./secondary-checkpoints.js";
-import type { NamedDisk, SecondaryDisk } from "./secondary-disk.js";
+import type { SecondaryDisk } from "./secondary-disk.js";
 import type { SecondaryOptions } from "./secondary-options.js";
 import { readSecondaryState, recover, refuseLeftovers } from "./secondary-recovery.js";
+import { Reserve } from "./reserve.js";
 import { SecondaryStages } from "./secondary-stages.js";
 import { Serial } from "./serial.js";
 import { SpareLog } from "./spare-log.js";
 import { type FailoverTarget, isPromoted, type Mode, type Stage } from "./stage.js";
 import { Succession } from "./succession.js";
 import { WriterTracker } from "./writer-tracker.js";
-
-/** Metadata, two of them while one replaces the other, and what the file system needs for names. */
-const RECORD_BYTES = 64 * 1024;
-/** Of a dirty map, by a file system. */
-const ROUNDING_BYTES = 8 * 1024;
 
 export class Secondary {
   readonly #options: SecondaryOptions;
@@ -54,8 +48,6 @@ export class Secondary {
   readonly #group: DiskGroup;
   readonly #store: EpochStore;
   readonly #reserve: Reserve;
-  /** The last failure to write the metadata that was logged, and what was on record then. */
-  #loggedFailure: { readonly reason: string; readonly recorded: SecondaryMetadata } | null = null;
   readonly #epochs: EpochChanger;
   readonly #tracker: WriterTracker;
   readonly #trouble: IoTrouble;
@@ -69,12 +61,12 @@ export class Secondary {
     this.#options = options;
     const { disks, log, clock = systemClock, events } = options;
     const spare = new SpareLog(options.directory, log);
-    const reserve = new Reserve(options.directory, reserveBytes(disks));
+    const reserve = new Reserve(options.directory, disks, log);
     this.#reserve = reserve;
     const makeRoom = async (): Promise<boolean> => (await spare.makeRoom()) || (await reserve.lend());
     const directory = makingRoom(options.directory, makeRoom);
     const disconnectWriters = (): Promise<void> => events.disconnectWriters();
-    const metadata = new MetadataKeeper(directory, known);
+    const metadata = new MetadataKeeper(directory, known, log);
     this.#metadata = metadata;
     const group = new DiskGroup(disks, clock, {
       imageLost: (disk, failure) => this.#trouble.imageLost(disk, failure),
@@ -100,8 +92,7 @@ export class Secondary {
       const isKnown = [metadata.recorded, metadata.current].every(
         (known) => known.gap === gap && known.cutOff === cutOff,
       );
-      if (isKnown) return;
-      metadata.saveSoon({ gap, cutOff }, this.#metadataFailed);
+      if (!isKnown) void metadata.saveSoon({ gap, cutOff });
     });
     this.#tracker = tracker;
     this.#own = new OwnData({ directory, disks, metadata, log });
@@ -128,7 +119,6 @@ export class Secondary {
       metadata,
       refusal: () => this.exportRefusal(),
       disconnectWriters,
-      metadataFailed: this.#metadataFailed,
       log,
     });
     this.#sessions = sessions;
@@ -176,7 +166,7 @@ export class Secondary {
       succession: secondary.#succession,
       tracker: secondary.#tracker,
     });
-    if (secondary.stage === "none" || secondary.stage === "running") await secondary.#holdReserve();
+    if (secondary.stage === "none" || secondary.stage === "running") await secondary.#reserve.hold();
     return secondary;
   }
 
@@ -392,36 +382,10 @@ export class Secondary {
     });
   }
 
-  async #holdReserve(): Promise<void> {
-    try {
-      await this.#reserve.hold();
-    } catch (error) {
-      const consequence = "a failover may find no room in the state directory";
-      this.#options.log.warn({ error: describeError(error) }, consequence);
-    }
-  }
-
   #tellLostRollback(): void {
     const { overlays } = this;
     const reason = overlays?.lost ?? null;
     if (overlays !== null && reason !== null)
       this.#options.events.rollbackLost({ epoch: overlays.number, reason });
   }
-
-  /** However many have waited for it, and however often it fails in the same way: one line, until a write succeeds. */
-  readonly #metadataFailed = (error: unknown): void => {
-    const reason = describeError(error);
-    const { recorded } = this.#metadata;
-    if (this.#loggedFailure?.reason === reason && this.#loggedFailure.recorded === recorded) return;
-    this.#loggedFailure = { reason, recorded };
-    this.#options.log.error({ error: reason }, "metadata could not be written");
-  };
-}
-
-/** For what a failover puts on record. */
-function reserveBytes(disks: readonly NamedDisk[]): number {
-  return disks.reduce(
-    (sum, { device }) => sum + DirtyMap.fileBytes(device.info.sizeBytes) + ROUNDING_BYTES,
-    RECORD_BYTES,
-  );
 }

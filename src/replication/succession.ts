@@ -7,9 +7,8 @@
  * - `promoted` is the primary that the node is, from the instant on at which its view becomes writable as one.
  */
 import type { Logger } from "pino";
-import { describeError, StateError } from "../errors.js";
+import { StateError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
-import type { Reserve } from "../meta/reserve.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { Commit } from "./commit.js";
 import type { DiskGroup } from "./disk-group.js";
@@ -21,6 +20,7 @@ import type { OwnData } from "./own-data.js";
 import type { Primary } from "./primary.js";
 import type { WriterSessions } from "./writer-sessions.js";
 import { guestExportsOf, type PrimarySettings, promote } from "./promotion.js";
+import type { Reserve } from "./reserve.js";
 import type { SecondaryCheckpoints } from "./secondary-checkpoints.js";
 import type { SecondaryStages } from "./secondary-stages.js";
 import type { Serial } from "./serial.js";
@@ -141,7 +141,7 @@ export class Succession {
 
   /** The replication exports are closed, and what they took is on the disks. */
   async fence(target: FailoverTarget): Promise<void> {
-    const { group, epochs, reserve, disconnectWriters, log } = this.#parts;
+    const { group, epochs, reserve, disconnectWriters } = this.#parts;
     this.#isFenced = true;
     group.fence();
     await disconnectWriters();
@@ -150,9 +150,7 @@ export class Succession {
     // The last writes may have cost the checkpoint. Before anything is on record, the other target is still open.
     this.refuseLostCheckpoint(target);
     // Nothing is received any more that could take the room.
-    await reserve.release().catch((error: unknown) => {
-      log.warn({ error: describeError(error) }, "the reserve of the state directory could not be removed");
-    });
+    await reserve.release();
   }
 
   /** The failover begins, behind the fence; its end is told to `ended`. */

@@ -11,12 +11,9 @@ import type { MetadataKeeper } from "./metadata-keeper.js";
 
 export class Tenures {
   readonly #metadata: MetadataKeeper<SecondaryMetadata>;
-  readonly #onError: (error: unknown) => void;
 
-  /** @param onError is told, too, of a name that could not be written */
-  constructor(metadata: MetadataKeeper<SecondaryMetadata>, onError: (error: unknown) => void) {
+  constructor(metadata: MetadataKeeper<SecondaryMetadata>) {
     this.#metadata = metadata;
-    this.#onError = onError;
   }
 
   /**
@@ -26,7 +23,7 @@ export class Tenures {
    */
   async renew(
     shown: readonly string[],
-    change: Partial<SecondaryMetadata> = {},
+    change: Partial<SecondaryMetadata>,
   ): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
     const { tenure, offeredTenure } = this.#metadata.current;
     const [name, ...others] = shown;
@@ -41,7 +38,9 @@ export class Tenures {
   /** The primary writes: it has the new name. @returns null: that is on record; else resolves when it is */
   confirm(): Promise<void> | null {
     const { tenure, offeredTenure } = this.#metadata.recorded;
-    return offeredTenure === null || tenure === offeredTenure ? null : this.#save({ tenure: offeredTenure });
+    return offeredTenure === null || tenure === offeredTenure
+      ? null
+      : this.#metadata.saveSoon({ tenure: offeredTenure });
   }
 
   /**
@@ -51,12 +50,6 @@ export class Tenures {
   forget(): Promise<void> | null {
     const { tenure, offeredTenure } = this.#metadata.recorded;
     const isForgotten = tenure === null && offeredTenure === null;
-    return isForgotten ? null : this.#save({ tenure: null, offeredTenure: null });
-  }
-
-  #save(change: Partial<SecondaryMetadata>): Promise<void> {
-    const saved = this.#metadata.save(change);
-    saved.catch(this.#onError);
-    return saved;
+    return isForgotten ? null : this.#metadata.saveSoon({ tenure: null, offeredTenure: null });
   }
 }

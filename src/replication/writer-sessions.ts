@@ -45,7 +45,6 @@ export interface WriterSessionsParts {
   readonly refusal: () => string | null;
   /** Resolves when no request of theirs is in flight any more. */
   readonly disconnectWriters: () => Promise<void>;
-  readonly metadataFailed: (error: unknown) => void;
   readonly log: Logger;
 }
 
@@ -56,7 +55,7 @@ export class WriterSessions {
 
   constructor(parts: WriterSessionsParts) {
     this.#parts = parts;
-    this.#tenures = new Tenures(parts.metadata, parts.metadataFailed);
+    this.#tenures = new Tenures(parts.metadata);
   }
 
   /** Why the last primary that introduced itself was refused for its data's history, or null. */

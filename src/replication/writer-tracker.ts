@@ -23,7 +23,7 @@ import type { ConnectionObserver, ConnectionSummary } from "../nbd/server/export
 /** How long nobody else writes after a handshake whose primary has not connected to a disk yet. */
 const PLACE_KEPT_MS = 10_000;
 
-/** How a primary of ours names one life of its process; null: a writer that never introduced itself. */
+/** How a primary of ours names a handshake; null: a writer that never introduced itself. */
 export type SessionId = string;
 
 /** What outlasts a restart. */
@@ -40,7 +40,7 @@ export class WriterTracker implements WriterTrace {
   #session: SessionId | null = null;
   /** What the session's connections show; null: there was no handshake. */
   #writer: string | null = null;
-  /** Counts handshakes: a connection belongs to the one before it, whatever session it is of. */
+  /** Counts handshakes: a connection belongs to the one before it. */
   #handshakes = 0;
   #hasDeparted = false;
   #isWatching = false;

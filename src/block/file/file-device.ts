@@ -17,7 +17,7 @@ import type { FileOptions, OpenFile } from "./file-open.js";
 import { closeFile, openDiskFile, systemOf } from "./file-open.js";
 import { FileRanges } from "./file-ranges.js";
 import { WriteLane } from "./write-lane.js";
-import { DeviceError } from "../../errors.js";
+import { DeviceError, isErrno } from "../../errors.js";
 import type { Libc } from "../../os/libc.js";
 
 const PREFERRED_BYTES = 4096;
@@ -135,7 +135,7 @@ function laneOf(fd: number): WriteLane | null {
   try {
     return new WriteLane(fd);
   } catch (error) {
-    if (error instanceof Error && "code" in error && error.code === "ERR_WORKER_INIT_FAILED") return null;
+    if (isErrno(error, "ERR_WORKER_INIT_FAILED")) return null;
     throw error;
   }
 }

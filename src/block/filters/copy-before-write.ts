@@ -16,11 +16,12 @@
 import type { Clock } from "../../clock.js";
 import { asError, DeviceError, errnoOf } from "../../errors.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
+import type { RangeFailure, RequestFailure } from "../failure.js";
 import type { MemoryBudget } from "../memory-budget.js";
 import type { HiddenOverlay } from "../overlay/hidden.js";
 import { type RangeHold, RangeLock, type RangeLockMode } from "../range-lock.js";
 import { CommonStart } from "./common-start.js";
-import { type ImageFailure, ImageKeeper, type Operation } from "./image-keeper.js";
+import { ImageKeeper, type Operation } from "./image-keeper.js";
 import { type WriteBehind, WritesBehind } from "./writes-behind.js";
 
 export interface CopyBeforeWriteOptions {
@@ -28,17 +29,12 @@ export interface CopyBeforeWriteOptions {
   readonly memory: MemoryBudget;
   readonly clock: Clock;
   /**
-   * The before-image could not be kept (design, promise 5). Resolve to overwrite the blocks without it, which gives up the
+   * The before-image of these blocks could not be kept (design, promise 5). Resolve to overwrite the blocks without it, which gives up the
    * checkpoint; reject to refuse the write.
    */
-  readonly onImageError: (failure: ImageFailure) => Promise<void>;
+  readonly onImageError: (failure: RangeFailure) => Promise<void>;
   /** A request failed: `acknowledged` says whether its sender believes it done. */
-  readonly onError: (failure: {
-    operation: string;
-    offset: number;
-    lengthBytes: number;
-    error: Error;
-  }) => void;
+  readonly onError: (failure: RequestFailure) => void;
 }
 
 const DONE = Promise.resolve();

@@ -7,6 +7,7 @@ import { asError } from "../../errors.js";
 import { COPIED_MAXIMUM_BYTES } from "../../meta/overlay-log-batch.js";
 import { payloadBuffers } from "../buffer-pool.js";
 import type { BlockDevice } from "../device.js";
+import type { RangeFailure } from "../failure.js";
 import { type BeforeImage, COPY_BLOCK_BYTES, type HiddenOverlay } from "../overlay/hidden.js";
 import {
   ASK_EXTENTS_FROM_BYTES,
@@ -30,22 +31,15 @@ export type Operation =
 /** What stage() has found: an image of it was staged; there is one; what is written is there already; none of these could be told. */
 export type Staging = "staged" | "kept before" | "no change" | "not at once";
 
-/** Blocks whose old content could not be kept. */
-export interface ImageFailure {
-  readonly offset: number;
-  readonly lengthBytes: number;
-  readonly error: Error;
-}
-
 /** For old content that is done with before anybody else is called. */
 const SCRATCH = Buffer.allocUnsafeSlow(ASK_EXTENTS_FROM_BYTES);
 
 export class ImageKeeper {
   readonly #disk: BlockDevice;
-  readonly #onImageError: (failure: ImageFailure) => Promise<void>;
+  readonly #onImageError: (failure: RangeFailure) => Promise<void>;
 
   /** @param onImageError as in CopyBeforeWriteOptions */
-  constructor(disk: BlockDevice, onImageError: (failure: ImageFailure) => Promise<void>) {
+  constructor(disk: BlockDevice, onImageError: (failure: RangeFailure) => Promise<void>) {
     this.#disk = disk;
     this.#onImageError = onImageError;
   }

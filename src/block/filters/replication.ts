@@ -7,25 +7,18 @@
  */
 import { asError, DeviceError } from "../../errors.js";
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../device.js";
-
-/** A write that the replica did not get, or may not have got. */
-export interface ForwardFailure {
-  readonly operation: "write" | "zero" | "trim" | "flush";
-  readonly offset: number;
-  readonly lengthBytes: number;
-  readonly error: Error;
-}
+import type { RequestFailure } from "../failure.js";
 
 export class PrimaryFilter implements BlockDevice {
   readonly info: DeviceInfo;
-  readonly #onFailure: (failure: ForwardFailure) => Promise<void>;
+  readonly #onFailure: (failure: RequestFailure) => Promise<void>;
   #isStarted = false;
   #replica: BlockDevice | null = null;
   #forwardedWrites = 0;
   #forwardedBytes = 0;
 
-  /** @param onFailure a failed request resolves after it */
-  constructor(info: DeviceInfo, onFailure: (failure: ForwardFailure) => Promise<void>) {
+  /** @param onFailure told what the replica did not get, or may not have got; a failed request resolves after it */
+  constructor(info: DeviceInfo, onFailure: (failure: RequestFailure) => Promise<void>) {
     this.info = info;
     this.#onFailure = onFailure;
   }
@@ -79,7 +72,7 @@ export class PrimaryFilter implements BlockDevice {
   }
 
   #forward(
-    operation: ForwardFailure["operation"],
+    operation: string,
     offset: number,
     lengthBytes: number,
     request: (replica: BlockDevice) => Promise<void>,

@@ -4,19 +4,11 @@
  */
 import { asError, errnoOf } from "../../errors.js";
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../device.js";
-
-/** A request that the disk failed. */
-export interface DeviceFailure {
-  readonly operation: "read" | "write" | "zero" | "trim" | "flush" | "extents";
-  /** Bytes; flush: 0. */
-  readonly offset: number;
-  readonly lengthBytes: number;
-  readonly error: Error;
-}
+import type { RequestFailure } from "../failure.js";
 
 export interface WatchedDeviceEvents {
   /** A request failed. What the disk only refuses, because it can't do it (ENOTSUP), is none. */
-  failed(failure: DeviceFailure): void;
+  failed(failure: RequestFailure): void;
   /** A flush failed, for the first time. */
   flushFailed(error: Error): void;
 }
@@ -77,11 +69,7 @@ export class WatchedDevice implements BlockDevice {
   }
 
   /** For catch(): tells of the failure and passes it on. */
-  #telling(
-    operation: DeviceFailure["operation"],
-    offset: number,
-    lengthBytes: number,
-  ): (error: unknown) => never {
+  #telling(operation: string, offset: number, lengthBytes: number): (error: unknown) => never {
     return (error) => {
       if (errnoOf(error) !== "ENOTSUP") {
         this.#events.failed({ operation, offset, lengthBytes, error: asError(error) });

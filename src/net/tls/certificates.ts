@@ -5,7 +5,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { createSecureContext } from "node:tls";
-import { ConfigError, describeError } from "../../errors.js";
+import { ConfigError, describeError, isErrno } from "../../errors.js";
 
 /** PEM, as node:tls takes it; what is absent was not asked for or, where that may be, isn't there. */
 export interface Certificates {
@@ -50,7 +50,7 @@ function readPem(directory: string, name: string): string | null {
   try {
     return readFileSync(join(directory, name), "latin1");
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return null;
+    if (isErrno(error, "ENOENT")) return null;
     throw unusable(directory, describeError(error), error);
   }
 }

@@ -1,7 +1,8 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
-import { type DeviceFailure, WatchedDevice } from "../../../src/block/filters/watched-device.js";
+import type { RequestFailure } from "../../../src/block/failure.js";
+import { WatchedDevice } from "../../../src/block/filters/watched-device.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
 import { outcome } from "../../tools/outcome.js";
@@ -11,7 +12,7 @@ const PAGE = 4096;
 describe("WatchedDevice", () => {
   let disk: FailingDevice;
   let watched: WatchedDevice;
-  let failures: DeviceFailure[];
+  let failures: RequestFailure[];
   let failedFlushes: Error[];
 
   beforeEach(() => {

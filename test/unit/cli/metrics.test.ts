@@ -5,7 +5,7 @@ import { expect } from "chai";
 import { renderMetrics } from "../../../src/cli/metrics.js";
 import type { NodeStatus } from "../../../src/status.js";
 import { parseMetrics, type Series } from "../../tools/prometheus.js";
-import { primaryStatus, secondaryStatus } from "./statuses.js";
+import { ERROR, primaryStatus, secondaryStatus } from "./statuses.js";
 
 /** Seen from dist/test/unit/cli/. */
 const CLI_DOCUMENT = fileURLToPath(new URL("../../../../docs/cli.md", import.meta.url));
@@ -76,17 +76,6 @@ const secondaryPart = (change: Partial<NonNullable<NodeStatus["secondary"]>>): N
   const { secondary } = secondaryStatus;
   if (secondary === undefined) throw new Error("the status is not a secondary's");
   return { ...secondaryStatus, secondary: { ...secondary, ...change } };
-};
-
-const ERROR = {
-  operation: "write",
-  errno: "EIO",
-  disk: "disk0",
-  offsetBytes: 4096,
-  lengthBytes: 512,
-  count: 3,
-  firstAt: "2026-01-02T03:03:08.000Z",
-  message: "Input/output error",
 };
 
 describe("cli/metrics", () => {

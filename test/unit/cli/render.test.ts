@@ -1,7 +1,7 @@
 import { expect } from "chai";
 import { renderFailoverPlan, renderStatus } from "../../../src/cli/render.js";
 import type { NodeStatus } from "../../../src/status.js";
-import { NOW_MS, plan, primaryStatus, secondaryStatus } from "./statuses.js";
+import { ERROR, NOW_MS, plan, primaryStatus, secondaryStatus } from "./statuses.js";
 
 describe("cli/render", () => {
   it("shows a primary that fares well", () => {
@@ -55,16 +55,7 @@ describe("cli/render", () => {
       ...secondaryStatus,
       lastCheckpoint: null,
       checkpointRefusal: "the writer went away with requests unanswered",
-      error: {
-        operation: "write",
-        errno: "EIO",
-        disk: "disk0",
-        offsetBytes: 4096,
-        lengthBytes: 512,
-        count: 3,
-        firstAt: "2026-01-02T03:03:08.000Z",
-        message: "Input/output error",
-      },
+      error: ERROR,
       secondary: {
         rollback: "lost",
         rollbackLostReason: "log full",

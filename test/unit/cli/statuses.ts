@@ -116,3 +116,15 @@ export const plan: FailoverPlan = {
     { to: "latest", possible: true, reason: null, warning: null, lost: { bytes: 0, seconds: 0 } },
   ],
 };
+
+/** One that a node records. */
+export const ERROR = {
+  operation: "write",
+  errno: "EIO",
+  disk: "disk0",
+  offsetBytes: 4096,
+  lengthBytes: 512,
+  count: 3,
+  firstAt: "2026-01-02T03:03:08.000Z",
+  message: "Input/output error",
+};

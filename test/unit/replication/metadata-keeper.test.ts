@@ -1,4 +1,5 @@
 import { expect } from "chai";
+import { pino } from "pino";
 
 import { newSecondaryMetadata, readMetadata } from "../../../src/meta/metadata.js";
 import { MetadataKeeper } from "../../../src/replication/metadata-keeper.js";
@@ -10,10 +11,12 @@ describe("metadata of a node", () => {
   const initial = newSecondaryMetadata([]);
   let directory: FailingStateDirectory;
   let keeper: MetadataKeeper<typeof initial>;
+  let lines: string[];
 
   beforeEach(() => {
     directory = new FailingStateDirectory(new MemoryStateDirectory());
-    keeper = new MetadataKeeper(directory, initial);
+    lines = [];
+    keeper = new MetadataKeeper(directory, initial, pino({}, { write: (line) => lines.push(line) }));
   });
 
   it("is written once for all that changes while another write is under way, however much that is", async () => {
@@ -38,5 +41,18 @@ describe("metadata of a node", () => {
     expect([keeper.current.epoch, keeper.recorded.epoch]).to.deep.equal([1, 0]);
     await keeper.save({ gap: "lost" });
     expect(keeper.recorded).to.deep.include({ epoch: 1, gap: "lost" });
+  });
+
+  it("is logged once that can't be written, however many ask, until a write succeeds", async () => {
+    const tried = async (): Promise<void> => {
+      await Promise.allSettled([keeper.saveSoon({ epoch: 1 }), keeper.saveSoon({ epoch: 2 })]);
+    };
+    directory.fail({ operation: "replace", count: 3 });
+    for (let round = 0; round < 3; round++) await tried();
+    expect(lines).to.have.length(1);
+    await tried();
+    directory.fail({ operation: "replace", count: 1 });
+    await tried();
+    expect(lines).to.have.length(2);
   });
 });

@@ -265,7 +265,7 @@ describe("a primary whose storage fails", () => {
 
   it("does not share a generation before that is on record, also when the first attempt to write it failed", async () => {
     const directory = new FailingStateDirectory(new MemoryStateDirectory());
-    const { keeper } = await openPrimaryKeeper(directory, []);
+    const { keeper } = await openPrimaryKeeper(directory, [], pino({ level: "silent" }));
     const lineage = new PrimaryLineage(keeper, pino({ level: "silent" }));
     directory.fail({ operation: "replace", count: 1 });
     expect(await outcome(lineage.share())).to.equal("EIO");
@@ -302,18 +302,21 @@ describe("the names of dirty maps that could not be written", () => {
   for (const how of ["forget", "confirm"] as const) {
     it(`${how}: are written with the next write of a connection`, async () => {
       const directory = new FailingStateDirectory(new MemoryStateDirectory());
-      const metadata = new MetadataKeeper(directory, newSecondaryMetadata([]));
-      const errors: unknown[] = [];
-      const tenures = new Tenures(metadata, (error) => errors.push(error));
+      const lines: string[] = [];
+      const log = pino({}, { write: (line) => lines.push(line) });
+      const metadata = new MetadataKeeper(directory, newSecondaryMetadata([]), log);
+      const tenures = new Tenures(metadata);
       await metadata.save({ tenure: TENURE });
-      const { tenure: offered } = await tenures.renew([TENURE]);
+      const { tenure: offered } = await tenures.renew([TENURE], {});
       directory.fail({ operation: "replace", count: 1 });
       const failed = tenures[how]();
       if (failed === null) throw new Error("it is on record already");
       expect((await failureOf(failed)).message).to.contain("injected EIO");
       await tenures[how]();
       expect(tenures[how]()).to.equal(null);
-      expect(errors.length).to.equal(1);
+      expect(lines.map((line) => (JSON.parse(line) as { msg: string }).msg)).to.deep.equal([
+        "metadata could not be written",
+      ]);
       const { tenure, offeredTenure } = metadata.recorded;
       expect([tenure, offeredTenure]).to.deep.equal(how === "forget" ? [null, null] : [offered, offered]);
     });
