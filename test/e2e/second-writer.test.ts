@@ -48,4 +48,24 @@ describe("a second writer beside the primary", () => {
     await expectPattern(pair.viewUri(), [0x11, "0", "64k"]);
     expect((await pair.primary.status()).primary?.link.reconnects).to.equal(0);
   });
+
+  it("finds the primary's name for an export in no status and no log", async () => {
+    const pair = await startPair(workspace);
+    await pair.secondary.withQmp((client) =>
+      client.execute("nbd-server-remove", { name: "disk0", mode: "hard" }),
+    );
+    const { primary } = await pair.primary.waitForStatus("refused", ({ primary: part }) =>
+      (part?.link.lastError ?? "").includes("no export"),
+    );
+    expect(primary?.link.lastError).to.equal(
+      `${pair.addresses.replication}: the server refuses the export "disk0": there is no export "disk0"`,
+    );
+    await pair.secondary.withQmp((client) =>
+      client.execute("nbd-server-add", { device: "disk0", writable: true }),
+    );
+    await pair.synchronised();
+    for (const node of [pair.primary, pair.secondary]) {
+      expect(JSON.stringify([node.log, await node.status()])).not.to.match(/disk0@/);
+    }
+  });
 });
