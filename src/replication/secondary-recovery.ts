@@ -37,7 +37,7 @@ export async function readSecondaryState(
   const metadata = asSecondary(found, start);
   // Before-images and what a primary knows of this node belong to the disks as they were.
   const foreign = known === null ? null : findForeignDisk(known.disks, identities, disks);
-  if (foreign !== null && metadata.generation !== null) {
+  if (foreign !== null && (metadata.generation !== null || metadata.stage !== "none")) {
     throw new MetadataError(
       "foreign-disk",
       `${foreign}: ${directory.path} does not belong to it: put the disk back as it was, or remove the directory, which costs a full copy`,

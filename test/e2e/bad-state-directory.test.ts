@@ -18,7 +18,7 @@ import { join } from "node:path";
 import { expectPattern, qemuIo, writePattern } from "../tools/clients.js";
 import { flipByte } from "../tools/disk-files.js";
 import { NodeProcess, runNode } from "../tools/node-process.js";
-import { type Pair, startPair } from "../tools/pair.js";
+import { Pair, startPair } from "../tools/pair.js";
 import type { Outcome } from "../tools/process.js";
 import { Exit, expectRefusal } from "../tools/refusal.js";
 import { expectUnharmed, settledSnapshot, snapshot } from "../tools/snapshot.js";
@@ -326,6 +326,19 @@ describe("state directory that can't be used", () => {
     await pair.startPrimary();
     await pair.synchronised();
     await expectPattern(pair.viewUri(), [0x66, "2M", "64k"], [0x22, "512k", "1M"], [0, "3M", "1M"]);
+  });
+
+  it("of a disk that was written to by somebody else: refused by the replica of a primary that never introduces itself, too", async () => {
+    const pair = new Pair(workspace, {});
+    await pair.startSecondary();
+    await pair.secondary.withQmp((client) =>
+      client.execute("xen-set-replication", { enable: true, primary: false }),
+    );
+    await writePattern(`nbd://${pair.addresses.replication}/disk0`, 0x11, "0", "64k");
+    await pair.secondary.succeed("stop");
+    await pair.secondary.process.ended();
+    await writePattern(pair.secondaryFile(), 0x55, "3M", "64k");
+    await expectRefused("secondary", /secondary-disk0.img was written to while this node did not run: /);
   });
 
   it("a torn tail of the log of before-images is harmless: what it guards was never overwritten", async () => {
