@@ -206,6 +206,7 @@ export interface CheckpointFailure {
 
 export interface SecondaryStatus {
   readonly rollback: RollbackState;
+  /** Also where `rollback` is none and the disks are half of something. */
   readonly rollbackLostReason: string | null;
   readonly undoBytes: number;
   /** Why the last primary was refused for its data's history: split brain, for example; null if it was not. */

@@ -59,7 +59,7 @@ export class ReplicationExports extends ExportTable {
       refusal: () => this.#secondary()?.exportRefusal() ?? null,
       connected: ({ peer }) =>
         this.#secondary()?.tracker.observe(peer, isOfSession, (refusal) => {
-          if (refusal === null) this.#secondary()?.written(disk, isOfSession);
+          if (refusal === null) this.#secondary()?.written(disk, isOfSession ? null : peer);
         }) ?? {},
     };
   }

@@ -16,6 +16,7 @@ export function secondaryStatus(
 ): NodeStatus {
   const { metadata, overlays } = secondary;
   const lost = overlays?.lost ?? null;
+  const mixed = secondary.stage === "none" ? metadata.mixed : null;
   const promoted = secondary.stage === "done" ? secondary.promoted : null;
   return {
     role: "secondary",
@@ -44,7 +45,7 @@ export function secondaryStatus(
     ...(promoted !== null && { primary: primaryPart(promoted, DEFAULT_REPLICATION, parts.startedMs) }),
     secondary: {
       rollback: overlays === null ? "none" : lost === null ? "available" : "lost",
-      rollbackLostReason: lost === null ? null : `the last checkpoint is lost: ${lost}`,
+      rollbackLostReason: lost === null ? mixed : `the last checkpoint is lost: ${lost}`,
       undoBytes: overlays?.undoBytes ?? 0,
       conflict: secondary.conflict,
       salvage: secondary.salvage,

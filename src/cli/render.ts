@@ -170,6 +170,8 @@ function secondaryRows(secondary: SecondaryStatus): Row[] {
   if (secondary.rollback !== "none") {
     const rollback = secondary.rollback === "available" ? "possible" : "lost";
     rows.push(["rollback", `${rollback}, ${formatSize(secondary.undoBytes)} kept for it`]);
+  } else if (secondary.rollbackLostReason !== null) {
+    rows.push(["rollback", `none: ${secondary.rollbackLostReason}`]);
   }
   return rows;
 }

@@ -7,7 +7,7 @@ import type { StateDirectory } from "./state-directory.js";
 
 const METADATA_FILE = "metadata.json";
 const FORMAT = "nbd-replication metadata";
-const VERSION = 5;
+const VERSION = 6;
 
 const disk = z.strictObject({
   name: z.string(),
@@ -46,6 +46,11 @@ const secondarySchema = z.strictObject({
   offeredTenure: z.uuid().nullable(),
   /** Whether a primary introduced itself that has not said yet that nothing is missing: the disks may be half of something. */
   copying: z.boolean(),
+  /**
+   * Why what the disks hold is nothing to go back to, or what the epoch began on was not; null: it is a checkpoint, or the node's own.
+   * There is a reason while `copying` outside an epoch.
+   */
+  mixed: z.string().nullable(),
   /** Whether what only this node has may be given up for a primary with another history. */
   discard: z.boolean(),
   /** Whether the node was a primary and has its dirty maps from then: what it changed by itself. */
@@ -80,6 +85,7 @@ export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryM
     tenure: null,
     offeredTenure: null,
     copying: false,
+    mixed: null,
     discard: false,
     returning: false,
     salvage: null,

@@ -11,6 +11,9 @@ import type { DiskGroup } from "./disk-group.js";
 import type { Epoch, EpochStore } from "./epoch.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
 
+/** Of SecondaryMetadata.mixed. */
+const STOPPED = "replication was stopped without a failover";
+
 export interface EpochEvents {
   durable(epoch: number): void;
   /** The epoch can't be made durable; its predecessor stays on record. */
@@ -85,6 +88,8 @@ export class EpochChanger {
       }
     };
     const epoch = await this.#store.create(number, inForce);
+    const { mixed = null } = lineage;
+    if (mixed !== null) epoch.distrust(mixed);
     let begun: { at: string; old: Epoch | null };
     try {
       begun = await this.#group.begin(epoch);
@@ -118,7 +123,7 @@ export class EpochChanger {
   async end(): Promise<void> {
     await this.settled();
     const { number } = this;
-    const old = await this.#group.drop();
+    const old = await this.#giveUpCheckpoint();
     await this.#group.flush();
     await this.#metadata.save({ stage: "none", epoch: number, gap: null, cutOff: null });
     // A disk whose flush has failed goes on failing; anything else may have been mended.
@@ -130,6 +135,21 @@ export class EpochChanger {
   async remove(old: Epoch | null): Promise<void> {
     await old?.close();
     await this.#store.removeAllBut(null);
+  }
+
+  /**
+   * That is on record before the first write that leaves no before-image: a node that died in between would take it for a part of what
+   * the epoch began on.
+   */
+  async #giveUpCheckpoint(): Promise<Epoch | null> {
+    try {
+      await this.#metadata.save({ mixed: this.#metadata.current.mixed ?? STOPPED, checkpointAt: null });
+      return await this.#group.drop();
+    } catch (error) {
+      // It may be on record all the same, and then counts after a restart.
+      this.#group.epoch?.distrust(STOPPED);
+      throw error;
+    }
   }
 
   /** Unless it may be on record that the node runs: then before-images are kept on, until a start succeeds. */
@@ -153,7 +173,8 @@ export class EpochChanger {
       );
       throw error;
     }
-    await this.#metadata.save({ ...lineage, stage: "running", epoch: number, checkpointAt: begun.at });
+    const checkpointAt = (lineage.mixed ?? null) === null ? begun.at : null;
+    await this.#metadata.save({ ...lineage, stage: "running", epoch: number, checkpointAt });
     try {
       await begun.old?.close();
       await this.#store.removeAllBut(number);

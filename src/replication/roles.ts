@@ -45,6 +45,7 @@ export function comingBack(metadata: NodeMetadata, tenure: string | null): Secon
     tenure,
     offeredTenure: null,
     copying: false,
+    mixed: null,
     returning: true,
     discard: false,
     salvage: null,

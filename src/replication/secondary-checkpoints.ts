@@ -77,7 +77,8 @@ export class SecondaryCheckpoints {
     const { group, epochs, tracker } = this.#parts;
     // Before the first write of the epoch, so that none is lost unseen.
     if (group.epoch === null) tracker.begin();
-    await epochs.begin(number ?? epochs.number + 1, lineage);
+    // Who begins one says that it is whole, but for a primary that introduces itself.
+    await epochs.begin(number ?? epochs.number + 1, { mixed: null, ...lineage });
   }
 
   /** Replication ends without a failover; everything received stays. */

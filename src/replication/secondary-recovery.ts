@@ -69,9 +69,10 @@ export interface RecoveryParts {
 /** Takes up where the node stopped or crashed, in the epoch and stage on record. @throws MetadataError if a log is missing or damaged */
 export async function recover(parts: RecoveryParts): Promise<void> {
   const { disks, metadata, store, group, stages, succession, tracker } = parts;
-  const { stage, epoch, failoverTarget: target, cleanShutdown, logs } = metadata.current;
+  const { stage, epoch, failoverTarget: target, cleanShutdown, logs, mixed } = metadata.current;
   const overlays = stage === "none" || stage === "done" ? null : await store.recover(epoch, logs);
   if (overlays === null) await store.removeAllBut(null);
+  else if (mixed !== null) overlays.distrust(mixed);
   stages.recovered(stage, target);
   if (stage !== "none" && stage !== "running") succession.refuseWriters();
   await metadata.save({ cleanShutdown: false, logs: [], disks: await identifyDisks(disks, false) });

@@ -326,8 +326,8 @@ export class Secondary {
   }
 
   /** As WriterSessions.written(). */
-  written(disk: SecondaryDisk, isIntroduced: boolean): void {
-    this.#sessions.written(disk, isIntroduced);
+  written(disk: SecondaryDisk, stranger: string | null): void {
+    this.#sessions.written(disk, stranger);
   }
 
   /** Finishes what was acknowledged, makes it durable and records a clean state. The exports are closed already. */

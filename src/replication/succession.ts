@@ -123,7 +123,7 @@ export class Succession {
     if (group.epoch === null) {
       throw new StateError(
         "not-running",
-        "Block replication is not running: there is nothing to fail over to",
+        `Block replication is not running: there is nothing to fail over to${this.#whyNothing()}`,
       );
     }
     const { checkpointAt } = metadata.current;
@@ -135,7 +135,7 @@ export class Succession {
   refuseLostCheckpoint(target: FailoverTarget | null): void {
     const lost = this.#parts.group.epoch?.lost ?? null;
     if (target !== "checkpoint" || lost === null) return;
-    const refusal = `the last checkpoint is lost, ${lost}: fail over to the latest content instead (--to latest)`;
+    const refusal = `the last checkpoint is lost, ${lost}: wait for the next one, or fail over to the latest content instead (--to latest)`;
     throw new StateError("checkpoint-lost", `failover refused: ${refusal}`);
   }
 
@@ -222,6 +222,16 @@ export class Succession {
     if (epochs.number !== epoch) return `this node is in epoch ${epochs.number}, not ${epoch}`;
     const isSame = group.epoch?.overlays.every(({ hidden }) => hidden.mappedBytes === 0) === true;
     return isSame && group.pendingBytes === 0 ? null : "something was received since the checkpoint";
+  }
+
+  /** Why the disks are nothing to fail over to, and what to do, to be appended; empty: nothing is known to be wrong with them. */
+  #whyNothing(): string {
+    const { mixed, copying } = this.#parts.metadata.current;
+    if (mixed === null) return "";
+    const start = copying
+      ? "give that copy up and start replication (QMP xen-set-replication, enable false, then true)"
+      : "start replication (QMP xen-set-replication, enable true)";
+    return `, for ${mixed}: wait for the end of a primary's copy; or, to take the disks as they are, ${start}, then fail over`;
   }
 
   /** @param overlays null: nothing of the failover is left to do */

@@ -45,11 +45,13 @@ export class Tenures {
 
   /**
    * Somebody writes who has no dirty map: no map tells what this replica lacks.
+   * @param change what goes on record with it; null: nothing
    * @returns null: that is on record; else resolves when it is
    */
-  forget(): Promise<void> | null {
+  forget(change: Partial<SecondaryMetadata> | null = null): Promise<void> | null {
     const { tenure, offeredTenure } = this.#metadata.recorded;
     const isForgotten = tenure === null && offeredTenure === null;
-    return isForgotten ? null : this.#metadata.saveSoon({ tenure: null, offeredTenure: null });
+    if (isForgotten && change === null) return null;
+    return this.#metadata.saveSoon({ ...change, tenure: null, offeredTenure: null });
   }
 }

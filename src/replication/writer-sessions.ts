@@ -4,7 +4,8 @@
  *
  * Invariants:
  * - Whoever wrote before an introduction is cut off before it is answered; but nobody is cut off for another primary.
- * - Data of a line of history is not overwritten before it can be gone back to.
+ * - Data of a line of history is not overwritten before it can be gone back to; what somebody has spoilt is on record as such before
+ *   it is, and is gone back to by nobody.
  */
 import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
@@ -20,6 +21,9 @@ import type { SecondaryStages } from "./secondary-stages.js";
 import { isPromoted } from "./stage.js";
 import { Tenures } from "./tenures.js";
 import type { SessionId, WriterTracker } from "./writer-tracker.js";
+
+/** Of SecondaryMetadata.mixed, outside an epoch. */
+const UNFINISHED = "a primary's copy is not finished";
 
 /** The answer to an introduction. */
 export interface Introduced {
@@ -74,18 +78,18 @@ export class WriterSessions {
    * @throws StateError if somebody else is replicating to this node, it was promoted, or its data has another history
    */
   async introduce(introduction: Introduction): Promise<Introduced> {
-    const { stages, group, tracker, own, disconnectWriters } = this.#parts;
+    const { group, tracker, own, metadata, disconnectWriters } = this.#parts;
     this.#refuse(introduction);
     tracker.introductionBegins();
     try {
       await disconnectWriters();
       await group.drain();
       group.forgetFailures();
-      if (stages.stage === "none" && this.#mayGoBack()) {
-        await stages.apply({ type: "start", mode: "secondary" });
-      }
+      await this.#beginEpoch();
       if (group.epoch !== null) await own.keep(group.epoch.number);
-      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures, { copying: true });
+      const mixed = group.epoch === null ? { mixed: metadata.current.mixed ?? UNFINISHED } : {};
+      const change = { copying: true, ...mixed };
+      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures, change);
       const writer = randomUUID();
       tracker.introduce(introduction.session, writer);
       this.#introductions.admitted(introduction);
@@ -98,10 +102,10 @@ export class WriterSessions {
   /**
    * The first write over a connection: it is not carried out before who writes is on record. A node that died between the two would
    * trust the dirty map of another one.
-   * @param isIntroduced whether of the primary that introduced itself
+   * @param stranger who writes; null: the primary that introduced itself
    */
-  written({ writer }: SecondaryDisk, isIntroduced: boolean): void {
-    writer.await(isIntroduced ? this.#tenures.confirm() : this.#tenures.forget());
+  written({ writer }: SecondaryDisk, stranger: string | null): void {
+    writer.await(stranger === null ? this.#tenures.confirm() : this.#tenures.forget(this.#spoilt(stranger)));
   }
 
   /** Takes a primary's word that nothing is missing. @throws StateError if it doesn't count */
@@ -123,10 +127,25 @@ export class WriterSessions {
     return { generation, ancestors: [...ancestors], copying: false, discard: false, returning: false };
   }
 
-  /** Whether what the disks hold is worth going back to, or has to be saved. */
-  #mayGoBack(): boolean {
-    const { generation, copying, discard, returning } = this.#parts.metadata.current;
-    return generation !== null && (!copying || discard || returning);
+  /** Begins one in which what the disks hold can be gone back to, or is saved. */
+  async #beginEpoch(): Promise<void> {
+    const { stages, metadata, log } = this.#parts;
+    const { generation, mixed, discard, returning } = metadata.current;
+    if (stages.stage !== "none" || generation === null) return;
+    if (mixed !== null) {
+      log.warn({ reason: mixed }, "no checkpoint to go back to until a primary's copy is finished");
+      if (!discard && !returning) return;
+    }
+    await stages.apply({ type: "start", mode: "secondary" }, { number: null, lineage: { mixed } });
+  }
+
+  /** What to put on record before somebody writes whose writes leave no before-images; null: that is on record, or there is nothing. */
+  #spoilt(stranger: string): Partial<SecondaryMetadata> | null {
+    const { group, metadata } = this.#parts;
+    const { generation, mixed } = metadata.recorded;
+    if (group.epoch !== null || generation === null || mixed !== null) return null;
+    const reason = `writer ${stranger} wrote to the disks while replication was not running`;
+    return { mixed: metadata.current.mixed ?? reason, checkpointAt: null };
   }
 
   #refuse(introduction: Introduction): void {

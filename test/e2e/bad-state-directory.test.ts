@@ -149,8 +149,8 @@ describe("state directory that can't be used", () => {
     ],
     [
       "of a newer version",
-      (text) => text.replace('"version": 5', '"version": 6'),
-      "metadata.json has format version 6; this program reads 5: start the one that wrote it, or remove the directory, which costs a full copy",
+      (text) => text.replace('"version": 6', '"version": 7'),
+      "metadata.json has format version 7; this program reads 6: start the one that wrote it, or remove the directory, which costs a full copy",
     ],
     ["lacking a member", (text) => text.replace(/"epoch": \d+,/, ""), /metadata.json is damaged: epoch: /],
     [

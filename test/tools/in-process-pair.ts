@@ -31,7 +31,7 @@ import type { CongestionPolicy, ReplicaErrorPolicy } from "../../src/status.js";
 import { FailingDevice } from "./failing-device.js";
 import { MemoryDevice } from "./memory-device.js";
 import { MemoryStateDirectory } from "./memory-state-directory.js";
-import { SecondaryNode } from "./secondary-node.js";
+import { SecondaryNode, type StartOptions } from "./secondary-node.js";
 
 const QUIET = pino({ level: "silent" });
 /** Not an expectation: the peer is in this process. */
@@ -159,7 +159,7 @@ export class InProcessPair {
     await this.#serve();
   }
 
-  async crashSecondary(): Promise<void> {
+  async crashSecondary(options: StartOptions = {}): Promise<void> {
     const servers = this.#servers;
     this.#servers = null;
     await this.node.crash();
@@ -168,7 +168,7 @@ export class InProcessPair {
     void servers?.writers.close();
     void servers?.view.close(0);
     await servers?.qmp.close();
-    await this.node.reopen();
+    await this.node.reopen(options);
     await this.#serve();
   }
 

@@ -11,6 +11,7 @@ import type { BlockDevice } from "../../src/block/device.js";
 import { DEFAULT_REPLICATION, type UndoErrorPolicy } from "../../src/config/schema.js";
 import type { StateDirectory } from "../../src/meta/state-directory.js";
 import type { LostRollback } from "../../src/replication/replica-control.js";
+import type { SecondaryStart } from "../../src/replication/roles.js";
 import { Secondary } from "../../src/replication/secondary.js";
 import type { FailoverTarget, Stage } from "../../src/replication/stage.js";
 import { FailingDevice } from "./failing-device.js";
@@ -22,6 +23,11 @@ export interface SecondaryNodeOptions {
   readonly media: readonly BlockDevice[];
   /** What the state directory lies on. */
   readonly state: StateDirectory;
+  readonly onUndoError?: UndoErrorPolicy;
+}
+
+/** For one start. */
+export interface StartOptions extends Partial<SecondaryStart> {
   readonly onUndoError?: UndoErrorPolicy;
 }
 
@@ -140,7 +146,7 @@ export class SecondaryNode {
   }
 
   /** @param options what is different from now on */
-  async reopen(options: { readonly onUndoError?: UndoErrorPolicy } = {}): Promise<void> {
+  async reopen(options: StartOptions = {}): Promise<void> {
     await this.#begin(options);
   }
 
@@ -154,8 +160,9 @@ export class SecondaryNode {
     if (this.#life !== null) await this.crash();
   }
 
-  async #begin(changed: { readonly onUndoError?: UndoErrorPolicy } = {}): Promise<void> {
+  async #begin(changed: StartOptions = {}): Promise<void> {
     const { media, state: directory, onUndoError } = { ...this.options, ...changed };
+    const { discardLocalChanges = false, demote = false } = changed;
     const power = new Power();
     const state = new FailingStateDirectory(poweredDirectory(directory, power));
     const disks = media.map((medium) => new FailingDevice(poweredDevice(medium, power)));
@@ -167,8 +174,8 @@ export class SecondaryNode {
         device: checked(device),
       })),
       onUndoError: onUndoError ?? "break-checkpoint",
-      discardLocalChanges: false,
-      demote: false,
+      discardLocalChanges,
+      demote,
       asPrimary: {
         ...DEFAULT_REPLICATION,
         events: { stateChanged: () => undefined, jobEnded: () => undefined, verifyEnded: () => undefined },

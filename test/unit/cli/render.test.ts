@@ -176,6 +176,22 @@ describe("cli/render", () => {
     ]);
   });
 
+  it("says why there is nothing to fail over to", () => {
+    const reason = "a primary's copy is not finished";
+    const secondary = {
+      rollback: "none",
+      rollbackLostReason: reason,
+      undoBytes: 0,
+      conflict: null,
+      salvage: null,
+      writer: null,
+    } as const;
+    const status = { ...secondaryStatus, stage: "none", lastCheckpoint: null, secondary } as const;
+    expect(renderStatus(status, NOW_MS, false)).to.match(
+      /^secondary: none, epoch 12, no checkpoint yet\n {2}primary {3}not connected\n {2}rollback {2}none: a primary's copy is not finished\n/,
+    );
+  });
+
   it("uses colours only when asked", () => {
     expect(renderStatus(primaryStatus, NOW_MS, false)).to.not.include("\x1b");
     expect(renderStatus(primaryStatus, NOW_MS, true)).to.include("\x1b[32mprimary: running");

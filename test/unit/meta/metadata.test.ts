@@ -98,9 +98,9 @@ describe("metadata", () => {
   });
 
   it("refuses a version that it does not know, whatever else is in the file", async () => {
-    putJson({ ...newSecondaryMetadata(DISKS), version: 6, novelty: true });
+    putJson({ ...newSecondaryMetadata(DISKS), version: 7, novelty: true });
     expect(await refusal(() => readMetadata(directory))).to.equal(
-      "version: /state/metadata.json has format version 6; this program reads 5: start the one that wrote it, or remove the directory, which costs a full copy",
+      "version: /state/metadata.json has format version 7; this program reads 6: start the one that wrote it, or remove the directory, which costs a full copy",
     );
   });
 
