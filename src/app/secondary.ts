@@ -7,7 +7,11 @@ import { nbdServerCommands } from "../qmp/commands/nbd-server.js";
 import { replicaCommands, secondaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { yankCommands } from "../qmp/commands/yank.js";
-import { CHECKPOINT_EVENT, ROLLBACK_LOST_EVENT } from "../replication/replica-control.js";
+import {
+  CHECKPOINT_EVENT,
+  CHECKPOINT_FAILED_EVENT,
+  ROLLBACK_LOST_EVENT,
+} from "../replication/replica-control.js";
 import { Secondary } from "../replication/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
@@ -38,6 +42,9 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
       disconnectWriters: () => writers.disconnectWriters(),
       checkpointDurable: (epoch) => {
         emit(CHECKPOINT_EVENT, { epoch });
+      },
+      checkpointFailed: (failed) => {
+        emit(CHECKPOINT_FAILED_EVENT, failed);
       },
       rollbackLost: (lost) => {
         emit(ROLLBACK_LOST_EVENT, lost);

@@ -6,8 +6,9 @@
  */
 import type { Gate } from "../block/gate.js";
 import type { Clock } from "../clock.js";
-import { asError, LinkError, StateError } from "../errors.js";
+import { asError, LinkError, ReplError, StateError } from "../errors.js";
 import { Deferred } from "../deferred.js";
+import type { FailedCheckpoint } from "./replica-control.js";
 import { Serial } from "./serial.js";
 
 /** How long after its instant a checkpoint may take to become durable on the secondary. */
@@ -44,7 +45,7 @@ export class Checkpointer {
 
   /**
    * Takes a checkpoint; resolves with its epoch when it is durable on the secondary.
-   * @throws StateError with the reason if it is refused
+   * @throws StateError with the reason if it is refused, ReplError "checkpoint-failed" if it does not become durable
    */
   checkpoint(): Promise<number> {
     return this.#serial.run(() => this.#checkpoint());
@@ -75,6 +76,14 @@ export class Checkpointer {
   /** The secondary says that an epoch is durable. */
   durable(epoch: number): void {
     if (this.#awaited !== null && epoch >= this.#awaited.epoch) this.#awaited.durable.resolve(undefined);
+  }
+
+  /** The secondary says that an epoch is not durable. */
+  failed({ epoch, reason }: FailedCheckpoint): void {
+    if (epoch !== this.#awaited?.epoch) return;
+    this.#awaited.durable.reject(
+      new ReplError("checkpoint-failed", `checkpoint failed on the secondary: ${reason}`),
+    );
   }
 
   /** The link is lost: nobody will say whether the checkpoint became durable. */

@@ -5,7 +5,7 @@
  * that epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
  */
 import { Deferred } from "../deferred.js";
-import { asError, StateError } from "../errors.js";
+import { asError, describeError, DeviceError, errnoOf, StateError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { DiskGroup } from "./disk-group.js";
 import type { Epoch, EpochStore } from "./epoch.js";
@@ -16,8 +16,10 @@ const STOPPED = "replication was stopped without a failover";
 
 export interface EpochEvents {
   durable(epoch: number): void;
-  /** The epoch can't be made durable; its predecessor stays on record. */
-  durabilityLost(error: Error): void;
+  /** The epoch is not durable, and its predecessor stays on record; what to do about it is in the error. */
+  notDurable(epoch: number, error: Error): void;
+  /** Why: a disk failed to make durable what it held. */
+  flushFailed(error: Error): void;
   /** Files of earlier epochs are still there: the next one removes them. */
   leftOver(error: Error): void;
 }
@@ -28,7 +30,10 @@ export class EpochChanger {
   readonly #metadata: MetadataKeeper<SecondaryMetadata>;
   readonly #events: EpochEvents;
   #durable = settledDeferred();
-  #failure: string | null = null;
+  /** Of a disk to make an epoch durable: what it has lost nobody knows. */
+  #flushFailure: Error | null = null;
+  /** The epoch that everything is durable for but its record, and what keeps that from being written. */
+  #unrecorded: { readonly number: number; readonly error: Error } | null = null;
 
   constructor(
     group: DiskGroup,
@@ -54,7 +59,19 @@ export class EpochChanger {
 
   /** Why the last checkpoint could not be made durable, or null. */
   get failure(): string | null {
-    return this.#failure;
+    const error = this.#flushFailure ?? this.#recordFailure;
+    return error === null ? null : `the last checkpoint could not be made durable: ${error.message}`;
+  }
+
+  /** Why no other one can be taken in this life of the node, or null: a record that could not be written can be written yet. */
+  get obstacle(): string | null {
+    return this.#flushFailure === null ? null : this.failure;
+  }
+
+  get #recordFailure(): Error | null {
+    // Whatever else was written later has put the epoch on record as well.
+    const isRecorded = this.#metadata.recorded.epoch === this.#unrecorded?.number;
+    return isRecorded ? null : (this.#unrecorded?.error ?? null);
   }
 
   /** Resolves when nothing is being made durable any more, successfully or not. */
@@ -64,17 +81,19 @@ export class EpochChanger {
 
   /** Makes the files of an epoch that may begin next. */
   async prepare(number: number): Promise<void> {
-    await this.settled();
+    await this.#settle();
     if (number > this.number) await this.#store.prepare(number);
   }
 
   /**
    * Begins an epoch; resolves when every disk is in it. The first one on record is durable by then, later ones are so later.
    * @param lineage what else changes in the metadata with the epoch, in the same step
-   * @throws StateError if it can't begin: nothing has changed then
+   * @throws StateError or DeviceError if it can't begin: nothing has changed then
    */
   async begin(number: number, lineage: Partial<SecondaryMetadata>): Promise<void> {
-    await this.settled();
+    // A start has nothing to go back to before it is durable, even one after another that failed; a checkpoint has the one before.
+    const isStart = this.#metadata.recorded.stage !== "running";
+    await this.#settle();
     if (number <= this.number) {
       throw new StateError("old-epoch", `epoch ${number} is over: the secondary is in epoch ${this.number}`);
     }
@@ -104,13 +123,11 @@ export class EpochChanger {
         this.#events.durable(number);
       },
       (error: unknown) => {
-        this.#failure = `the last checkpoint could not be made durable: ${asError(error).message}`;
         durable.reject(asError(error));
-        this.#events.durabilityLost(asError(error));
+        this.#events.notDurable(number, asError(error));
       },
     );
-    // A start has nothing to go back to before it is durable, even one after another that failed; a checkpoint has the one before.
-    if (this.#metadata.recorded.stage === "running") return;
+    if (!isStart) return;
     try {
       await durable.promise;
     } catch (error) {
@@ -127,7 +144,8 @@ export class EpochChanger {
     await this.#group.flush();
     await this.#metadata.save({ stage: "none", epoch: number, gap: null, cutOff: null });
     // A disk whose flush has failed goes on failing; anything else may have been mended.
-    this.#failure = null;
+    this.#flushFailure = null;
+    this.#unrecorded = null;
     await this.remove(old);
   }
 
@@ -159,11 +177,26 @@ export class EpochChanger {
     await dropped?.close();
   }
 
+  /**
+   * Nothing is being made durable any more, and what is in force is on record: there are never more epochs than these two, whose
+   * before-images fill the state directory, nor do guests wait for a checkpoint that won't count.
+   * @throws DeviceError if it can't be recorded
+   */
+  async #settle(): Promise<void> {
+    await this.settled();
+    if (this.#unrecorded === null) return;
+    const { number } = this.#unrecorded;
+    await this.#record(number, {});
+    this.#events.durable(number);
+  }
+
   async #makeDurable(
     number: number,
     begun: { at: string; epoch: Epoch; old: Epoch | null },
     lineage: Partial<SecondaryMetadata>,
   ): Promise<void> {
+    // Its files are what a crash goes back to; nothing reads or writes them before.
+    await begun.old?.close().catch(this.#leftOver);
     try {
       await this.#group.flush();
     } catch (error) {
@@ -171,17 +204,42 @@ export class EpochChanger {
       begun.epoch.distrust(
         "a disk failed to make durable what it held; started anew, the node goes back to the checkpoint before",
       );
-      throw error;
+      this.#flushFailure = asError(error);
+      this.#events.flushFailed(this.#flushFailure);
+      throw notDurable(
+        number,
+        error,
+        "mend the disk, then start the node anew: it goes back to the checkpoint before",
+      );
     }
     const checkpointAt = (lineage.mixed ?? null) === null ? begun.at : null;
-    await this.#metadata.save({ ...lineage, stage: "running", epoch: number, checkpointAt });
-    try {
-      await begun.old?.close();
-      await this.#store.removeAllBut(number);
-    } catch (error) {
-      this.#events.leftOver(asError(error));
-    }
+    await this.#record(number, { ...lineage, stage: "running", epoch: number, checkpointAt });
   }
+
+  /** Everything before the epoch is durable. @throws DeviceError if that could not be recorded: it can be tried again */
+  async #record(number: number, change: Partial<SecondaryMetadata>): Promise<void> {
+    try {
+      await this.#metadata.save(change);
+    } catch (error) {
+      this.#unrecorded = { number, error: asError(error) };
+      throw notDurable(
+        number,
+        error,
+        "mend that, then take another checkpoint; until then a crash goes back to the one before",
+      );
+    }
+    this.#unrecorded = null;
+    await this.#store.removeAllBut(number).catch(this.#leftOver);
+  }
+
+  readonly #leftOver = (error: unknown): void => {
+    this.#events.leftOver(asError(error));
+  };
+}
+
+function notDurable(epoch: number, error: unknown, remedy: string): DeviceError {
+  const reason = `epoch ${epoch} is not durable: ${describeError(error)}: ${remedy}`;
+  return new DeviceError(errnoOf(error), reason, { cause: error });
 }
 
 function settledDeferred(): Deferred<void> {

@@ -33,7 +33,7 @@ import { QmpError } from "../qmp/errors.js";
 import type { LinkState } from "../status.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import type { RateLimit } from "./rate-limit.js";
-import { HANDSHAKE_VERSION, type LostRollback } from "./replica-control.js";
+import { HANDSHAKE_VERSION, type LostRollback, type ReplicaControlEvents } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions } from "./replica-connections.js";
 import { Resync } from "./resync.js";
 
@@ -58,7 +58,7 @@ export interface LinkOptions extends ReplicaConnectionsOptions {
   readonly events: LinkEvents;
 }
 
-export interface LinkEvents {
+export interface LinkEvents extends Pick<ReplicaControlEvents, "durable" | "checkpointFailed"> {
   /** The replica has everything; from now on a checkpoint can be taken. `epoch` is its own. */
   synchronised(): void;
   stateChanged(state: LinkState): void;
@@ -70,7 +70,6 @@ export interface LinkEvents {
   otherReplica(): Promise<boolean>;
   /** The secondary said in which epoch it is. */
   epochLearned(epoch: number): void;
-  durable(epoch: number): void;
 }
 
 export class Link {
@@ -278,6 +277,9 @@ export class Link {
         // The next checkpoint may be lost as well before it is known to be durable.
         if (this.#lostRollback !== null && number > this.#lostRollback.epoch) this.#lostRollback = null;
         events.durable(number);
+      },
+      checkpointFailed: (failed) => {
+        events.checkpointFailed(failed);
       },
       rollbackLost: (lost) => {
         this.#lostRollback = lost;

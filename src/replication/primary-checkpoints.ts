@@ -15,6 +15,7 @@ import { Checkpointer } from "./checkpointer.js";
 import type { Link } from "./link.js";
 import { missedBytesOf, type PrimaryDisk, troubleOf } from "./primary-disk.js";
 import type { PrimaryLineage } from "./primary-lineage.js";
+import type { FailedCheckpoint } from "./replica-control.js";
 
 export interface PrimaryCheckpointsParts {
   /** 0: on demand only. */
@@ -116,7 +117,7 @@ export class PrimaryCheckpoints {
       this.#failure = null;
       return epoch;
     } catch (error) {
-      this.#failed(describeError(error));
+      this.#record(describeError(error));
       throw error;
     }
   }
@@ -149,6 +150,13 @@ export class PrimaryCheckpoints {
     this.#checkpointer.durable(epoch);
   }
 
+  /** The secondary says that an epoch is not durable. */
+  failed(failed: FailedCheckpoint): void {
+    // It is in that epoch, even one whose start it takes back: the next one has another number.
+    this.#parts.lineage.reached(failed.epoch);
+    this.#checkpointer.failed(failed);
+  }
+
   linkLost(): void {
     this.#checkpointer.linkLost(
       new LinkError("link-lost", "the link was lost before the checkpoint was durable"),
@@ -176,7 +184,7 @@ export class PrimaryCheckpoints {
     // While the replica is away or resyncing there is nothing to take, which the status says, and the link has logged.
     const refusal = this.refusal();
     if (refusal !== null) {
-      this.#failed(`checkpoint refused: ${refusal}`);
+      this.#record(`checkpoint refused: ${refusal}`);
       return;
     }
     try {
@@ -187,7 +195,7 @@ export class PrimaryCheckpoints {
   }
 
   /** Where a manager drives the checkpoints, none that is asked for here can be taken, which who asks is told. */
-  #failed(reason: string): void {
+  #record(reason: string): void {
     if (this.#parts.link()?.hasControl !== true) return;
     const { since, attempts } = this.#failure ?? { since: new Date().toISOString(), attempts: 0 };
     this.#failure = { reason, since, attempts: attempts + 1 };

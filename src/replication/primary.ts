@@ -303,6 +303,9 @@ export class Primary {
       durable: (epoch) => {
         this.#checkpoints.durable(epoch);
       },
+      checkpointFailed: (failed) => {
+        this.#checkpoints.failed(failed);
+      },
       attached: () => {
         this.#checkpoints.begin();
       },

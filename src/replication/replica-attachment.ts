@@ -39,7 +39,7 @@ export interface ReplicaAttachmentParts extends Pick<
 
 export interface ReplicaAttachmentEvents extends Pick<
   LinkEvents,
-  "synchronised" | "stateChanged" | "jobEnded" | "durable"
+  "synchronised" | "stateChanged" | "jobEnded" | "durable" | "checkpointFailed"
 > {
   /** A replica is attached, whether it can be reached or not. */
   attached(): void;

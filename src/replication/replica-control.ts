@@ -9,6 +9,9 @@ export const HANDSHAKE_VERSION = 5;
 /** Told by a secondary when a checkpoint is durable, with its epoch. */
 export const CHECKPOINT_EVENT = "X_REPL_CHECKPOINT";
 
+/** Told by a secondary when one is not, and won't be without somebody's help, with its epoch and the reason. */
+export const CHECKPOINT_FAILED_EVENT = "X_REPL_CHECKPOINT_FAILED";
+
 /** Told by a secondary that can't go back to its checkpoint any more, when that happens and at each handshake. */
 export const ROLLBACK_LOST_EVENT = "X_REPL_ROLLBACK_LOST";
 
@@ -69,10 +72,20 @@ export interface LostRollback {
   readonly reason: string;
 }
 
+/** A checkpoint that did not become durable on a replica. */
+export interface FailedCheckpoint {
+  /** The epoch that it began. */
+  readonly epoch: number;
+  /** One line for people, with what to do. */
+  readonly reason: string;
+}
+
 /** What a replica tells unasked. */
 export interface ReplicaControlEvents {
   /** A checkpoint is as durable there as it ever will be; `epoch` is the one that it began. */
   durable(epoch: number): void;
+  /** Never told by a QEMU. */
+  checkpointFailed(failed: FailedCheckpoint): void;
   /** Never told by a QEMU. */
   rollbackLost(lost: LostRollback): void;
 }
@@ -109,7 +122,9 @@ export class NodeControl implements ReplicaControl {
       const { epoch, reason } = data;
       if (typeof epoch !== "number") return;
       if (event === CHECKPOINT_EVENT) events.durable(epoch);
-      if (event === ROLLBACK_LOST_EVENT && typeof reason === "string") events.rollbackLost({ epoch, reason });
+      if (typeof reason !== "string") return;
+      if (event === CHECKPOINT_FAILED_EVENT) events.checkpointFailed({ epoch, reason });
+      if (event === ROLLBACK_LOST_EVENT) events.rollbackLost({ epoch, reason });
     });
   }
 

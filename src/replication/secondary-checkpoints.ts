@@ -46,7 +46,7 @@ export class SecondaryCheckpoints {
   obstacle(): string | null {
     const { stages, group, epochs, tracker } = this.#parts;
     if (stages.stage !== "running") return "Block replication is not running";
-    return epochs.failure ?? group.failure ?? tracker.gap;
+    return epochs.obstacle ?? group.failure ?? tracker.gap;
   }
 
   /**

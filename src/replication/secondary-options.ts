@@ -5,7 +5,7 @@ import type { UndoErrorPolicy } from "../config/schema.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { PrimarySettings } from "./promotion.js";
 import type { SecondaryStart } from "./roles.js";
-import type { LostRollback } from "./replica-control.js";
+import type { FailedCheckpoint, LostRollback } from "./replica-control.js";
 import type { NamedDisk } from "./secondary-disk.js";
 import type { Stage } from "./stage.js";
 
@@ -26,6 +26,8 @@ interface SecondaryEvents {
   disconnectWriters(): Promise<void>;
   /** A checkpoint is durable here. */
   checkpointDurable(epoch: number): void;
+  /** A checkpoint did not become durable here. */
+  checkpointFailed(failed: FailedCheckpoint): void;
   /** The checkpoint in force can't be gone back to any more; told again to each primary that introduces itself. */
   rollbackLost(lost: LostRollback): void;
   stageChanged(stage: Stage): void;

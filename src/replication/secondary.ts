@@ -339,7 +339,7 @@ export class Secondary {
       await this.#store.discardPrepared();
       await this.#group.flush();
       await this.overlays?.flush();
-      const cleanShutdown = this.#group.failure === null && this.#epochs.failure === null;
+      const cleanShutdown = this.#group.failure === null && this.#epochs.obstacle === null;
       await this.#metadata.save({
         cleanShutdown,
         logs: cleanShutdown ? ((await this.overlays?.logEnds()) ?? []) : [],
@@ -358,12 +358,16 @@ export class Secondary {
         this.#own.forgetIfGivenUp();
         events.checkpointDurable(epoch);
       },
-      durabilityLost: (error) => {
+      notDurable: (epoch, { message: reason }) => {
+        log.error({ epoch, reason }, "checkpoint failed");
+        events.checkpointFailed({ epoch, reason });
+      },
+      flushFailed: (error) => {
         const all = disks.map(({ name }) => name).join(",");
         this.#trouble.failed(all, { operation: "flush", offset: 0, lengthBytes: 0, error });
       },
       leftOver: (error) => {
-        log.warn({ error: error.message }, "files of an epoch that is over could not be removed");
+        log.warn({ error: error.message }, "files of an epoch that is over could not be closed or removed");
       },
     });
   }

@@ -25,7 +25,11 @@ export interface TakeOver {
 }
 
 /** To what the replica tells beside the answer. */
-const DEAF: ReplicaControlEvents = { durable: () => undefined, rollbackLost: () => undefined };
+const DEAF: ReplicaControlEvents = {
+  durable: () => undefined,
+  checkpointFailed: () => undefined,
+  rollbackLost: () => undefined,
+};
 
 /**
  * @returns the generation of the secondary, which has taken over

@@ -31,7 +31,7 @@ export interface QmpRequest {
 export type QmpAnswer =
   { readonly id: number; readonly result: unknown } | { readonly id: number; readonly error: QmpErrorBody };
 
-export interface DurableEvent {
+export interface QmpEvent {
   readonly event: string;
-  readonly epoch: number;
+  readonly data: Readonly<Record<string, unknown>>;
 }

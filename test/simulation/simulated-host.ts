@@ -225,6 +225,7 @@ export class SimulatedHost {
         events: {
           disconnectWriters: () => server?.disconnectWriters() ?? Promise.resolve(),
           checkpointDurable: (epoch) => server?.checkpointDurable(epoch),
+          checkpointFailed: (failed) => server?.checkpointFailed(failed),
           rollbackLost: () => undefined,
           stageChanged: () => undefined,
           commitEnded: () => undefined,

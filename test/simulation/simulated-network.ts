@@ -5,7 +5,7 @@ import { DeviceError, LinkError, NegotiationError } from "../../src/errors.js";
 import { type QmpErrorBody, QmpError } from "../../src/qmp/errors.js";
 import { NodeControl, type QmpConnection } from "../../src/replication/replica-control.js";
 import type { ReplicaDisk, ReplicaNetwork } from "../../src/replication/replica-network.js";
-import type { DiskAnswer, DiskRequest, DurableEvent, QmpAnswer } from "./messages.js";
+import type { DiskAnswer, DiskRequest, QmpEvent, QmpAnswer } from "./messages.js";
 import type { End } from "./simulated-link.js";
 import type { LifeClock } from "./virtual-time.js";
 
@@ -48,7 +48,7 @@ class SimulatedQmpClient implements QmpConnection {
     this.#dialler = dialler;
     this.#clock = clock;
     end.onMessage = (message): void => {
-      this.#receive(message as QmpAnswer | DurableEvent);
+      this.#receive(message as QmpAnswer | QmpEvent);
     };
     end.onClosed = (): void => {
       this.#finish(new LinkError("connection-lost", "the peer closed the connection"));
@@ -89,11 +89,11 @@ class SimulatedQmpClient implements QmpConnection {
     return Promise.resolve();
   }
 
-  #receive(message: QmpAnswer | DurableEvent): void {
+  #receive(message: QmpAnswer | QmpEvent): void {
     if ("event" in message) {
-      const { event, epoch } = message;
+      const { event, data } = message;
       for (const listener of this.#listeners)
-        listener({ event, data: { epoch }, timestamp: { seconds: 0, microseconds: 0 } });
+        listener({ event, data, timestamp: { seconds: 0, microseconds: 0 } });
       return;
     }
     const answered = this.#pending.get(message.id);

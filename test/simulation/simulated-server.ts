@@ -8,10 +8,14 @@ import type { ConnectionObserver, NbdExport } from "../../src/nbd/server/exports
 import { checkArguments, type QmpCommand } from "../../src/qmp/command.js";
 import { secondaryPairCommands } from "../../src/qmp/commands/pair.js";
 import { errorBody } from "../../src/qmp/errors.js";
-import { CHECKPOINT_EVENT } from "../../src/replication/replica-control.js";
+import {
+  CHECKPOINT_EVENT,
+  CHECKPOINT_FAILED_EVENT,
+  type FailedCheckpoint,
+} from "../../src/replication/replica-control.js";
 import type { Secondary } from "../../src/replication/secondary.js";
 import type { End } from "./simulated-link.js";
-import type { DiskAnswer, DiskRequest, QmpAnswer, QmpRequest } from "./messages.js";
+import type { DiskAnswer, DiskRequest, QmpAnswer, QmpEvent, QmpRequest } from "./messages.js";
 
 /** Told of what passes, so that the model knows what the replica has. */
 export interface ServerEvents {
@@ -86,7 +90,15 @@ export class SimulatedServer {
   }
 
   checkpointDurable(epoch: number): void {
-    for (const end of this.#controls) end.send({ event: CHECKPOINT_EVENT, epoch });
+    this.#emit({ event: CHECKPOINT_EVENT, data: { epoch } });
+  }
+
+  checkpointFailed(failed: FailedCheckpoint): void {
+    this.#emit({ event: CHECKPOINT_FAILED_EVENT, data: { ...failed } });
+  }
+
+  #emit(event: QmpEvent): void {
+    for (const end of this.#controls) end.send(event);
   }
 
   async #run(end: End, request: QmpRequest): Promise<void> {

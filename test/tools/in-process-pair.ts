@@ -24,6 +24,7 @@ import { QmpServer } from "../../src/qmp/server.js";
 import { Primary } from "../../src/replication/primary.js";
 import {
   CHECKPOINT_EVENT,
+  CHECKPOINT_FAILED_EVENT,
   ROLLBACK_LOST_EVENT,
   writerExport,
 } from "../../src/replication/replica-control.js";
@@ -242,6 +243,9 @@ export class InProcessPair {
     this.node.connections = writers;
     this.node.onDurable = (epoch) => {
       qmp.emit(CHECKPOINT_EVENT, { epoch });
+    };
+    this.node.onCheckpointFailed = (failed) => {
+      qmp.emit(CHECKPOINT_FAILED_EVENT, failed);
     };
     this.node.onRollbackLost = (lost) => {
       qmp.emit(ROLLBACK_LOST_EVENT, lost);

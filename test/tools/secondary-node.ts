@@ -10,7 +10,7 @@ import { checked } from "../../src/block/checked.js";
 import type { BlockDevice } from "../../src/block/device.js";
 import { DEFAULT_REPLICATION, type UndoErrorPolicy } from "../../src/config/schema.js";
 import type { StateDirectory } from "../../src/meta/state-directory.js";
-import type { LostRollback } from "../../src/replication/replica-control.js";
+import type { FailedCheckpoint, LostRollback } from "../../src/replication/replica-control.js";
 import type { SecondaryStart } from "../../src/replication/roles.js";
 import { Secondary } from "../../src/replication/secondary.js";
 import type { FailoverTarget, Stage } from "../../src/replication/stage.js";
@@ -57,6 +57,8 @@ export class SecondaryNode {
   commitFailure: Error | null | undefined = undefined;
   /** Told of each epoch that is durable. */
   onDurable: (epoch: number) => void = () => undefined;
+  /** Told of each that is not. */
+  onCheckpointFailed: (failed: FailedCheckpoint) => void = () => undefined;
   /** Who is connected, and how they are cut off; direct users of replication() have no connections. */
   connections: WriterConnections = NO_CONNECTIONS;
   /** Told of each checkpoint that can't be gone back to any more. */
@@ -186,6 +188,9 @@ export class SecondaryNode {
         checkpointDurable: (epoch) => {
           this.durableEpochs.push(epoch);
           this.onDurable(epoch);
+        },
+        checkpointFailed: (failed) => {
+          this.onCheckpointFailed(failed);
         },
         rollbackLost: (lost) => {
           this.onRollbackLost(lost);

@@ -125,6 +125,24 @@ describe("Checkpointer", () => {
     expect(await again).to.equal(9);
   });
 
+  it("fails at once when the secondary says that it is not durable", async () => {
+    const stage = new Stage();
+    const checkpoint = failureOf(stage.checkpointer.checkpoint());
+    await turns();
+    stage.checkpointer.failed({ epoch: 7, reason: "an older one" });
+    expect(await isSettled(checkpoint)).to.equal(false);
+    stage.checkpointer.failed({ epoch: 8, reason: "no space: make room" });
+    const error = await checkpoint;
+    expect(error).to.have.property("code", "checkpoint-failed");
+    expect(error.message).to.equal("checkpoint failed on the secondary: no space: make room");
+    expect(stage.durable).to.deep.equal([false]);
+    stage.checkpointer.failed({ epoch: 8, reason: "nobody waits" });
+    const again = stage.checkpointer.checkpoint();
+    await turns();
+    stage.checkpointer.durable(9);
+    expect(await again).to.equal(9);
+  });
+
   it("fails when the link is lost before it is durable", async () => {
     const stage = new Stage();
     const checkpoint = failureOf(stage.checkpointer.checkpoint());

@@ -2,7 +2,7 @@
 import { expect } from "chai";
 import { pino } from "pino";
 
-import { Flag } from "../../../src/block/device.js";
+import { type BlockDevice, Flag } from "../../../src/block/device.js";
 import { Deferred } from "../../../src/deferred.js";
 import { StateError } from "../../../src/errors.js";
 import { newSecondaryMetadata, readMetadata } from "../../../src/meta/metadata.js";
@@ -13,6 +13,7 @@ import { PrimaryLineage } from "../../../src/replication/primary-lineage.js";
 import type { ReplicaNetwork } from "../../../src/replication/replica-network.js";
 import { requestTakeOver } from "../../../src/replication/take-over.js";
 import { Tenures } from "../../../src/replication/tenures.js";
+import { readRange } from "../../contract/device-model.js";
 import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 import { FailingStateDirectory } from "../../tools/failing-state-directory.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
@@ -239,6 +240,119 @@ describe("a secondary whose storage fails", () => {
     await node.failover("latest");
     expect(node.secondary.stage).to.equal("done");
     expect((await readMetadata(node.state))?.epoch).to.equal(epoch);
+  });
+});
+
+describe("a checkpoint whose epoch can't be put on record", () => {
+  const RECORD = { operation: "replace", name: /^metadata/ } as const;
+  const NOT_DURABLE =
+    /epoch (\d+) is not durable: injected EIO: replace: mend that, then take another checkpoint; until then a crash goes back to the one before$/;
+
+  describe("of a pair", () => {
+    let pair: InProcessPair;
+
+    beforeEach(async () => {
+      pair = await InProcessPair.open({ sizes: [1024 * 1024] });
+    });
+
+    afterEach(() => pair.dispose());
+
+    const byteOf = async (device: BlockDevice): Promise<number | undefined> => {
+      const [byte] = await readRange(device, 0, 1);
+      return byte;
+    };
+
+    it("fails at once at the primary, with the reason; the next one is refused while that lasts, and taken when it is mended", async () => {
+      await pair.attach();
+      await put(pair.guest(), 0, PAGE, 0x21);
+      await pair.checkpoint();
+      await put(pair.guest(), 0, PAGE, 0x22);
+      pair.node.state.fail(RECORD);
+      const error = await failureOf(pair.checkpoint());
+      expect(error).to.have.property("code", "checkpoint-failed");
+      expect(error.message)
+        .to.match(/^checkpoint failed on the secondary: /)
+        .and.match(NOT_DURABLE);
+      expect(pair.primary.checkpointFailure).to.deep.include({ reason: error.message, attempts: 1 });
+      const { secondary } = pair.node;
+      expect(secondary.brokenPromise()).to.equal(
+        "the last checkpoint could not be made durable: injected EIO: replace",
+      );
+      const [epoch, files] = [secondary.epoch, await pair.node.state.list()];
+      for (let attempt = 2; attempt <= 4; attempt++) {
+        await expectFailure(pair.checkpoint(), NOT_DURABLE);
+        expect(pair.primary.checkpointFailure).to.deep.include({ attempts: attempt });
+      }
+      expect(secondary.epoch, "no other one begins").to.equal(epoch);
+      expect(await pair.node.state.list()).to.deep.equal(files);
+      await put(pair.guest(), 0, PAGE, 0x23);
+      pair.node.state.clear();
+      const next = await pair.checkpoint();
+      expect(await byteOf(pair.view())).to.equal(0x23);
+      expect([pair.primary.checkpointFailure, secondary.brokenPromise()]).to.deep.equal([null, null]);
+      await pair.crashSecondary();
+      expect([pair.node.secondary.epoch, await byteOf(pair.view())]).to.deep.equal([next, 0x23]);
+    });
+
+    it("fails at the end of the first copy, and the next one is taken over the same link", async () => {
+      await put(pair.guest(), 0, PAGE, 0x22);
+      const held = pair.node.state.hold({ operation: "create", name: /^hidden/ });
+      const attached = failureOf(pair.attach());
+      await held.arrived;
+      pair.node.state.fail(RECORD);
+      held.release();
+      expect((await attached).message).to.match(/is not durable: injected EIO/);
+      const session = pair.primary.link?.session;
+      pair.node.state.clear();
+      await pair.checkpoint();
+      expect(await byteOf(pair.view())).to.equal(0x22);
+      expect(pair.primary.link?.session).to.equal(session);
+    });
+  });
+
+  describe("of a secondary", () => {
+    let node: SecondaryNode;
+
+    beforeEach(async () => {
+      ({ node } = await openSecondary());
+      await node.start();
+      await put(node.replication(), 0, PAGE, 0x22);
+      await node.checkpoint();
+      await put(node.replication(), 0, 2 * PAGE, 0x23);
+      node.state.fail(RECORD);
+      await expectFailure(node.checkpoint(), NOT_DURABLE);
+      await put(node.replication(), 0, 3 * PAGE, 0x24);
+    });
+
+    afterEach(() => node.dispose());
+
+    it("is not gone back to: a crash shows the one before, whatever was received since", async () => {
+      await expectFailure(node.checkpoint(), NOT_DURABLE);
+      await node.applied();
+      await node.crashAndReopen();
+      await expectContent(node.view(), content(0, [0, PAGE, 0x22]));
+    });
+
+    it("leaves no hole: a manager takes the next one, and clients write to its view", async () => {
+      expect(node.secondary.checkpointRefusal()).to.equal(null);
+      node.state.clear();
+      await node.checkpoint();
+      await put(node.view(), PAGE, PAGE, 0x33);
+      const shown = content(0, [0, PAGE, 0x24], [PAGE, PAGE, 0x33], [2 * PAGE, PAGE, 0x24]);
+      await expectContent(node.view(), shown);
+      await node.view().flush();
+      await node.crashAndReopen();
+      await expectContent(node.view(), shown);
+    });
+
+    it("is on record after all when the node stops, which breaks no promise", async () => {
+      const { secondary } = node;
+      node.state.clear();
+      await node.restart();
+      expect(secondary.brokenPromise()).to.equal(null);
+      await expectContent(node.view(), content(0, [0, 2 * PAGE, 0x23]));
+      expect(node.secondary.checkpointRefusal()).to.equal(null);
+    });
   });
 });
 
