@@ -3,7 +3,7 @@
  * the guest sees, status, QMP and log; and that the pair is whole again once the cause is gone.
  */
 import { expect } from "chai";
-import { mkdir, rm, writeFile } from "node:fs/promises";
+import { mkdir, rm, rmdir, writeFile } from "node:fs/promises";
 
 import type { QmpClient } from "../../src/qmp/client.js";
 import { expectPattern, tryQemuIo, writePattern } from "../tools/clients.js";
@@ -304,6 +304,34 @@ describe("failure of block replication", () => {
     await pair.synchronised();
     await pair.checkpoint();
     await expectPattern(pair.viewUri(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+  });
+
+  it("6, recording the checkpoint: the verb says at once why it failed; mended, the next one is taken", async () => {
+    const pair = await startPair(workspace, { sizeBytes: SIZE_BYTES });
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    await writePattern(pair.primaryUri(), 0x22, "0", "64k");
+    const inTheWay = workspace.path("secondary/metadata.json.tmp");
+    await mkdir(inTheWay);
+    const { code, stdout, stderr } = await pair.primary.verb("checkpoint");
+    expect([code, stdout], stderr).to.deep.equal([1, ""]);
+    expect(stderr).to.match(
+      /checkpoint failed on the secondary: epoch \d+ is not durable: replacement of \S+metadata\.json failed: EISDIR: .*: mend that, then take another checkpoint; until then a crash goes back to the one before\n$/,
+    );
+    const reason = (await pair.primary.status()).primary?.checkpointFailure?.reason ?? "";
+    expect(stderr).to.include(reason).and.not.equal("");
+    await warned(pair.secondary, "checkpoint failed");
+    const { error, brokenPromise } = await pair.secondary.status();
+    expect([error, brokenPromise?.split(":")[0]]).to.deep.equal([
+      null,
+      "the last checkpoint could not be made durable",
+    ]);
+    expect((await pair.primary.verb("checkpoint")).code, "as long as that lasts").to.equal(1);
+    await rmdir(inTheWay);
+    await pair.checkpoint();
+    await expectPattern(pair.viewUri(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+    expect((await pair.primary.status()).primary?.checkpointFailure).to.equal(null);
+    expect((await pair.secondary.status()).brokenPromise).to.equal(null);
   });
 
   it("7, failover: stage failover-failed, reads and writes go on as specified, and it can be tried again", async () => {
