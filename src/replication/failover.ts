@@ -1,8 +1,14 @@
 /**
  * Failover of a secondary: what it would cost, and how its view becomes the disk while its clients go on.
  *
- * Invariant: the metadata says `failover` before the first block is merged and `done` only after the last one is durable;
- * in between, the overlays are complete, so that a restart can begin the merge anew.
+ * What is on record, in this order:
+ * - stage `running` with a target: it was asked for. A restart begins it anew.
+ * - stage `failover`: the dirty maps are whole, and from now on the disks change. A restart finishes it, to this target.
+ * - stage `done`: the last block is durable.
+ * One that fails is on record as `failover-failed`: without a target as long as nothing has changed, so that a restart does not
+ * begin it, nor is bound to it. What can't be written is as it was: a restart finds the failover not asked for, or begins it anew.
+ *
+ * Invariant: until stage `done` is on record the overlays are complete, so that a restart can begin the merge anew.
  */
 import type { Logger } from "pino";
 import { asError, describeError, ReplError } from "../errors.js";
@@ -13,8 +19,10 @@ import type { Epoch } from "./epoch.js";
 import type { EpochChanger } from "./epoch-changer.js";
 import { branch } from "./generation.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
+import type { Primary } from "./primary.js";
+import { guestExportsOf } from "./promotion.js";
 import type { Serial } from "./serial.js";
-import type { FailoverTarget } from "./stage.js";
+import { type FailoverTarget, hasChangedDisks } from "./stage.js";
 
 /** What is lost by a failover to `to`. */
 export interface FailoverOption {
@@ -64,8 +72,11 @@ export interface FailoverParts {
   readonly metadata: MetadataKeeper<SecondaryMetadata>;
   /** Keeps the end of the failover apart from other operations. */
   readonly serial: Serial;
-  /** The node becomes a primary, at the instant at which nothing is written to it. Again is no harm. */
-  readonly promote: (overlays: Epoch, target: FailoverTarget) => Promise<void>;
+  /**
+   * Makes the primary that the node becomes, at the instant at which nothing is written to it, with dirty maps that tell what the
+   * failover changes. Again is no harm.
+   */
+  readonly promote: (overlays: Epoch, target: FailoverTarget) => Promise<Primary>;
   /** The disks are whole: enter stage done. Or the merge failed: enter failover-failed. */
   readonly onEnd: (failure: Error | null) => void;
   readonly log: Logger;
@@ -79,9 +90,17 @@ export class Failover {
   #isInterrupted = false;
   /** What kept the failover from beginning the last time, or null. */
   #obstacle: Error | null = null;
+  /** Whether it has changed something, or may have in an earlier life: it is on record as begun. */
+  #hasBegun: boolean;
 
   constructor(parts: FailoverParts) {
     this.#parts = parts;
+    this.#hasBegun = hasChangedDisks(parts.metadata.current);
+  }
+
+  /** Whether the disks may have changed: the target stays what it is. */
+  get hasBegun(): boolean {
+    return this.#hasBegun;
   }
 
   /** The merge of overlays into the disks, while there is one. */
@@ -126,16 +145,20 @@ export class Failover {
   async #begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
     const { group, metadata } = this.#parts;
     // From here on this node's data has a history of its own; one, however often the failover is begun.
-    const isFirst = metadata.current.stage === "running";
+    const isFirst = metadata.current.stage === "running" && metadata.current.failoverTarget === null;
     const lineage = isFirst ? branch(metadata.current) : {};
-    await metadata.save({ stage: "failover", failoverTarget: target, ...lineage });
+    await metadata.save({
+      stage: this.#hasBegun ? "failover" : "running",
+      failoverTarget: target,
+      ...lineage,
+    });
     if (target === "latest") {
       // At once, for what clients write from now on must not go to an overlay that is about to be dropped.
-      await group.showDisks(() => this.#parts.promote(overlays, target));
+      await this.showLatest(overlays);
       this.#ended = this.#finish(overlays, () => group.flush());
       return;
     }
-    const commit = await this.show(overlays, target);
+    const commit = await this.showCommit(overlays);
     this.#ended = this.#finish(overlays, () => commit.run());
   }
 
@@ -146,14 +169,29 @@ export class Failover {
     await this.#merging;
   }
 
-  /** The views go on through overlays whose merge is still to come. */
-  show(overlays: Epoch, target: FailoverTarget): Promise<Commit> {
-    const { group, promote } = this.#parts;
+  /** To the checkpoint: the views go on through overlays whose merge is still to come. */
+  showCommit(overlays: Epoch): Promise<Commit> {
+    const { group } = this.#parts;
     return group.showCommit(async () => {
-      await promote(overlays, target);
+      await this.#promote(overlays, "checkpoint");
       this.#commit ??= new Commit(group.devices, overlays);
       return this.#commit;
     });
+  }
+
+  /** To the latest: the views are the disks. */
+  showLatest(overlays: Epoch): Promise<void> {
+    return this.#parts.group.showDisks(() => this.#promote(overlays, "latest"));
+  }
+
+  /** The last that can keep the failover from beginning. Nothing is written to the views meanwhile. */
+  async #promote(overlays: Epoch, target: FailoverTarget): Promise<void> {
+    const { group, metadata, promote } = this.#parts;
+    const primary = await promote(overlays, target);
+    // Before the first block, a guest's or a merged one: from here on the maps are all that tells of those changes.
+    if (!this.#hasBegun) await metadata.save({ stage: "failover", returning: true });
+    this.#hasBegun = true;
+    group.setFronts(guestExportsOf(primary));
   }
 
   /** Never rejects: a failure is a stage. */
@@ -195,8 +233,9 @@ export class Failover {
   async #fail(error: Error): Promise<void> {
     const { metadata, onEnd, log } = this.#parts;
     onEnd(error);
-    // What kept it from beginning may keep this from being written: a restart begins it anew then, or finds it not begun.
-    await metadata.save({ stage: "failover-failed" }).catch((failure: unknown) => {
+    const target = this.#hasBegun ? {} : { failoverTarget: null };
+    // What kept it from beginning may keep this from being written: a restart begins it anew then, or finds it not asked for.
+    await metadata.save({ stage: "failover-failed", ...target }).catch((failure: unknown) => {
       log.error({ error: describeError(failure) }, "the failure of the failover could not be recorded");
     });
   }

@@ -5,6 +5,7 @@
  * Invariant: before the first write that the old primary does not have, the dirty maps name every block in which this node may
  * differ from what it received: what the failover takes back, and what its own guest had written.
  */
+import type { Logger } from "pino";
 import type { BlockDevice } from "../block/device.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { Epoch } from "./epoch.js";
@@ -19,32 +20,38 @@ import type { FailoverTarget } from "./stage.js";
 /** How a promoted node replicates. */
 export type PrimarySettings = Omit<PrimaryOptions, "directory" | "disks" | "log">;
 
-/**
- * Makes the primary that the node is from now on; its guests' exports are to be put under the views by the caller.
- * @param overlays what the failover takes back or keeps; null: it was made durable in an earlier life
- * @param isResumed whether the failover began in an earlier life
- */
-export async function promote(
+/** Makes the primary that the node is from now on; its guests' exports are to be put under the views by the caller. */
+export function promote(
   disks: readonly SecondaryDisk[],
   metadata: MetadataKeeper<SecondaryMetadata>,
   options: Pick<PrimaryOptions, "directory" | "log"> & PrimarySettings,
-  overlays: Epoch | null,
-  target: FailoverTarget,
-  isResumed: boolean,
 ): Promise<Primary> {
-  const { tenure, offeredTenure, returning } = metadata.current;
-  const primary = await Primary.promoted(
+  return Primary.promoted(
     {
       ...options,
       disks: disks.map(({ name, path, stack }) => ({ name, path, device: stack })),
     },
     keeperOf(metadata),
   );
-  if (overlays === null) return primary;
+}
+
+/**
+ * The primary's dirty maps tell what the failover takes back or keeps, durably. Again, to another target even, they may tell more
+ * than that.
+ * @param isResumed whether the failover was asked for in an earlier life
+ */
+export async function tellChanges(
+  primary: Primary,
+  { tenure, offeredTenure, returning }: SecondaryMetadata,
+  overlays: Epoch,
+  target: FailoverTarget,
+  isResumed: boolean,
+  log: Logger,
+): Promise<void> {
   for (const [index, { name: disk, dirty }] of primary.disks.entries()) {
     // Guests may have been let in: a map that is new by now, or tells nothing, was lost.
     if (isResumed && returning && dirty.tenure === null) {
-      options.log.warn({ disk }, "what guests have changed since the failover is not known: a full copy");
+      log.warn({ disk }, "what guests have changed since the failover is not known: a full copy");
       await dirty.describe(null, false);
       continue;
     }
@@ -56,9 +63,6 @@ export async function promote(
       for (const [start, end] of overlay.mapped()) await dirty.markMissed(start, end - start);
     }
   }
-  // On record before the first guest: from here on the maps are all that tells of its changes.
-  if (!returning) await metadata.save({ returning: true });
-  return primary;
 }
 
 /** What a guest of each disk sees. */

@@ -4,6 +4,7 @@
  */
 import { MetadataError, StateError } from "../errors.js";
 import type { NodeMetadata, PrimaryMetadata, SecondaryMetadata } from "../meta/metadata.js";
+import { resumedStage } from "./stage.js";
 
 /** What an operator has decided for one start of a secondary. */
 export interface SecondaryStart {
@@ -21,7 +22,7 @@ export function asSecondary(
   if (metadata.role === "primary") return { ...comingBack(metadata, null), discard };
   if (!discard && !demote) return metadata;
   if (metadata.stage === "done") return { ...comingBack(metadata, null), discard };
-  if (metadata.stage.startsWith("failover")) {
+  if (resumedStage(metadata).startsWith("failover")) {
     throw new StateError(
       "failing-over",
       `the failover of this node is not over: start it without ${demote ? "--demote" : "--discard-local-changes"}, to finish it`,

@@ -13,6 +13,7 @@ import type { MetadataKeeper } from "./metadata-keeper.js";
 import { asSecondary, type SecondaryStart } from "./roles.js";
 import type { NamedDisk } from "./secondary-disk.js";
 import type { SecondaryStages } from "./secondary-stages.js";
+import { resumedStage } from "./stage.js";
 import type { Succession } from "./succession.js";
 import type { WriterTracker } from "./writer-tracker.js";
 
@@ -69,7 +70,8 @@ export interface RecoveryParts {
 /** Takes up where the node stopped or crashed, in the epoch and stage on record. @throws MetadataError if a log is missing or damaged */
 export async function recover(parts: RecoveryParts): Promise<void> {
   const { disks, metadata, store, group, stages, succession, tracker } = parts;
-  const { stage, epoch, failoverTarget: target, cleanShutdown, logs, mixed } = metadata.current;
+  const { epoch, failoverTarget: target, cleanShutdown, logs, mixed } = metadata.current;
+  const stage = resumedStage(metadata.current);
   const overlays = stage === "none" || stage === "done" ? null : await store.recover(epoch, logs);
   if (overlays === null) await store.removeAllBut(null);
   else if (mixed !== null) overlays.distrust(mixed);
@@ -77,10 +79,11 @@ export async function recover(parts: RecoveryParts): Promise<void> {
   if (stage !== "none" && stage !== "running") succession.refuseWriters();
   await metadata.save({ cleanShutdown: false, logs: [], disks: await identifyDisks(disks, false) });
   if (stage === "none") return;
-  if (stage !== "running" || overlays === null) {
+  if (overlays === null || target !== null) {
     await succession.resume(overlays, target);
     return;
   }
+  // Also after a failover that could not begin: the views are what they were.
   group.resume(overlays);
   tracker.resume();
   if (cleanShutdown) return;

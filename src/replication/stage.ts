@@ -4,13 +4,13 @@
  *
  *           start                stop{failover}               committed
  *   none ──────────► running ───────────────────► failover ─────────────► done
- *    ▲                  │                          │      ▲
+ *    ▲                  │            begin-failed, │      ▲
  *    └──── stop ────────┘            commit-failed ▼      │ stop{failover}
  *                                           failover-failed
  *
  * As in QEMU, a node that is being or has been promoted ignores start, checkpoint and stop without an error: the manager
  * talks to all nodes alike. Unlike QEMU, stop without failover goes back to `none`, so that replication can be started
- * again; and a failed failover can be tried again.
+ * again; and a failed failover can be tried again, to either target as long as it has changed nothing.
  */
 import { StateError } from "../errors.js";
 
@@ -21,7 +21,7 @@ export type FailoverTarget = "checkpoint" | "latest";
 export interface State {
   readonly mode: Mode;
   readonly stage: Stage;
-  /** Set from failover on. */
+  /** Set from failover on, but for one that could not begin: it has changed nothing. */
   readonly target: FailoverTarget | null;
   /** Whether an I/O error was swallowed since the start (QEMU: BDRVReplicationState.error). */
   readonly hasError: boolean;
@@ -34,8 +34,15 @@ export type Event =
   | { readonly type: "stop"; readonly failover: FailoverTarget | null }
   | { readonly type: "io-error" }
   | { readonly type: "errors-mended" }
+  | { readonly type: "begin-failed" }
   | { readonly type: "commit-succeeded" }
   | { readonly type: "commit-failed" };
+
+/** As it is on record (failover.ts). */
+export interface RecordedStage {
+  readonly stage: Stage;
+  readonly failoverTarget: FailoverTarget | null;
+}
 
 /** What to do for an event, in this order; all of it before the new state counts. */
 export type Effect =
@@ -71,11 +78,26 @@ export function step(state: State, event: Event): Step {
         : [{ ...state, hasError: true }, []];
     case "errors-mended":
       return [{ ...state, hasError: false }, []];
+    case "begin-failed":
+      return expectStage(state, "failover", [
+        { ...state, stage: "failover-failed", target: null, hasError: true },
+        [],
+      ]);
     case "commit-succeeded":
       return expectStage(state, "failover", [{ ...state, stage: "done", hasError: false }, []]);
     case "commit-failed":
       return expectStage(state, "failover", [{ ...state, stage: "failover-failed", hasError: true }, []]);
   }
+}
+
+/** The stage in which a restart takes the node up: a failover that was asked for is begun. */
+export function resumedStage({ stage, failoverTarget }: RecordedStage): Stage {
+  return stage === "running" && failoverTarget !== null ? "failover" : stage;
+}
+
+/** Whether a failover may have changed the disks. */
+export function hasChangedDisks({ stage, failoverTarget }: RecordedStage): boolean {
+  return isPromoted(stage) || (stage === "failover-failed" && failoverTarget !== null);
 }
 
 /** Whether the node has left replication for good: it was promoted, or is about to be. */
@@ -118,10 +140,10 @@ function stop(state: State, failover: FailoverTarget | null): Step {
   if (state.stage !== "running" && !isRetry) {
     throw new StateError("not-running", "Block replication is not running");
   }
-  if (isRetry && failover !== state.target) {
+  if (isRetry && state.target !== null && failover !== state.target) {
     throw new StateError(
       "other-target",
-      `the failover to ${state.target ?? "checkpoint"} has changed the disks already: it can only be tried again as it was`,
+      `the failover to ${state.target} has changed the disks already: it can only be tried again as it was`,
     );
   }
   if (failover === null) {

@@ -19,7 +19,7 @@ import type { MetadataKeeper } from "./metadata-keeper.js";
 import type { OwnData } from "./own-data.js";
 import type { Primary } from "./primary.js";
 import type { WriterSessions } from "./writer-sessions.js";
-import { guestExportsOf, type PrimarySettings, promote } from "./promotion.js";
+import { guestExportsOf, type PrimarySettings, promote, tellChanges } from "./promotion.js";
 import type { Reserve } from "./reserve.js";
 import type { SecondaryCheckpoints } from "./secondary-checkpoints.js";
 import type { SecondaryStages } from "./secondary-stages.js";
@@ -54,7 +54,7 @@ export class Succession {
   readonly #parts: SuccessionParts;
   readonly #failover: Failover;
   #isFenced = false;
-  /** Whether the failover began before this start. */
+  /** Whether the failover was asked for before this start. */
   #isResumed = false;
   #promoted: Primary | null = null;
 
@@ -66,7 +66,11 @@ export class Succession {
       epochs,
       metadata,
       serial,
-      promote: (overlays, target) => this.#promote(overlays, target),
+      promote: async (overlays, target) => {
+        const primary = await this.#promote();
+        await tellChanges(primary, metadata.current, overlays, target, this.#isResumed, log);
+        return primary;
+      },
       onEnd: (failure) => {
         this.#ended(failure);
       },
@@ -199,13 +203,15 @@ export class Succession {
     const { group, stages } = this.#parts;
     this.#isResumed = true;
     if (overlays === null) {
-      await group.showDisks(() => this.#promote(null, target ?? "latest"));
+      await group.showDisks(async () => {
+        group.setFronts(guestExportsOf(await this.#promote()));
+      });
       return;
     }
     group.adopt(overlays);
     if (stages.stage === "failover") await this.begin(target ?? "checkpoint");
-    else if (target === "latest") await group.showDisks(() => this.#promote(overlays, target));
-    else await this.#failover.show(overlays, "checkpoint");
+    else if (target === "latest") await this.#failover.showLatest(overlays);
+    else await this.#failover.showCommit(overlays);
   }
 
   /** The node stops: a merge is interrupted, and what the node is as a primary is closed. */
@@ -234,26 +240,21 @@ export class Succession {
     return `, for ${mixed}: wait for the end of a primary's copy; or, to take the disks as they are, ${start}, then fail over`;
   }
 
-  /** @param overlays null: nothing of the failover is left to do */
-  async #promote(overlays: Epoch | null, target: FailoverTarget): Promise<void> {
+  async #promote(): Promise<Primary> {
     const { directory, asPrimary, group, metadata, own, log } = this.#parts;
     // From here on they are the dirty maps of the primary that this node becomes.
     await own.close();
-    this.#promoted ??= await promote(
-      group.disks,
-      metadata,
-      { directory, log, ...asPrimary },
-      overlays,
-      target,
-      this.#isResumed,
-    );
-    group.setFronts(guestExportsOf(this.#promoted));
+    this.#promoted ??= await promote(group.disks, metadata, { directory, log, ...asPrimary });
+    return this.#promoted;
   }
 
   #ended(failure: Error | null): void {
     const { stages, log } = this.#parts;
     if (failure !== null) log.error({ error: failure.message }, "failover failed");
-    if (stages.stage === "failover") stages.happened(failure === null ? "commit-succeeded" : "commit-failed");
+    if (stages.stage === "failover") {
+      const failed = this.#failover.hasBegun ? "commit-failed" : "begin-failed";
+      stages.happened(failure === null ? "commit-succeeded" : failed);
+    }
     this.#parts.ended(failure);
   }
 }

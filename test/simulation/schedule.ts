@@ -1,6 +1,6 @@
 /** Random lives of a pair: what guests, operators, networks, disks and power supplies do, step by step. */
 import { asError, describeError, ReplError, StateError } from "../../src/errors.js";
-import type { Stage } from "../../src/replication/stage.js";
+import type { FailoverTarget, Stage } from "../../src/replication/stage.js";
 import { Random } from "../tools/seed.js";
 import { REPLICA_ERROR_POLICIES } from "../../src/status.js";
 import type { ComeBack, Death, FaultKinds, Policies } from "./simulated-host.js";
@@ -303,26 +303,31 @@ async function failover(pair: SimulatedPair): Promise<void> {
       (error: unknown) => describeError(error),
     ),
   );
-  if (refused === "done" && pair.faults === "all") await begun(pair, next);
-  if (refused === null || next.host.life === null) await start(pair, next);
-  else if (refused !== "done") {
+  if (refused === null) await start(pair, next);
+  else if (refused !== "done" && next.host.life !== null) {
     pair.note(refused);
     next.isCommitting = false;
     return;
   }
+  await begun(pair, next, () => random.oneOf(["checkpoint", "latest"]));
   // It was not on record yet when the node ended, or was started anew.
   if (stageOf(next) === "running") return;
-  await promoted(pair, old, next, to);
+  await promoted(pair, old, next, next.host.secondary?.metadata.failoverTarget ?? to);
 }
 
-/** A failover whose state directory failed at its beginning may be on record or not: it is tried again. */
-async function begun(pair: SimulatedPair, host: ModelledHost): Promise<void> {
+/**
+ * A failover whose state directory failed at its beginning may be on record or not, which shows when the node is up: it is tried again.
+ * @param target of one that has changed nothing
+ */
+async function begun(pair: SimulatedPair, host: ModelledHost, target: () => FailoverTarget): Promise<void> {
   for (;;) {
+    if (host.host.life === null) await start(pair, host);
     const { secondary } = host.host;
-    if (secondary === null || secondary.commit !== null) return;
+    if (secondary === null || pair.faults !== "all" || secondary.commit !== null) return;
     const ended = secondary.commitEnded().then(() => true);
-    if ((await alive(host, ended)) === null || secondary.stage !== "failover-failed") return;
-    await retryFailover(pair, host);
+    if ((await alive(host, ended)) === null) continue;
+    if (secondary.stage !== "failover-failed") return;
+    await retryFailover(pair, host, target());
   }
 }
 
@@ -419,13 +424,18 @@ async function finishCommit(pair: SimulatedPair, host: ModelledHost): Promise<vo
 }
 
 /** Its disk failed in the merge: mended, the failover is begun again. */
-async function retryFailover(pair: SimulatedPair, host: ModelledHost): Promise<void> {
+async function retryFailover(
+  pair: SimulatedPair,
+  host: ModelledHost,
+  target: FailoverTarget | null = null,
+): Promise<void> {
   if (host.host.hasFlushFailed) await renewLog(pair, host);
   const { secondary } = host.host;
   if (secondary?.stage !== "failover-failed") return;
-  pair.note(`${host.name} tries its failover again`);
+  const to = secondary.metadata.failoverTarget ?? target;
+  pair.note(`${host.name} tries its failover again, to the ${to ?? "stage none"}`);
   host.host.mend();
-  const again = secondary.stop(secondary.metadata.failoverTarget).then(
+  const again = secondary.stop(to).then(
     () => "begun" as const,
     (error: unknown) => {
       if (error instanceof StateError && error.code === "checkpoint-lost") return "lost" as const;
@@ -458,8 +468,7 @@ async function switchOver(pair: SimulatedPair): Promise<void> {
     await stop(old);
   }
   await old.host.dead();
-  if (pair.faults === "all") await begun(pair, next);
-  if (next.host.life === null) await start(pair, next);
+  await begun(pair, next, () => "latest");
   if (stageOf(next) === "running") {
     if (result === "done") pair.fail("the switch-over was done, and the other node knows nothing of it");
     next.isCommitting = false;

@@ -5,9 +5,11 @@ import { StateError } from "../../../src/errors.js";
 import {
   type Effect,
   type Event,
+  hasChangedDisks,
   initialState,
   isPromoted,
   type Mode,
+  resumedStage,
   type Stage,
   type State,
   step,
@@ -27,6 +29,7 @@ const EVENTS = {
   "failover to latest": { type: "stop", failover: "latest" },
   "io-error": { type: "io-error" },
   "errors-mended": { type: "errors-mended" },
+  "begin-failed": { type: "begin-failed" },
   "commit-succeeded": { type: "commit-succeeded" },
   "commit-failed": { type: "commit-failed" },
 } as const satisfies Record<string, Event>;
@@ -99,6 +102,13 @@ const SECONDARY: Record<EventName, Row> = {
     failover: "= failover",
     "failover-failed": "= failover-failed",
     done: "= done",
+  },
+  "begin-failed": {
+    none: "stage is none, not failover",
+    running: "stage is running, not failover",
+    failover: "= failover-failed !",
+    "failover-failed": "stage is failover-failed, not failover",
+    done: "stage is done, not failover",
   },
   "commit-succeeded": {
     none: "stage is none, not failover",
@@ -193,7 +203,7 @@ describe("stage machine", () => {
           step(stateIn("secondary", stage, false), event);
         } catch (error) {
           expect(error instanceof StateError, `${name} in ${stage}`).to.equal(
-            !event.type.startsWith("commit-"),
+            !/^(begin|commit)-/.test(event.type),
           );
         }
       }
@@ -206,6 +216,35 @@ describe("stage machine", () => {
     expect(outcomeOf(failed, EVENTS["failover to checkpoint"])).to.equal(
       "the failover to latest has changed the disks already: it can only be tried again as it was",
     );
+  });
+
+  it("tries one that could not begin again to either target, and doesn't go back on it", () => {
+    const begun: State = { mode: "secondary", stage: "failover", target: "latest", hasError: false };
+    const [failed] = step(begun, EVENTS["begin-failed"]);
+    expect(failed).to.deep.equal({ ...begun, stage: "failover-failed", target: null, hasError: true });
+    for (const target of ["checkpoint", "latest"] as const) {
+      expect(outcomeOf(failed, EVENTS[`failover to ${target}`])).to.equal(
+        `= failover to ${target} fence commit`,
+      );
+    }
+    expect(outcomeOf(failed, EVENTS.stop)).to.equal(NOT_RUNNING);
+  });
+
+  it("takes a failover that was asked for up again after a restart, and knows which may have changed the disks", () => {
+    const stages = [
+      ["running", null, "running", false],
+      ["running", "latest", "failover", false],
+      ["failover-failed", null, "failover-failed", false],
+      ["failover-failed", "latest", "failover-failed", true],
+      ["failover", "latest", "failover", true],
+      ["done", "latest", "done", true],
+    ] as const;
+    for (const [stage, failoverTarget, resumed, hasChanged] of stages) {
+      const recorded = { stage, failoverTarget };
+      const what = `${stage} to ${failoverTarget ?? "none"}`;
+      expect(resumedStage(recorded), what).to.equal(resumed);
+      expect(hasChangedDisks(recorded), what).to.equal(hasChanged);
+    }
   });
 
   it("leaves replication for good with failover and done, not with a failover that failed", () => {

@@ -148,6 +148,131 @@ describe("a secondary whose storage fails", () => {
     }
   }
 
+  describe("and a failover has failed: another one to the other target,", () => {
+    const HOW = ["at once", "after a restart", "after a crash"] as const;
+    /** What can't be written; `begin` has the failover do as much as can be. */
+    const obstacles: readonly (readonly [
+      what: string,
+      begin: (failover: () => Promise<void>) => Promise<void>,
+    ])[] = [
+      [
+        "that it was asked for",
+        async (failover) => {
+          node.state.fail({ operation: "replace", name: /^metadata/ });
+          await failover();
+        },
+      ],
+      [
+        "a dirty map",
+        async (failover) => {
+          node.state.fail({ operation: "create", name: /^dirty-/ });
+          await failover();
+        },
+      ],
+      [
+        "that it has begun",
+        async (failover) => {
+          const held = node.state.hold({ operation: "create", name: /^dirty-/ });
+          const failed = failover();
+          await held.arrived;
+          node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
+          held.release();
+          await failed;
+        },
+      ],
+    ];
+
+    beforeEach(async () => {
+      await introduce(node, "session");
+      await sessionCheckpoint(node, "session");
+      await put(node.replication(), 0, PAGE, 0x22, Flag.Fua);
+      await put(node.view(), PAGE, PAGE, 0x33, Flag.Fua);
+    });
+
+    const comeBack = async (how: (typeof HOW)[number]): Promise<void> => {
+      node.state.clear();
+      node.disk().clear();
+      if (how === "after a restart") await node.restart();
+      if (how === "after a crash") await node.crashAndReopen();
+    };
+
+    for (const [what, begin] of obstacles) {
+      for (const [target, other] of [
+        ["checkpoint", "latest"],
+        ["latest", "checkpoint"],
+      ] as const) {
+        for (const how of HOW) {
+          it(`${how}, is done after one to the ${target} that could not begin, for ${what} could not be written`, async () => {
+            await begin(async () => {
+              expect(await failureOf(node.secondary.failOver(target))).to.have.property(
+                "code",
+                "failover-failed",
+              );
+            });
+            const shown = content(0, [PAGE, PAGE, 0x33]);
+            expectMedium(media[0], content(0, [0, PAGE, 0x22]), "nothing has changed");
+            await expectContent(node.view(), shown, "view");
+            await comeBack(how);
+            await expectContent(node.view(), shown, how);
+            const isOnRecord = how !== "after a crash" || what !== "that it was asked for";
+            expect(node.secondary.stage).to.equal(isOnRecord ? "failover-failed" : "running");
+            const late = outcome(put(node.replication(), 0, PAGE, 0x22));
+            expect(await late, "fenced").to.equal(isOnRecord ? "ESHUTDOWN" : "done");
+            await node.failover(other);
+            expect(node.secondary.stage).to.equal("done");
+            expectMedium(media[0], other === "latest" ? content(0, [0, PAGE, 0x22]) : shown);
+            const dirty = node.secondary.promoted.disks[0]?.dirty;
+            expect(dirty?.tenure).to.be.a("string");
+            if (other === "checkpoint") expect(dirty?.nextMissed(0, PAGE)?.offset, "taken back").to.equal(0);
+          });
+        }
+      }
+    }
+
+    for (const how of HOW) {
+      it(`${how}, is refused after one whose merge has failed at its first block`, async () => {
+        node.disk().fail({ operation: "write" });
+        await node.failover("checkpoint");
+        await comeBack(how);
+        expect(node.secondary.stage).to.equal("failover-failed");
+        const error = await failureOf(node.secondary.failOver("latest"));
+        expect(error).to.be.instanceOf(StateError).with.property("code", "other-target");
+        await node.failover("checkpoint");
+        expectMedium(media[0], content(0, [PAGE, PAGE, 0x33]));
+      });
+
+      it(`${how}, is refused after one that had begun and could not be begun again`, async () => {
+        node.disk().fail({ operation: "write" });
+        await node.failover("checkpoint");
+        await node.crashAndReopen();
+        node.state.fail({ operation: "replace", name: /^metadata/ });
+        expect(await failureOf(node.secondary.failOver("checkpoint"))).to.have.property(
+          "code",
+          "failover-failed",
+        );
+        await comeBack(how);
+        const error = await failureOf(node.secondary.failOver("latest"));
+        expect(error).to.be.instanceOf(StateError).with.property("code", "other-target");
+      });
+    }
+  });
+
+  it("begins a failover anew that was asked for when it crashed, before anything had changed", async () => {
+    await node.start();
+    await put(node.replication(), 0, PAGE, 0x22, Flag.Fua);
+    const held = node.state.hold({ operation: "create", name: /^dirty-/ });
+    void node.secondary.failOver("checkpoint");
+    await held.arrived;
+    expect(await readMetadata(node.state)).to.deep.include({
+      stage: "running",
+      failoverTarget: "checkpoint",
+    });
+    await node.crashAndReopen();
+    await node.secondary.commitEnded();
+    expect(node.secondary.stage).to.equal("done");
+    expectMedium(media[0], content(0));
+  });
+
   for (const [how, isMapLost] of [
     ["knows", false],
     ["does not pretend to know, if its dirty map is gone,", true],
