@@ -377,11 +377,18 @@ describe("failure of block replication", () => {
     await expectPattern(workspace.path("s.img"), ...expected);
   });
 
-  for (const target of ["checkpoint", "latest"]) {
-    it(`7, failover to ${target} that can't begin, for the state directory is full: the verb fails, and it can be tried again`, async () => {
+  for (const [target, next, isRestarted] of [
+    ["checkpoint", "checkpoint", false],
+    ["latest", "latest", false],
+    ["checkpoint", "latest", false],
+    ["latest", "checkpoint", true],
+  ] as const) {
+    const how = `again${isRestarted ? ", after a restart" : ""}${next === target ? "" : `, to ${next}`}`;
+    it(`7, failover to ${target} that can't begin, for the state directory is full: the verb fails, and it can be tried ${how}`, async () => {
       const pair = await startCrampedPair();
       await writePattern(pair.primaryUri(), 0x11, "0", "1M");
       await pair.checkpoint();
+      await writePattern(pair.primaryUri(), 0x22, "0", "64k");
       await pair.primary.succeed("stop");
       await fillPastReserve();
       const reason =
@@ -397,8 +404,15 @@ describe("failure of block replication", () => {
       expect(refused).to.deep.include({ qmpClass: "GenericError", kind: "failed", code: "failover-failed" });
       expect(pair.secondary.log.filter(({ msg }) => msg === "failover failed")).to.have.length(2);
       await rm(workspace.path("secondary/filler"));
-      await pair.failOver("--to", target);
-      await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
+      if (isRestarted) {
+        await pair.secondary.succeed("stop");
+        await pair.secondary.process.ended();
+        await pair.startSecondary();
+        expect((await pair.secondary.status()).stage).to.equal("failover-failed");
+      }
+      await pair.failOver("--to", next);
+      const expected = next === "latest" ? 0x22 : 0x11;
+      await expectPattern(pair.viewUri(), [expected, "0", "64k"], [0x11, "64k", "960k"]);
     });
   }
 
