@@ -12,14 +12,11 @@ import assert from "node:assert/strict";
 import { libc } from "../os/libc.js";
 
 /** Sizes are powers of two from this on; a shorter wish gets that much. */
-const SMALLEST_BYTES = 32 * 1024;
+export const SMALLEST_BYTES = 32 * 1024;
 /** Longer ones are not kept, and made to measure: they are rare, and each would displace many. */
 const LARGEST_BYTES = 32 * 1024 * 1024;
 
 const PAGE_BYTES = 4096;
-
-/** Of an arena: holds many small copies, or a long one and little more. */
-const SLAB_BYTES = 256 * 1024;
 
 /** What was kept all through so long is not needed. */
 const TRIM_INTERVAL_MS = 2000;
@@ -129,57 +126,6 @@ function classOf(lengthBytes: number): number {
 /** For payloads of any device and connection of the process. */
 export const payloadBuffers = new BufferPool(32 * 1024 * 1024);
 
-/** A copy that an arena made; `slab` is to be given back to it. */
-export interface ArenaCopy {
-  readonly bytes: Buffer;
-  readonly slab: Slab;
-}
-
-interface Slab {
-  readonly buffer: Buffer;
-  usedBytes: number;
-  copies: number;
-}
-
-/**
- * Copies of payloads that outlive their request, many to a buffer of the pool.
- *
- * Invariants: a slab goes back to the pool, or is filled anew, when none of its copies is in use any more; one that was
- * made for a long copy goes back.
- */
-export class CopyArena {
-  #slab: Slab | null = null;
-
-  copy(from: Buffer): ArenaCopy {
-    const slab = this.#slabWith(from.length);
-    const start = slab.usedBytes;
-    from.copy(slab.buffer, start);
-    slab.usedBytes += from.length;
-    slab.copies++;
-    return { bytes: slab.buffer.subarray(start, start + from.length), slab };
-  }
-
-  release({ slab }: ArenaCopy): void {
-    slab.copies--;
-    if (slab.copies > 0) return;
-    if (slab === this.#slab && slab.buffer.length === SLAB_BYTES) {
-      slab.usedBytes = 0;
-      return;
-    }
-    if (slab === this.#slab) this.#slab = null;
-    payloadBuffers.give(slab.buffer);
-  }
-
-  #slabWith(lengthBytes: number): Slab {
-    const slab = this.#slab;
-    if (slab !== null && slab.usedBytes + lengthBytes <= slab.buffer.length) return slab;
-    if (slab?.copies === 0) payloadBuffers.give(slab.buffer);
-    const buffer = payloadBuffers.take(Math.max(lengthBytes, SLAB_BYTES));
-    this.#slab = { buffer, usedBytes: 0, copies: 0 };
-    return this.#slab;
-  }
-}
-
 /** A buffer of the pool with several users; the last one to release it gives it back. */
 export interface SharedBuffer {
   readonly bytes: Buffer;
@@ -222,22 +168,91 @@ class CountedBuffer implements SharedBuffer {
   }
 }
 
+/** A part of a buffer of the pool; its holder releases the slab once, and does not use the part any more. */
+export interface Part {
+  readonly bytes: Buffer;
+  readonly slab: SharedBuffer;
+}
+
+/**
+ * Short buffers, many to a slab of the pool: one by itself costs the garbage collector more than it is worth.
+ *
+ * Invariants: no two parts that are held overlap; one that is longer than a slab has a buffer of its own.
+ */
+export class Arena {
+  readonly #slabBytes: number;
+  #slab: SharedBuffer | null = null;
+  #usedBytes = 0;
+
+  /** @param slabBytes what the pool has a buffer of */
+  constructor(slabBytes: number) {
+    this.#slabBytes = slabBytes;
+  }
+
+  /** With whatever content. */
+  take(lengthBytes: number): Part {
+    if (lengthBytes > this.#slabBytes) {
+      const own = shareBuffer(payloadBuffers.take(lengthBytes));
+      return { bytes: own.bytes.subarray(0, lengthBytes), slab: own };
+    }
+    const slab = this.#slabWith(lengthBytes);
+    const start = this.#usedBytes;
+    this.#usedBytes += lengthBytes;
+    slab.hold();
+    return { bytes: slab.bytes.subarray(start, this.#usedBytes), slab };
+  }
+
+  copy(from: Buffer): Part {
+    const part = this.take(from.length);
+    from.copy(part.bytes);
+    return part;
+  }
+
+  /** Keeps nothing for what comes next; parts that are held stay as they are. */
+  rest(): void {
+    this.#slab?.release();
+    this.#slab = null;
+  }
+
+  #slabWith(lengthBytes: number): SharedBuffer {
+    if (this.#slab?.users === 1) this.#usedBytes = 0;
+    if (this.#slab !== null && this.#usedBytes + lengthBytes <= this.#slabBytes) return this.#slab;
+    this.rest();
+    this.#usedBytes = 0;
+    return (this.#slab = shareBuffer(payloadBuffers.take(this.#slabBytes)));
+  }
+}
+
 /** The memory that one request has borrowed: buffers of `payloadBuffers`, or a part of a shared one. */
 export class Loan {
+  readonly #arena: Arena;
   #buffers: Buffer[] | null = null;
   #shared: SharedBuffer | null = null;
+
+  /** @param arena for a short one */
+  constructor(arena: Arena) {
+    this.#arena = arena;
+  }
 
   /** Whether nothing of the pool is on loan. */
   get isEmpty(): boolean {
     return this.#buffers === null && this.#shared === null;
   }
 
-  /** A buffer of just this length; short ones are the garbage collector's. */
+  /** A buffer of just this length. */
   take(lengthBytes: number): Buffer {
-    if (lengthBytes < SMALLEST_BYTES) return Buffer.allocUnsafeSlow(lengthBytes);
+    if (lengthBytes < SMALLEST_BYTES) return this.#takeShort(lengthBytes);
     const buffer = payloadBuffers.take(lengthBytes);
     (this.#buffers ??= []).push(buffer);
     return buffer.subarray(0, lengthBytes);
+  }
+
+  #takeShort(lengthBytes: number): Buffer {
+    // Several are rare: a long read with holes in it.
+    if (this.#shared !== null) return Buffer.allocUnsafeSlow(lengthBytes);
+    const { bytes, slab } = this.#arena.take(lengthBytes);
+    this.#shared = slab;
+    return bytes;
   }
 
   /** Holds a part of what somebody else has. */

@@ -6,7 +6,7 @@
  * - They hold no more memory than the budget: one that finds it used up is not acknowledged before it has its share.
  * - Waiters are woken in the order of the numbers that they wait for.
  */
-import { type ArenaCopy, CopyArena } from "../buffer-pool.js";
+import { Arena, type Part } from "../buffer-pool.js";
 import type { MemoryBudget } from "../memory-budget.js";
 import type { RangeHold } from "../range-lock.js";
 
@@ -14,12 +14,15 @@ export interface WriteBehind {
   /** They are numbered in order of arrival. */
   readonly number: number;
   readonly offset: number;
-  readonly copy: ArenaCopy;
+  readonly copy: Part;
   /** Of the blocks that it touches. */
   readonly turn: RangeHold | Promise<RangeHold>;
   /** Settles when it has its share of the memory; null: it has. */
   readonly admitted: Promise<void> | null;
 }
+
+/** Holds many small copies. */
+const SLAB_BYTES = 256 * 1024;
 
 interface Waiter {
   readonly number: number;
@@ -30,7 +33,7 @@ const DONE = Promise.resolve();
 
 export class WritesBehind {
   readonly #memory: MemoryBudget;
-  readonly #copies = new CopyArena();
+  readonly #copies = new Arena(SLAB_BYTES);
   /** In order of arrival. */
   readonly #writes = new Set<WriteBehind>();
   readonly #waiters: Waiter[] = [];
@@ -63,9 +66,10 @@ export class WritesBehind {
   done(write: WriteBehind): void {
     const { copy, admitted } = write;
     const { length } = copy.bytes;
-    this.#copies.release(copy);
+    copy.slab.release();
     this.#lengthBytes -= length;
     this.#writes.delete(write);
+    if (this.isEmpty) this.#copies.rest();
     if (admitted === null) this.#memory.give(length);
     else void this.#giveBack(admitted, length);
     if (this.#waiters.length > 0) this.#wake();

@@ -353,11 +353,12 @@ export class Connection implements OptionSink, Reader {
    * Runs the receiver over what there is; false when it kept a rest.
    * A violation ends this connection and nothing else.
    */
-  #parse(run: () => boolean): boolean {
+  #parse(run: () => boolean, hasJustCome = true): boolean {
     this.#stalled = false;
     if (this.#transmission !== null) {
       this.#transmission.source = this.#source;
       this.#transmission.mayStay = this.#buffer.mayStay;
+      this.#transmission.hasJustCome = hasJustCome;
     }
     try {
       this.#stalled = !run();
@@ -384,7 +385,7 @@ export class Connection implements OptionSink, Reader {
     const handOver = this.#handOver;
     this.#handOver = null;
     handOver?.();
-    const mayRead = !this.#stalled || (this.#hasRoom && this.#parse(() => this.#receiver.resume()));
+    const mayRead = !this.#stalled || (this.#hasRoom && this.#parse(() => this.#receiver.resume(), false));
     if (mayRead && !this.#upgrade.isUnderWay) this.#stream.resume();
     // What is answered already would be kept until the next turn, and with a thousand clients moved about by the garbage collector.
     this.#writer.flush();

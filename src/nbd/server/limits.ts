@@ -8,6 +8,12 @@
 /** Requests of one connection that are not answered, or whose answer the kernel has not taken yet. */
 export const REQUESTS_IN_FLIGHT = 256;
 
+/**
+ * Requests that the device of an export has under way, of all clients together, as one client alone may have. Those who
+ * flood wait beyond that; whoever asks for something after a while has one request more.
+ */
+export const DEVICE_REQUESTS = REQUESTS_IN_FLIGHT;
+
 /** Payloads of those requests. No further request is read from here on; the last one may go past it. */
 export const PAYLOAD_IN_FLIGHT_BYTES = 16 * 1024 * 1024;
 

@@ -7,7 +7,7 @@
  * - `#deviceRequests` of them are with the device; it never gets a request that refusalOf() refuses.
  * - While there is no room (`hasRoom`) no further header is parsed, so that what a client can pile up is bounded.
  */
-import { Loan, type SharedBuffer } from "../../block/buffer-pool.js";
+import { Arena, Loan, SMALLEST_BYTES, type SharedBuffer } from "../../block/buffer-pool.js";
 import { DeviceError, describeError, errnoOf } from "../../errors.js";
 import type { RequestSink } from "../receiver.js";
 import { Command } from "../wire/constants.js";
@@ -17,6 +17,7 @@ import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
 import { BusyPoll } from "./busy-poll.js";
 import type { ClientLog } from "./client-log.js";
+import { type DeviceDepth, deviceDepthOf } from "./device-depth.js";
 import { type DeviceRequestSink, DeviceRequests } from "./device-requests.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
 import {
@@ -58,10 +59,15 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   source: SharedBuffer | null = null;
   /** Whether they may stay there; if not they are copied. */
   mayStay = true;
+  /** What is parsed next has just come, and has not waited for the client's turn. */
+  hasJustCome = true;
   readonly #options: TransmissionOptions;
   readonly #poll = new BusyPoll();
   readonly #rules: RequestRules;
   readonly #device: DeviceRequests;
+  readonly #depth: DeviceDepth;
+  /** For replies to short reads; nothing is kept while no request is open. */
+  readonly #arena = new Arena(SMALLEST_BYTES);
   readonly #observer: ConnectionObserver;
   #current: OpenRequest | null = null;
   /** The last request whose header came has no memory yet; nothing is parsed meanwhile. */
@@ -70,6 +76,8 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #isGranted = false;
   /** It is complete but for that. */
   #deferred: OpenRequest | null = null;
+  /** Nothing is parsed until the device has less to do. */
+  #awaitsDevice = false;
   #open = 0;
   #memoryBytes = 0;
   #deviceRequests = 0;
@@ -101,6 +109,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       extendedHeaders,
       hasContexts: contexts.length > 0,
     };
+    this.#depth = deviceDepthOf(e);
     this.#device = new DeviceRequests(
       options.agreement,
       this.#rules,
@@ -161,6 +170,8 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       failedWrites: this.#failedWrites,
     };
     this.#isClosed = true;
+    this.#depth.leave(this.#onDevice);
+    this.#arena.rest();
     this.#options.memory.close();
     this.#observer.closed?.(summary);
   }
@@ -174,16 +185,23 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       if (open.isWrite) this.#unansweredWrites--;
       open.loan.release();
     }
+    if (this.#open === 0) this.#arena.rest();
     this.#options.onProgress();
   }
 
   ready(): boolean {
-    return this.hasRoom && !this.#options.share.isSpent;
+    if (!this.hasRoom || this.#options.share.isSpent) return false;
+    if (!this.#depth.isFull) return true;
+    // Whoever asks for little at a time waits for nobody.
+    if (this.hasJustCome && this.#open === 0) return true;
+    this.#awaitsDevice = true;
+    this.#depth.wait(this.#onDevice);
+    return false;
   }
 
   /** Whether the rest of a request, or another one, may be taken up, in its turn. */
   get hasRoom(): boolean {
-    if (this.#disconnected || this.#awaitsMemory) return false;
+    if (this.#disconnected || this.#awaitsMemory || this.#awaitsDevice) return false;
     // It counts already, and a long one is all that may be under way.
     if (this.#current !== null) return true;
     return (
@@ -200,7 +218,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
     let refusal = this.#shuttingDown ? SHUTTING_DOWN : refusalOf(this.#rules, header);
     if (isWrite && refusal === null && header.lengthBytes > 0) refusal = this.#refusalToWrite();
     const memoryBytes = refusal === null ? this.#memoryFor(header) : REQUEST_MEMORY_BYTES;
-    this.#current = { header, refusal, isWrite, memoryBytes, loan: new Loan() };
+    this.#current = { header, refusal, isWrite, memoryBytes, loan: new Loan(this.#arena) };
     this.#open++;
     this.#memoryBytes += memoryBytes;
     this.#awaitsMemory = !this.#options.memory.take(memoryBytes, this.#onMemory);
@@ -271,6 +289,11 @@ export class Transmission implements RequestSink, DeviceRequestSink {
     this.#options.later(this.#useMemory);
   };
 
+  readonly #onDevice = (): void => {
+    this.#awaitsDevice = false;
+    this.#options.onProgress();
+  };
+
   readonly #useMemory = (): void => {
     if (this.#isClosed) return;
     this.#awaitsMemory = false;
@@ -307,6 +330,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   /** As DeviceRequestSink. */
   begun(open: OpenRequest, done: Promise<void>, reply: Buffer): void {
     this.#deviceRequests++;
+    this.#depth.begun();
     done.then(
       () => {
         this.#succeeded(open, reply);
@@ -320,6 +344,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   /** As DeviceRequestSink. */
   begunInPieces(open: OpenRequest, pieces: Promise<Buffer[]>): void {
     this.#deviceRequests++;
+    this.#depth.begun();
     pieces.then(
       (parts) => {
         const last = parts.pop();
@@ -369,6 +394,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #settled(open: OpenRequest, reply: Buffer): void {
     if (open.isWrite) open.loan.release();
     this.#deviceRequests--;
+    this.#depth.settled();
     this.#send(open, reply);
     if (this.#deviceRequests > 0) return;
     // Nobody is left to share the writev with.

@@ -1,7 +1,7 @@
 import { mock } from "node:test";
 import { expect } from "chai";
 
-import { BufferPool, CopyArena, Loan, payloadBuffers } from "../../../src/block/buffer-pool.js";
+import { Arena, BufferPool, Loan, payloadBuffers } from "../../../src/block/buffer-pool.js";
 
 const KIBIBYTE = 1024;
 
@@ -82,27 +82,55 @@ describe("BufferPool", () => {
 
 describe("Loan", () => {
   it("borrows long buffers of the exact length, and gives all of them back at once", () => {
-    const loan = new Loan();
-    const lengths = [10, 100 * KIBIBYTE, 300 * KIBIBYTE];
+    const arena = new Arena(64 * KIBIBYTE);
+    const loan = new Loan(arena);
+    const lengths = [10, 20, 100 * KIBIBYTE, 300 * KIBIBYTE];
     expect(lengths.map((length) => loan.take(length).length)).to.deep.equal(lengths);
     const before = payloadBuffers.keptBytes;
     loan.release();
     expect(payloadBuffers.keptBytes - before).to.equal(128 * KIBIBYTE + 512 * KIBIBYTE);
     loan.release();
     expect(payloadBuffers.keptBytes - before).to.equal(128 * KIBIBYTE + 512 * KIBIBYTE);
+    arena.rest();
+    expect(payloadBuffers.keptBytes - before).to.equal((64 + 128 + 512) * KIBIBYTE);
   });
 });
 
-describe("CopyArena", () => {
-  it("does not keep the buffer of a long copy, which all short ones after it would share", () => {
-    const arena = new CopyArena();
-    const long = arena.copy(Buffer.alloc(900 * KIBIBYTE));
-    const short = arena.copy(Buffer.from("short"));
+describe("Arena", () => {
+  const SLAB_BYTES = 64 * KIBIBYTE;
+
+  it("gives parts that do not overlap, with the content that was copied", () => {
+    const arena = new Arena(SLAB_BYTES);
+    const lengths = [1, 4096, 30 * KIBIBYTE, 20 * KIBIBYTE, 40 * KIBIBYTE, SLAB_BYTES, 100 * KIBIBYTE];
+    const parts = lengths.map((length, i) => arena.copy(Buffer.alloc(length, i + 1)));
+    expect(parts.map(({ bytes }) => bytes)).to.deep.equal(
+      lengths.map((length, i) => Buffer.alloc(length, i + 1)),
+    );
+    for (const { slab } of parts) slab.release();
+  });
+
+  it("fills a slab anew when all its parts are released, and not before", () => {
+    const arena = new Arena(SLAB_BYTES);
+    const [first, second] = [arena.take(30 * KIBIBYTE), arena.take(30 * KIBIBYTE)];
+    first.slab.release();
+    const third = arena.take(30 * KIBIBYTE);
+    expect(third.slab).to.not.equal(first.slab);
+    second.slab.release();
+    third.slab.release();
+    const fourth = arena.take(SLAB_BYTES);
+    expect(fourth.slab).to.equal(third.slab);
+    fourth.slab.release();
+  });
+
+  it("keeps nothing of the pool once it rests and its parts are released", () => {
+    const arena = new Arena(SLAB_BYTES);
+    const [short, long] = [arena.take(10), arena.take(900 * KIBIBYTE)];
     const before = payloadBuffers.keptBytes;
-    arena.release(long);
-    expect(payloadBuffers.keptBytes, "the short one lies there").to.equal(before);
-    arena.release(short);
-    expect(payloadBuffers.keptBytes - before).to.equal(1024 * KIBIBYTE);
-    arena.release(arena.copy(Buffer.from("next")));
+    arena.rest();
+    expect(payloadBuffers.keptBytes, "a part is in use").to.equal(before);
+    short.slab.release();
+    expect(payloadBuffers.keptBytes - before).to.equal(SLAB_BYTES);
+    long.slab.release();
+    expect(payloadBuffers.keptBytes - before).to.equal(SLAB_BYTES + 1024 * KIBIBYTE);
   });
 });
