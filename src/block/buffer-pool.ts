@@ -168,6 +168,16 @@ class CountedBuffer implements SharedBuffer {
   }
 }
 
+/** A buffer of this length, with whatever content, until the promise of `use` has settled. */
+export async function withBuffer<T>(lengthBytes: number, use: (content: Buffer) => Promise<T>): Promise<T> {
+  const buffer = payloadBuffers.take(lengthBytes);
+  try {
+    return await use(buffer.subarray(0, lengthBytes));
+  } finally {
+    payloadBuffers.give(buffer);
+  }
+}
+
 /** A part of a buffer of the pool; its holder releases the slab once, and does not use the part any more. */
 export interface Part {
   readonly bytes: Buffer;

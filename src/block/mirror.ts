@@ -9,6 +9,7 @@
  *   `async` that holds before the next drain() resolves.
  */
 import { DeviceError, errnoOf } from "../errors.js";
+import { withBuffer } from "./buffer-pool.js";
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "./device.js";
 import { Flag } from "./device.js";
 import type { DirtyMap } from "./dirty-map.js";
@@ -101,15 +102,16 @@ export class Mirror implements BlockDevice {
 
   /** Sends the replica once more what the primary disk holds there, as a write that changes nothing here. */
   resend(offset: number, lengthBytes: number): Promise<void> {
-    const content = Buffer.allocUnsafe(lengthBytes);
-    return this.#changeLocalFirst({
-      offset,
-      lengthBytes,
-      flags: Flag.None,
-      local: (device) => device.read(offset, content),
-      replica: (device, flags) => device.write(offset, content, flags),
-      heldBytes: 0,
-    });
+    return withBuffer(lengthBytes, (content) =>
+      this.#changeLocalFirst({
+        offset,
+        lengthBytes,
+        flags: Flag.None,
+        local: (device) => device.read(offset, content),
+        replica: (device, flags) => device.write(offset, content, flags),
+        heldBytes: 0,
+      }),
+    );
   }
 
   /** Resolves when the replica has answered every change that is under way, or was given up. */

@@ -4,6 +4,7 @@
  * Invariant: a piece is read and sent while no change to it is under way on either side, so that the replica
  * never gets content that is older than what it has.
  */
+import { withBuffer } from "../block/buffer-pool.js";
 import type { BlockDevice } from "../block/device.js";
 import type { Clock } from "../clock.js";
 import { LinkError } from "../errors.js";
@@ -146,11 +147,13 @@ export class Resync {
 
   async #sendContent(start: number, end: number): Promise<void> {
     for (let at = start; at < end; at += PIECE_BYTES) {
-      const content = Buffer.allocUnsafe(Math.min(PIECE_BYTES, end - at));
-      await this.disk.local.read(at, content);
-      await this.#replica.write(at, content, 0);
-      this.#sentBytes += content.length;
-      this.disk.resynced(content.length);
+      const lengthBytes = Math.min(PIECE_BYTES, end - at);
+      await withBuffer(lengthBytes, async (content) => {
+        await this.disk.local.read(at, content);
+        await this.#replica.write(at, content, 0);
+      });
+      this.#sentBytes += lengthBytes;
+      this.disk.resynced(lengthBytes);
     }
   }
 

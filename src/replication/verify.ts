@@ -6,6 +6,7 @@
  *   differs. Blocks that the dirty map has as missed are known to differ, and are passed over.
  * - A piece counts as done only when it was compared: what a lost link interrupts is compared again, and nothing else.
  */
+import { withBuffer } from "../block/buffer-pool.js";
 import type { BlockDevice } from "../block/device.js";
 import { DIRTY_BLOCK_BYTES } from "../block/dirty-blocks.js";
 import { settleAll } from "../block/settle-all.js";
@@ -194,10 +195,13 @@ export class Verify {
   }
 
   /** @returns what differs, in blocks of MIN_DIGEST_BLOCK_BYTES */
-  async #compare(access: ReplicaAccess, { offset, lengthBytes }: Piece): Promise<DifferingExtent[]> {
-    const content = Buffer.allocUnsafe(lengthBytes);
+  #compare(access: ReplicaAccess, { offset, lengthBytes }: Piece): Promise<DifferingExtent[]> {
+    return withBuffer(lengthBytes, (content) => this.#compareContent(access, offset, content));
+  }
+
+  async #compareContent(access: ReplicaAccess, offset: number, content: Buffer): Promise<DifferingExtent[]> {
     if (!access.isReplicating()) throw linkLost();
-    const asked = access.digests.of(offset, lengthBytes, DIRTY_BLOCK_BYTES);
+    const asked = access.digests.of(offset, content.length, DIRTY_BLOCK_BYTES);
     const read = this.disk.local.read(offset, content);
     await settleAll([asked.then(() => undefined), read]);
     const theirs = await asked;

@@ -11,6 +11,7 @@
  * - Nothing but this device writes the disk or the overlays.
  */
 import { DeviceError } from "../../errors.js";
+import { withBuffer } from "../buffer-pool.js";
 import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from "../device.js";
 import { ExtentMap, ZERO } from "../extent-map.js";
 import { RangeLock } from "../range-lock.js";
@@ -114,10 +115,12 @@ export class CommitDevice implements BlockDevice {
   async #commitStep(start: number, end: number): Promise<void> {
     const hold = await this.#locks.lock(start, end, "exclusive");
     try {
-      const content = Buffer.allocUnsafe(end - start);
-      await this.#active.read(start, content);
-      if (content.equals(ZEROES.subarray(0, content.length))) await this.#disk.zero(start, content.length, 0);
-      else await this.#disk.write(start, content, 0);
+      await withBuffer(end - start, async (content) => {
+        await this.#active.read(start, content);
+        if (content.equals(ZEROES.subarray(0, content.length)))
+          await this.#disk.zero(start, content.length, 0);
+        else await this.#disk.write(start, content, 0);
+      });
       this.#committed.set(start, end, ZERO);
     } finally {
       hold.release();
