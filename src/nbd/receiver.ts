@@ -70,8 +70,8 @@ export class RequestReceiver {
   #request: RequestHeader | null = null;
   #chunk = EMPTY;
   #at = 0;
-  /** A header that spans chunks. */
-  readonly #scratch = Buffer.alloc(EXTENDED_REQUEST_HEADER_BYTES);
+  /** For a header that spans chunks; null: none has. */
+  #scratch: Buffer | null = null;
   #scratchFilled = 0;
   /** A body that spans chunks; null while it is swallowed or lies in one chunk. */
   #body: Buffer | null = null;
@@ -212,12 +212,13 @@ export class RequestReceiver {
       return this.#chunk.subarray(this.#at - sizeBytes, this.#at);
     }
     const count = Math.min(sizeBytes - this.#scratchFilled, available);
-    this.#chunk.copy(this.#scratch, this.#scratchFilled, this.#at, this.#at + count);
+    const scratch = (this.#scratch ??= Buffer.alloc(EXTENDED_REQUEST_HEADER_BYTES));
+    this.#chunk.copy(scratch, this.#scratchFilled, this.#at, this.#at + count);
     this.#at += count;
     this.#scratchFilled += count;
     if (this.#scratchFilled < sizeBytes) return null;
     this.#scratchFilled = 0;
-    return this.#scratch;
+    return scratch;
   }
 
   #startBody(lengthBytes: number, keep: boolean): void {

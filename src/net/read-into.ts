@@ -83,11 +83,21 @@ function handleOf(socket: Socket): StreamHandle | null {
 
 /** Under symbols that are known by their names. */
 function setState(socket: Socket, state: ReadState): boolean {
-  const symbols = Object.getOwnPropertySymbols(socket);
-  const entries = Object.entries(state).map(
-    ([name, value]) => [symbols.find(({ description }) => description === name), value as unknown] as const,
-  );
-  for (const [symbol] of entries) if (symbol === undefined) return false;
-  for (const [symbol, value] of entries) if (symbol !== undefined) Reflect.set(socket, symbol, value);
+  symbols ??= symbolsOf(socket);
+  if (symbols === null || !(symbols.kBuffer in socket)) return false;
+  Reflect.set(socket, symbols.kBuffer, state.kBuffer);
+  Reflect.set(socket, symbols.kBufferGen, state.kBufferGen);
+  Reflect.set(socket, symbols.kBufferCb, state.kBufferCb);
   return true;
+}
+
+/** The same for all sockets; looked up once, for a thousand of them may come in a second. */
+let symbols: Record<keyof ReadState, symbol> | null = null;
+
+function symbolsOf(socket: Socket): typeof symbols {
+  const all = Object.getOwnPropertySymbols(socket);
+  const named = (name: string): symbol | undefined => all.find(({ description }) => description === name);
+  const [kBuffer, kBufferGen, kBufferCb] = [named("kBuffer"), named("kBufferGen"), named("kBufferCb")];
+  if (kBuffer === undefined || kBufferGen === undefined || kBufferCb === undefined) return null;
+  return { kBuffer, kBufferGen, kBufferCb };
 }

@@ -51,6 +51,7 @@ export type Outcome =
 const CONTINUE: Outcome = { kind: "continue" };
 const FINISH: Outcome = { kind: "finish" };
 const EMPTY: Buffer = Buffer.alloc(0);
+const GREETING = encodeGreeting(HandshakeFlag.FixedNewstyle | HandshakeFlag.NoZeroes);
 
 export interface NegotiationOptions {
   readonly exports: ExportTable;
@@ -75,7 +76,7 @@ export class Negotiation {
   }
 
   greet(): void {
-    this.#options.send(encodeGreeting(HandshakeFlag.FixedNewstyle | HandshakeFlag.NoZeroes));
+    this.#options.send(GREETING);
   }
 
   /** @throws ProtocolError unknown-client-flags */
