@@ -12,10 +12,7 @@ import {
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import { encodeClientFlags } from "../../src/nbd/wire/handshake.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
-import {
-  DEFAULT_MAX_CONNECTIONS_PER_PEER,
-  DEVICE_REQUESTS,
-} from "../../src/nbd/server/limits.js";
+import { DEFAULT_MAX_CONNECTIONS_PER_PEER, DEVICE_REQUESTS } from "../../src/nbd/server/limits.js";
 import { payloadBuffers } from "../../src/block/buffer-pool.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
