@@ -25,7 +25,8 @@ export function writeGathered(
   taken: (error?: Error | null) => void,
 ): void {
   const borrowed: Buffer[] = [];
-  const chunks = pieces.length === 1 ? pieces : gather(pieces, borrowed);
+  const runs = pieces.length === 1 ? pieces : runsOf(pieces);
+  const chunks = runs.length === 1 ? runs : gather(runs, borrowed);
   stream.cork();
   const last = chunks.length - 1;
   for (const [index, chunk] of chunks.entries()) {
@@ -37,6 +38,29 @@ export function writeGathered(
       });
   }
   stream.uncork();
+}
+
+/** Pieces that lie one behind the other in memory, as answers that were made together do, are one. */
+function runsOf(pieces: readonly Buffer[]): Buffer[] {
+  const runs: Buffer[] = [];
+  let first: Buffer | null = null;
+  let lengthBytes = 0;
+  const pass = (): void => {
+    if (first === null) return;
+    const isOne = first.length === lengthBytes;
+    runs.push(isOne ? first : Buffer.from(first.buffer, first.byteOffset, lengthBytes));
+  };
+  for (const piece of pieces) {
+    if (first?.buffer === piece.buffer && first.byteOffset + lengthBytes === piece.byteOffset) {
+      lengthBytes += piece.length;
+      continue;
+    }
+    pass();
+    first = piece;
+    lengthBytes = piece.length;
+  }
+  pass();
+  return runs;
 }
 
 /** @param borrowed gets what the pool has to be given back */
