@@ -12,7 +12,7 @@ export const REQUESTS_IN_FLIGHT = 256;
  * Requests that the device of an export has under way, of all clients together, as one client alone may have. Those who
  * flood wait beyond that; whoever asks for something after a while has one request more.
  */
-export const DEVICE_REQUESTS = REQUESTS_IN_FLIGHT;
+export const DEVICE_REQUESTS = 256;
 
 /** Payloads of those requests. No further request is read from here on; the last one may go past it. */
 export const PAYLOAD_IN_FLIGHT_BYTES = 16 * 1024 * 1024;
