@@ -1,8 +1,7 @@
 /** Whether a primary that introduces itself may write to a secondary: by their data's histories (docs/adr/0001). */
 import { asError, StateError } from "../errors.js";
-import { formatSize } from "../config/units.js";
+import { type ChangesSummary, describeChanges } from "./changes-summary.js";
 import { type Lineage, relationOf } from "./generation.js";
-import type { ChangesSummary } from "./local-changes.js";
 
 /** What a primary tells of itself. */
 export interface Introduction extends Lineage {
@@ -12,8 +11,8 @@ export interface Introduction extends Lineage {
   readonly session: string;
   /** The tenures of its dirty maps; none: they tell nothing. */
   readonly tenures: readonly string[];
-  /** Bytes that it believes this replica to lack. */
-  readonly dirty: number;
+  /** What it believes this replica to lack. */
+  readonly dirty: ChangesSummary;
 }
 
 /** What a secondary is to a primary that introduces itself. */
@@ -88,7 +87,7 @@ function refuseOtherHistory(secondary: Lineage, primary: Introduction, changed: 
     case "split-brain":
       throw new StateError(
         "split-brain",
-        `split brain: both nodes changed since they were the same, the primary ${formatSize(primary.dirty)}${changed === null ? "" : `, the secondary ${describeChanges(changed)}`} (${generations}): ${REMEDY}`,
+        `split brain: both nodes changed since they were the same, the primary ${describeChanges(primary.dirty)}${changed === null ? "" : `; the secondary ${describeChanges(changed)}`} (${generations}): ${REMEDY}`,
       );
     case "unrelated":
       throw new StateError(
@@ -96,15 +95,6 @@ function refuseOtherHistory(secondary: Lineage, primary: Introduction, changed: 
         `the secondary holds other data: ${generations}, and neither came from the other: ${REMEDY}`,
       );
   }
-}
-
-/** How much, and where that begins: `3 MiB, first on disk0 at 0+65536, 1048576+4096`. */
-function describeChanges({ bytes, first }: ChangesSummary): string {
-  const ranges = first.map(({ disk, offset, lengthBytes }, index) => {
-    const where = disk === first[index - 1]?.disk ? "" : `on ${disk} at `;
-    return `${where}${offset}+${lengthBytes}`;
-  });
-  return ranges.length === 0 ? formatSize(bytes) : `${formatSize(bytes)}, first ${ranges.join(", ")}`;
 }
 
 function short({ generation }: Lineage): string {

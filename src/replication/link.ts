@@ -33,6 +33,7 @@ import { QmpError } from "../qmp/errors.js";
 import type { LinkState } from "../status.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import type { RateLimit } from "./rate-limit.js";
+import { summaryOf } from "./changes-summary.js";
 import { HANDSHAKE_VERSION, type LostRollback, type ReplicaControlEvents } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions } from "./replica-connections.js";
 import { Resync } from "./resync.js";
@@ -253,7 +254,7 @@ export class Link {
           generation: lineage().generation,
           ancestors: [...lineage().ancestors],
           tenures: tenuresOf(disks),
-          dirty: disks.reduce((sum, { dirty }) => sum + dirty.missedBytes, 0),
+          dirty: summaryOf(disks.map(({ name, dirty }) => [name, dirty])),
           epoch: epoch(),
           disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
         };

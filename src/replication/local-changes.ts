@@ -4,6 +4,7 @@
  */
 import { DirtyMap, dirtyMapName } from "../block/dirty-map.js";
 import type { StateDirectory } from "../meta/state-directory.js";
+import { type ChangesSummary, summaryOf } from "./changes-summary.js";
 import type { NamedDisk } from "./secondary-disk.js";
 
 /** Ranges told for each disk; closer ones are merged. A handshake's answer stays well under 1 MiB. */
@@ -13,16 +14,6 @@ const MAX_RUNS = 4096;
 export type ChangedRanges = Readonly<
   Record<string, readonly (readonly [offset: number, lengthBytes: number])[]>
 >;
-
-/** What a node changed by itself, for a person. */
-export interface ChangesSummary {
-  readonly bytes: number;
-  /** The first ranges of it, in whole dirty blocks. */
-  readonly first: readonly { readonly disk: string; readonly offset: number; readonly lengthBytes: number }[];
-}
-
-/** Ranges that a summary names. */
-const SUMMARY_RANGES = 3;
 
 export class LocalChanges {
   readonly #maps: ReadonlyMap<string, DirtyMap>;
@@ -71,17 +62,7 @@ export class LocalChanges {
 
   /** Exact, unlike ranges(), which merges close ones. */
   summary(): ChangesSummary {
-    const first: ChangesSummary["first"][number][] = [];
-    for (const [disk, map] of this.#maps) {
-      let from = 0;
-      while (first.length < SUMMARY_RANGES && from < map.sizeBytes) {
-        const run = map.nextMissed(from, map.sizeBytes);
-        if (run === null) break;
-        first.push({ disk, ...run });
-        from = run.offset + run.lengthBytes;
-      }
-    }
-    return { bytes: this.bytes, first };
+    return summaryOf(this.#maps);
   }
 
   async close(): Promise<void> {

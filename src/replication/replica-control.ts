@@ -2,9 +2,10 @@
 import { z } from "zod";
 import { ProtocolError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
+import { changesSummarySchema } from "./changes-summary.js";
 
 /** Version of the handshake; a node refuses another's. */
-export const HANDSHAKE_VERSION = 5;
+export const HANDSHAKE_VERSION = 6;
 
 /** Told by a secondary when a checkpoint is durable, with its epoch. */
 export const CHECKPOINT_EVENT = "X_REPL_CHECKPOINT";
@@ -29,8 +30,8 @@ export const helloSchema = z.strictObject({
    * if the primary ended while it gave them a new one.
    */
   tenures: z.array(z.uuid()).max(64),
-  /** Bytes that the primary believes this replica to lack, for people. */
-  dirty: z.int().nonnegative(),
+  /** What the primary believes this replica to lack, for people. */
+  dirty: changesSummarySchema,
   epoch: z.int().nonnegative(),
   disks: z.array(z.strictObject({ name: z.string(), size: z.int().positive() })).min(1),
 });

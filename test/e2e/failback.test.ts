@@ -82,7 +82,7 @@ describe("roles that change", () => {
     const refused = await b.node.verb("attach", ...(await a.replicaOptions()));
     expect(refused.code).to.equal(3);
     expect(refused.stderr).to.match(
-      /^repl-secondary: split brain: both nodes changed since they were the same, the primary 3 MiB, the secondary 3.19 MiB, first on disk0 at 10485760\+3145728, 20971520\+65536, 23068672\+65536 \([^\n]*--discard-local-changes[^\n]*\n$/,
+      /^repl-secondary: split brain: both nodes changed since they were the same, the primary 3 MiB, first on disk0 at 12582912\+3145728; the secondary 3.19 MiB, first on disk0 at 10485760\+3145728, 20971520\+65536, 23068672\+65536 \([^\n]*--discard-local-changes[^\n]*\n$/,
     );
     await expectPattern(b.uri, [0x55, "12M", "3M"]);
     expect((await a.node.status()).secondary?.conflict).to.match(/^split brain: /);

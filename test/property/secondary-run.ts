@@ -121,7 +121,13 @@ async function resync(model: SecondaryModel): Promise<void> {
   const { message } = await failureOf(model.node.checkpoint());
   if (!message.startsWith("checkpoint refused: ")) throw new Error(`refused, but with ${message}`);
   const session = randomUUID();
-  const primary = { primary: "the primary", generation: GENERATION, ancestors: [], tenures: [], dirty: 0 };
+  const primary = {
+    primary: "the primary",
+    generation: GENERATION,
+    ancestors: [],
+    tenures: [],
+    dirty: { bytes: 0, first: [] },
+  };
   await secondary.introduce({ ...primary, session });
   for (const [index, content] of model.truth.entries())
     await model.node.replication(index).write(0, content, 0);

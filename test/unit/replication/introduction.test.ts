@@ -8,7 +8,12 @@ import {
 } from "../../../src/replication/introduction.js";
 
 const PRIMARY: Introduction = {
-  ...{ primary: "the primary", session: "s", tenures: [], dirty: 65536 },
+  ...{
+    primary: "the primary",
+    session: "s",
+    tenures: [],
+    dirty: { bytes: 65536, first: [{ disk: "disk0", offset: 0, lengthBytes: 65536 }] },
+  },
   ...{ generation: "aaaaaaaa", ancestors: ["0"] },
 };
 const SECONDARY: Omit<AskedSecondary, "changed"> = {
@@ -17,8 +22,8 @@ const SECONDARY: Omit<AskedSecondary, "changed"> = {
 
 describe("introduction in a split brain", () => {
   for (const [what, changed, told] of [
-    ["nothing that is known", null, "the primary 64 KiB"],
-    ["nothing", { bytes: 0, first: [] }, "the primary 64 KiB, the secondary 0 B"],
+    ["nothing that is known", null, "the primary 64 KiB, first on disk0 at 0+65536"],
+    ["nothing", { bytes: 0, first: [] }, "the primary 64 KiB, first on disk0 at 0+65536; the secondary 0 B"],
     [
       "ranges of one disk",
       {
@@ -28,7 +33,7 @@ describe("introduction in a split brain", () => {
           { disk: "disk0", offset: 1048576, lengthBytes: 65536 },
         ],
       },
-      "the primary 64 KiB, the secondary 128 KiB, first on disk0 at 0+65536, 1048576+65536",
+      "the primary 64 KiB, first on disk0 at 0+65536; the secondary 128 KiB, first on disk0 at 0+65536, 1048576+65536",
     ],
     [
       "ranges of two disks",
@@ -39,7 +44,7 @@ describe("introduction in a split brain", () => {
           { disk: "disk1", offset: 65536, lengthBytes: 65536 },
         ],
       },
-      "the primary 64 KiB, the secondary 128 KiB, first on disk0 at 65536+65536, on disk1 at 65536+65536",
+      "the primary 64 KiB, first on disk0 at 0+65536; the secondary 128 KiB, first on disk0 at 65536+65536, on disk1 at 65536+65536",
     ],
   ] as const) {
     it(`names what the secondary changed by itself: ${what}`, () => {

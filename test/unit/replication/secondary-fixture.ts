@@ -86,7 +86,7 @@ export function introduce(
     generation: GENERATION,
     ancestors: [],
     tenures: [],
-    dirty: 0,
+    dirty: { bytes: 0, first: [] },
     ...told,
   });
 }
