@@ -140,8 +140,9 @@ export class EpochChanger {
   async end(): Promise<void> {
     await this.settled();
     const { number } = this;
-    const old = await this.#giveUpCheckpoint();
+    // While it can still fail without a trace.
     await this.#group.flush();
+    const old = await this.#giveUpCheckpoint();
     await this.#metadata.save({ stage: "none", epoch: number, gap: null, cutOff: null });
     // A disk whose flush has failed goes on failing; anything else may have been mended.
     this.#flushFailure = null;

@@ -24,7 +24,7 @@ import type { Reserve } from "./reserve.js";
 import type { SecondaryCheckpoints } from "./secondary-checkpoints.js";
 import type { SecondaryStages } from "./secondary-stages.js";
 import type { Serial } from "./serial.js";
-import { type FailoverTarget, isPromoted } from "./stage.js";
+import { type FailoverTarget, hasChangedDisks, isPromoted } from "./stage.js";
 import { TAKE_OVER_FAILED } from "./take-over.js";
 import type { WriterTracker } from "./writer-tracker.js";
 
@@ -132,7 +132,12 @@ export class Succession {
     }
     const { checkpointAt } = metadata.current;
     const seconds = checkpointAt === null ? 0 : Math.max(0, (Date.now() - Date.parse(checkpointAt)) / 1000);
-    return failoverOptions(group.epoch, group.pendingBytes, seconds, tracker.gap);
+    const begunTo = hasChangedDisks(metadata.current) ? metadata.current.failoverTarget : null;
+    return failoverOptions(group.epoch, group.pendingBytes, seconds, tracker.gap).map((option) =>
+      begunTo === null || option.to === begunTo
+        ? option
+        : { ...option, refusal: `the failover to ${begunTo} has changed the disks already` },
+    );
   }
 
   /** @throws StateError if there is no checkpoint to fail over to */
@@ -146,6 +151,13 @@ export class Succession {
   /** The replication exports are closed, and what they took is on the disks. */
   async fence(target: FailoverTarget): Promise<void> {
     const { group, epochs, reserve, disconnectWriters } = this.#parts;
+    // Before anybody is fenced off.
+    if (group.epoch === null) {
+      throw new StateError(
+        "not-running",
+        "Block replication has given up its checkpoint, but its stop could not be recorded: stop it again",
+      );
+    }
     this.#isFenced = true;
     group.fence();
     await disconnectWriters();

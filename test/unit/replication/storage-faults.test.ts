@@ -237,6 +237,11 @@ describe("a secondary whose storage fails", () => {
         expect(node.secondary.stage).to.equal("failover-failed");
         const error = await failureOf(node.secondary.failOver("latest"));
         expect(error).to.be.instanceOf(StateError).with.property("code", "other-target");
+        const refusals = node.secondary.failoverOptions().map(({ to, refusal }) => [to, refusal]);
+        expect(refusals).to.deep.equal([
+          ["checkpoint", null],
+          ["latest", "the failover to checkpoint has changed the disks already"],
+        ]);
         await node.failover("checkpoint");
         expectMedium(media[0], content(0, [PAGE, PAGE, 0x33]));
       });
@@ -255,6 +260,37 @@ describe("a secondary whose storage fails", () => {
         expect(error).to.be.instanceOf(StateError).with.property("code", "other-target");
       });
     }
+  });
+
+  it("keeps its checkpoint when a flush of its disk fails as it is stopped, and can be failed over", async () => {
+    await node.start();
+    await put(node.replication(), 0, PAGE, 0x22);
+    node.disk().fail({ operation: "flush" });
+    await failureOf(node.secondary.stop(null));
+    expect(node.secondary.stage).to.equal("running");
+    await expectContent(node.view(), content(0));
+    node.disk().clear();
+    await node.failover("checkpoint");
+    expect(node.secondary.stage).to.equal("done");
+    expectMedium(media[0], content(0));
+  });
+
+  it("whose stop could not be recorded refuses a failover, fences nobody off, and can be stopped again", async () => {
+    await node.start();
+    await put(node.replication(), 0, PAGE, 0x22);
+    // The first one says that the checkpoint is given up.
+    const first = node.state.hold({ operation: "replace", name: /^metadata/, count: 1 });
+    const stopped = failureOf(node.secondary.stop(null));
+    await first.arrived;
+    node.state.fail({ operation: "replace", name: /^metadata/ });
+    first.release();
+    await stopped;
+    const error = await failureOf(node.secondary.failOver("checkpoint"));
+    expect(error).to.be.instanceOf(StateError).with.property("code", "not-running");
+    expect(await outcome(put(node.replication(), 0, PAGE, 0x23))).to.equal("done");
+    node.state.clear();
+    await node.secondary.stop(null);
+    expect(node.secondary.stage).to.equal("none");
   });
 
   it("begins a failover anew that was asked for when it crashed, before anything had changed", async () => {
