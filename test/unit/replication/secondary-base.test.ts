@@ -149,9 +149,14 @@ describe("secondary: what an epoch begins on", () => {
     const client = await primary();
     await put(client, 0, PAGE, 0x21);
     await sessionCheckpoint(pair.node, "s");
-    const held = pair.node.disk().hold({ operation: "flush" });
+    // The first record says that the checkpoint is given up, the second one that replication has stopped.
+    const [first, second] = [1, 2].map(() =>
+      pair.node.state.hold({ operation: "replace", name: /^metadata/, count: 1 }),
+    );
     void outcome(pair.node.secondary.stop(null));
-    await held.arrived(1);
+    await first?.arrived;
+    first?.release();
+    await second?.arrived;
     await put(client, 0, 2 * PAGE, 0x22);
     await pair.node.applied();
     await pair.crashSecondary();
