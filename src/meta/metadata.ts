@@ -44,6 +44,8 @@ const secondarySchema = z.strictObject({
   tenure: z.uuid().nullable(),
   /** The name told to that primary at its last handshake; it takes over when something is written under it. */
   offeredTenure: z.uuid().nullable(),
+  /** The name of the primary of ours that introduced itself last: nobody who writes meanwhile keeps it out. */
+  primary: z.string().nullable(),
   /** Whether a primary introduced itself that has not said yet that nothing is missing: the disks may be half of something. */
   copying: z.boolean(),
   /**
@@ -84,6 +86,7 @@ export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryM
     checkpointAt: null,
     tenure: null,
     offeredTenure: null,
+    primary: null,
     copying: false,
     mixed: null,
     discard: false,

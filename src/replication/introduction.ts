@@ -27,10 +27,17 @@ export interface AskedSecondary extends Lineage {
 
 /** Who introduced itself to a secondary. */
 export class Introductions {
+  /** Of the primary that was admitted last, in an earlier life of the node too. */
+  #lastPrimary: string | null;
   #last: Introduction | null = null;
   #conflict: string | null = null;
 
-  /** The primary that was admitted last. */
+  /** @param lastPrimary of the one that was admitted last, as is on record; null: nobody was */
+  constructor(lastPrimary: string | null) {
+    this.#lastPrimary = lastPrimary;
+  }
+
+  /** The one that was admitted last; null: none was in this life of the node. */
   get last(): Introduction | null {
     return this.#last;
   }
@@ -43,7 +50,7 @@ export class Introductions {
   /** @throws StateError if another primary is connected, or the histories forbid it */
   admit(introduction: Introduction, secondary: AskedSecondary): void {
     const { writer, discard, changed } = secondary;
-    if (writer !== null && introduction.primary !== this.#last?.primary) {
+    if (writer !== null && introduction.primary !== this.#lastPrimary) {
       throw new StateError(
         "other-writer",
         `another primary replicates to this node, from ${writer}: stop that first`,
@@ -61,6 +68,7 @@ export class Introductions {
   /** It has been admitted, and whoever wrote before has been cut off. */
   admitted(introduction: Introduction): void {
     this.#last = introduction;
+    this.#lastPrimary = introduction.primary;
   }
 }
 

@@ -45,6 +45,7 @@ export function comingBack(metadata: NodeMetadata, tenure: string | null): Secon
     checkpointAt: null,
     tenure,
     offeredTenure: null,
+    primary: null,
     copying: false,
     mixed: null,
     returning: true,

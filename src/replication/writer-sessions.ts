@@ -54,12 +54,13 @@ export interface WriterSessionsParts {
 
 export class WriterSessions {
   readonly #parts: WriterSessionsParts;
-  readonly #introductions = new Introductions();
+  readonly #introductions: Introductions;
   readonly #tenures: Tenures;
 
   constructor(parts: WriterSessionsParts) {
     this.#parts = parts;
     this.#tenures = new Tenures(parts.metadata);
+    this.#introductions = new Introductions(parts.metadata.current.primary);
   }
 
   /** Why the last primary that introduced itself was refused for its data's history, or null. */
@@ -88,7 +89,7 @@ export class WriterSessions {
       await this.#beginEpoch();
       if (group.epoch !== null) await own.keep(group.epoch.number);
       const mixed = group.epoch === null ? { mixed: metadata.current.mixed ?? UNFINISHED } : {};
-      const change = { copying: true, ...mixed };
+      const change = { primary: introduction.primary, copying: true, ...mixed };
       const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures, change);
       const writer = randomUUID();
       tracker.introduce(introduction.session, writer);

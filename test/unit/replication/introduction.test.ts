@@ -48,7 +48,7 @@ describe("introduction in a split brain", () => {
     ],
   ] as const) {
     it(`names what the secondary changed by itself: ${what}`, () => {
-      const introductions = new Introductions();
+      const introductions = new Introductions(null);
       const refusal = `split brain: both nodes changed since they were the same, ${told} (the secondary's data is of generation bbbbbbbb, the primary's of aaaaaaaa): to give up what only the secondary has, start it once with --discard-local-changes, which saves it first`;
       expect(() => {
         introductions.admit(PRIMARY, { ...SECONDARY, changed });

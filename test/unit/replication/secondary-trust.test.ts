@@ -147,6 +147,17 @@ describe("secondary: trust in its writers", () => {
     await resync("s");
   });
 
+  it("lets the primary that was there before it was started anew in, whoever writes meanwhile, and no other one", async () => {
+    await introduce(pair.node, "s");
+    await pair.crashSecondary();
+    const stranger = await writer();
+    await put(stranger, 0, PAGE, 0x22);
+    const other = introduce(pair.node, "t", { primary: "another primary" });
+    await expectFailure(other, /another primary replicates to this node/);
+    await introduce(pair.node, "u");
+    expect(await outcome(put(stranger, 0, PAGE, 0x23)), "cut off").to.not.equal("done");
+  });
+
   it("refuses after a write failed here, and after one was refused", async () => {
     await pair.node.start();
     const client = await writer();
