@@ -62,6 +62,11 @@ class CheckedDevice implements BlockDevice {
     return this.#inPieces(offset, into, (at, piece) => this.#next.read(at, piece));
   }
 
+  tryRead(offset: number, into: Buffer): boolean {
+    if (!this.#inside(offset, into.length) || into.length > this.#maximumBytes) return false;
+    return this.#next.tryRead?.(offset, into) === true;
+  }
+
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     if (!this.info.writable) return refused("write", "EPERM", offset, from.length, this.#sizeBytes);
     if (!this.#inside(offset, from.length)) {

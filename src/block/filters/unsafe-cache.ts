@@ -21,6 +21,10 @@ class UnsafeCache implements BlockDevice {
     return this.#next.read(offset, into);
   }
 
+  tryRead(offset: number, into: Buffer): boolean {
+    return this.#next.tryRead?.(offset, into) === true;
+  }
+
   write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     return this.#next.write(offset, from, flags & ~Flag.Fua);
   }

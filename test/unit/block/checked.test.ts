@@ -54,6 +54,16 @@ describe("checked", () => {
     expect(device.flush()).to.equal(promises.flush);
   });
 
+  it("reads at once what the next layer has in memory, and nothing outside", async () => {
+    const { memory, device } = make();
+    await memory.write(100, Buffer.alloc(50, 7), Flag.None);
+    const into = Buffer.alloc(50);
+    expect(device.tryRead?.(100, into)).to.equal(true);
+    expect(into).to.deep.equal(Buffer.alloc(50, 7));
+    expect(device.tryRead?.(SIZE_BYTES - 49, into)).to.equal(false);
+    expect(device.tryRead?.(-1, into)).to.equal(false);
+  });
+
   it("says what it emulates", () => {
     const { info } = make({
       trim: "none",
