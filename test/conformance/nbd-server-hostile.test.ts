@@ -12,7 +12,11 @@ import {
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import { encodeClientFlags } from "../../src/nbd/wire/handshake.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
-import { DEFAULT_MAX_CONNECTIONS_PER_PEER, DEVICE_REQUESTS } from "../../src/nbd/server/limits.js";
+import {
+  DEFAULT_MAX_CONNECTIONS_PER_PEER,
+  DEVICE_REQUESTS,
+  DEVICE_WAIT_MS,
+} from "../../src/nbd/server/limits.js";
 import { payloadBuffers } from "../../src/block/buffer-pool.js";
 import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
@@ -205,6 +209,34 @@ describe("NBD server, hostile clients", () => {
     for (const client of greedy) {
       for (let count = 0; count < each; count++) await client.reply();
     }
+  });
+
+  it("serves whoever asks for several things at a time while all that the disk takes stands still", async () => {
+    const held = device.hold({ operation: "flush" });
+    const each = DEVICE_REQUESTS / 2;
+    for (const client of [await connect(), await connect()])
+      client.send(Buffer.concat(Array.from({ length: each }, () => requestBytes(Command.Flush))));
+    await held.arrived(DEVICE_REQUESTS);
+    const reads = Array.from({ length: 8 }, () => requestBytes(Command.Read, { lengthBytes: 512 }));
+    witness.send(Buffer.concat(reads));
+    for (let count = 0; count < reads.length; count++)
+      expect((await witness.reply(512)).errorNumber).to.equal(0);
+    held.release();
+  });
+
+  it("serves whoever asks for several things at a time as well as those, more than the disk takes, who ask for one after the other", async () => {
+    const held = device.hold({ operation: "flush" });
+    const many: RawNbdClient[] = [];
+    while (many.length < DEVICE_REQUESTS + 20) many.push(await connect());
+    for (const client of many) client.send(requestBytes(Command.Flush));
+    await until(() => openRequests() === many.length);
+    const reads = Array.from({ length: 100 }, () => requestBytes(Command.Read, { lengthBytes: 512 }));
+    witness.send(Buffer.concat(reads));
+    const startMs = performance.now();
+    for (let count = 0; count < reads.length; count++)
+      expect((await witness.reply(512)).errorNumber).to.equal(0);
+    expect(performance.now() - startMs).to.be.below((reads.length * DEVICE_WAIT_MS) / 4);
+    held.release();
   });
 
   it("allocates nothing for names and queries of 4 GiB in an option of a few bytes", async () => {

@@ -10,9 +10,12 @@ export const REQUESTS_IN_FLIGHT = 256;
 
 /**
  * Requests that the device of an export has under way, of all clients together, as one client alone may have. Those who
- * flood wait beyond that; whoever asks for something after a while has one request more.
+ * flood wait beyond that; whoever has none has one more, so that nobody waits for requests that may never settle.
  */
 export const DEVICE_REQUESTS = 256;
+
+/** Who waits for the device looks again after this, though nothing has settled there. */
+export const DEVICE_WAIT_MS = 100;
 
 /** Payloads of those requests. No further request is read from here on; the last one may go past it. */
 export const PAYLOAD_IN_FLIGHT_BYTES = 16 * 1024 * 1024;

@@ -76,8 +76,10 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #isGranted = false;
   /** It is complete but for that. */
   #deferred: OpenRequest | null = null;
-  /** Nothing is parsed until the device has less to do. */
+  /** Nothing is parsed until the device has less to do, or none of its requests is left of this client. */
   #awaitsDevice = false;
+  /** It has waited for that: it may have one request, if it has none. */
+  #hasWaited = false;
   #open = 0;
   #memoryBytes = 0;
   #deviceRequests = 0;
@@ -185,15 +187,25 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       if (open.isWrite) this.#unansweredWrites--;
       open.loan.release();
     }
-    if (this.#open === 0) this.#arena.rest();
+    if (this.#open === 0) this.#rest();
     this.#options.onProgress();
+  }
+
+  /** No request is open. */
+  #rest(): void {
+    this.#arena.rest();
+    if (!this.#awaitsDevice) return;
+    this.#depth.leave(this.#onDevice);
+    this.#awaitsDevice = false;
+    this.#hasWaited = true;
   }
 
   ready(): boolean {
     if (!this.hasRoom || this.#options.share.isSpent) return false;
-    if (!this.#depth.isFull) return true;
-    // Whoever asks for little at a time waits for nobody.
-    if (this.hasJustCome && this.#open === 0) return true;
+    // Whoever asks for little at a time waits for nobody, and nobody for those whose requests may never settle.
+    const isNext = this.#open === 0 && (this.hasJustCome || this.#hasWaited);
+    this.#hasWaited = false;
+    if (isNext || !this.#depth.isFull) return true;
     this.#awaitsDevice = true;
     this.#depth.wait(this.#onDevice);
     return false;
@@ -291,6 +303,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
 
   readonly #onDevice = (): void => {
     this.#awaitsDevice = false;
+    this.#hasWaited = true;
     this.#options.onProgress();
   };
 

@@ -1,7 +1,9 @@
+import { setTimeout as sleep } from "node:timers/promises";
+
 import { expect } from "chai";
 
 import { DeviceDepth, deviceDepthOf } from "../../../src/nbd/server/device-depth.js";
-import { DEVICE_REQUESTS } from "../../../src/nbd/server/limits.js";
+import { DEVICE_REQUESTS, DEVICE_WAIT_MS } from "../../../src/nbd/server/limits.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
 
 function filled(): DeviceDepth {
@@ -53,6 +55,17 @@ describe("DeviceDepth", () => {
     depth.leave(leaving);
     depth.settled();
     expect(called).to.deep.equal(["stayed"]);
+  });
+
+  it("calls those who wait after a while, though nothing settles", async () => {
+    const depth = filled();
+    const called: string[] = [];
+    for (const name of ["first", "second"]) depth.wait(() => called.push(name));
+    await sleep(2 * DEVICE_WAIT_MS);
+    expect(called).to.deep.equal(["first", "second"]);
+    depth.wait(() => called.push("again"));
+    await sleep(2 * DEVICE_WAIT_MS);
+    expect(called).to.deep.equal(["first", "second", "again"]);
   });
 
   it("is one for all clients of an export, and another one for each export", () => {
