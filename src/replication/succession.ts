@@ -124,12 +124,7 @@ export class Succession {
         `failover is ${stages.stage === "done" ? "done" : "under way"} already`,
       );
     }
-    if (group.epoch === null) {
-      throw new StateError(
-        "not-running",
-        `Block replication is not running: there is nothing to fail over to${this.#whyNothing()}`,
-      );
-    }
+    if (group.epoch === null) throw this.#nothing();
     const { checkpointAt } = metadata.current;
     const seconds = checkpointAt === null ? 0 : Math.max(0, (Date.now() - Date.parse(checkpointAt)) / 1000);
     const begunTo = hasChangedDisks(metadata.current) ? metadata.current.failoverTarget : null;
@@ -140,9 +135,11 @@ export class Succession {
     );
   }
 
-  /** @throws StateError if there is no checkpoint to fail over to */
+  /** @throws StateError if there is no checkpoint to fail over to, or nothing at all: a stop that failed has given it up */
   refuseLostCheckpoint(target: FailoverTarget | null): void {
-    const lost = this.#parts.group.epoch?.lost ?? null;
+    const { stages, group } = this.#parts;
+    if (target !== null && stages.stage === "running" && group.epoch === null) throw this.#nothing();
+    const lost = group.epoch?.lost ?? null;
     if (target !== "checkpoint" || lost === null) return;
     const refusal = `the last checkpoint is lost, ${lost}: wait for the next one, or fail over to the latest content instead (--to latest)`;
     throw new StateError("checkpoint-lost", `failover refused: ${refusal}`);
@@ -242,14 +239,19 @@ export class Succession {
     return isSame && group.pendingBytes === 0 ? null : "something was received since the checkpoint";
   }
 
-  /** Why the disks are nothing to fail over to, and what to do, to be appended; empty: nothing is known to be wrong with them. */
-  #whyNothing(): string {
-    const { mixed, copying } = this.#parts.metadata.current;
-    if (mixed === null) return "";
-    const start = copying
-      ? "give that copy up and start replication (QMP xen-set-replication, enable false, then true)"
-      : "start replication (QMP xen-set-replication, enable true)";
-    return `, for ${mixed}: wait for the end of a primary's copy; or, to take the disks as they are, ${start}, then fail over`;
+  /** That there is nothing to fail over to; why, where anything is known to be wrong with the disks, and what to do. */
+  #nothing(): StateError {
+    const { stages, metadata } = this.#parts;
+    const { mixed, copying } = metadata.current;
+    const isStopping = stages.stage === "running";
+    const first = isStopping ? "finish the stop and " : copying ? "give that copy up and " : "";
+    const how = isStopping || copying ? "enable false, then true" : "enable true";
+    const remedy = `wait for the end of a primary's copy; or, to take the disks as they are, ${first}start replication (QMP xen-set-replication, ${how}), then fail over`;
+    const why = mixed === null ? "" : `, for ${mixed}: ${remedy}`;
+    return new StateError(
+      "not-running",
+      `Block replication is not running: there is nothing to fail over to${why}`,
+    );
   }
 
   async #promote(): Promise<Primary> {
