@@ -8,6 +8,8 @@ import { alive, type Counts, mediaContent, type ModelledHost, SimulatedPair } fr
 
 /** Short, so that much happens within one. */
 const REPLICA_TIMEOUT_MS = 500;
+/** What a node asked for before it died is done by then, or will not be. */
+const ON_ITS_WAY_MS = 2000;
 const ADDRESS = { kind: "unix", path: "simulated" } as const;
 /** Of what fails in a state directory, by kind and file; null: anything. */
 const STATE_PATTERNS = [
@@ -468,6 +470,11 @@ async function switchOver(pair: SimulatedPair): Promise<void> {
     await stop(old);
   }
   await old.host.dead();
+  if (result === null) {
+    // What it had asked for may be on its way to the other node, or being done there.
+    healLink(pair);
+    await pair.time.sleep(ON_ITS_WAY_MS);
+  }
   await begun(pair, next, () => "latest");
   if (stageOf(next) === "running") {
     if (result === "done") pair.fail("the switch-over was done, and the other node knows nothing of it");
