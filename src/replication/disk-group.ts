@@ -157,9 +157,9 @@ export class DiskGroup {
     this.#epoch = null;
   }
 
-  /** No replication write is taken any more. */
-  fence(): void {
-    for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.fence();
+  /** Whether no replication write is taken. */
+  setFenced(isFenced: boolean): void {
+    for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.setFenced(isFenced);
   }
 
   /** Whoever calls this knows that what was lost will be sent again, or was given up. */

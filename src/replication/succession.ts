@@ -145,18 +145,27 @@ export class Succession {
     throw new StateError("checkpoint-lost", `failover refused: ${refusal}`);
   }
 
-  /** The replication exports are closed, and what they took is on the disks. */
+  /**
+   * The replication exports are closed, and what they took is on the disks.
+   * @throws StateError if that has cost the checkpoint to fail over to: there is no failover then
+   */
   async fence(target: FailoverTarget): Promise<void> {
-    const { group, epochs, reserve, disconnectWriters } = this.#parts;
-    // Before anybody is fenced off.
-    if (group.epoch === null) {
-      throw new StateError(
-        "not-running",
-        "Block replication has given up its checkpoint, but its stop could not be recorded: stop it again",
-      );
-    }
+    const { group } = this.#parts;
+    const wasFenced = this.#isFenced;
     this.#isFenced = true;
-    group.fence();
+    group.setFenced(true);
+    try {
+      await this.#settleWrites(target);
+    } catch (error) {
+      // Whoever was cut off may come back: nothing is on record, and the node is what it was.
+      this.#isFenced = wasFenced;
+      group.setFenced(wasFenced);
+      throw error;
+    }
+  }
+
+  async #settleWrites(target: FailoverTarget): Promise<void> {
+    const { group, epochs, reserve, disconnectWriters } = this.#parts;
     await disconnectWriters();
     await group.drain();
     await epochs.settled();
@@ -204,7 +213,7 @@ export class Succession {
   /** After a restart, in a stage from which replication doesn't go on. */
   refuseWriters(): void {
     this.#isFenced = true;
-    this.#parts.group.fence();
+    this.#parts.group.setFenced(true);
   }
 
   /** After a restart: goes on where the failover was. @param overlays null: it was done */

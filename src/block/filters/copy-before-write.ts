@@ -93,9 +93,9 @@ export class CopyBeforeWrite implements BlockDevice {
     this.#isInDoubt = false;
   }
 
-  /** Refuses everything from now on: the disk is about to belong to somebody else (failover). */
-  fence(): void {
-    this.#isClosed = true;
+  /** Whether everything is refused: the disk is about to belong to somebody else (failover). */
+  setFenced(isFenced: boolean): void {
+    this.#isClosed = isFenced;
   }
 
   /** Resolves when every acknowledged write is on the disk, or has failed (see `failure`). */

@@ -205,7 +205,7 @@ describe("copy-before-write: fence", () => {
     await copying.write(0, filled(10, 1), Flag.None);
     const durable = outcome(copying.write(BLOCK_BYTES, filled(10, 2), Flag.Fua));
     await held.arrived(2);
-    copying.fence();
+    copying.setFenced(true);
     for (const request of [
       copying.write(0, filled(10, 9), Flag.None),
       copying.write(0, filled(10, 9), Flag.Fua),
@@ -225,7 +225,7 @@ describe("copy-before-write: fence", () => {
 
   it("stays, without an overlay and after reset()", async () => {
     const subject = await CopyingDisk.make();
-    subject.copying.fence();
+    subject.copying.setFenced(true);
     subject.copying.setOverlay(null);
     subject.copying.reset();
     expect(await outcome(subject.copying.write(0, filled(10, 9), Flag.None))).to.equal("ESHUTDOWN");

@@ -18,7 +18,7 @@ import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 import { FailingStateDirectory } from "../../tools/failing-state-directory.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
-import { failureOf, outcome } from "../../tools/outcome.js";
+import { failureOf, outcome, turns } from "../../tools/outcome.js";
 import type { SecondaryNode } from "../../tools/secondary-node.js";
 import {
   content,
@@ -136,6 +136,27 @@ describe("a secondary whose storage fails", () => {
     await put(node.replication(), 0, PAGE, 0x23);
     await node.failover("latest");
     await expectContent(node.view(), content(0, [0, PAGE, 0x23]));
+  });
+
+  it("takes writes again after a failover that the last ones have made impossible", async () => {
+    await node.start();
+    const read = node.disk().hold({ operation: "read" });
+    await put(node.replication(), 0, PAGE, 0x22);
+    await read.arrived(1);
+    node.state.fail({ operation: "write", name: /^hidden-/ });
+    const refused = failureOf(node.secondary.failOver("checkpoint"));
+    await turns();
+    expect(await outcome(put(node.replication(), 0, PAGE, 0x23)), "meanwhile").to.equal("ESHUTDOWN");
+    read.release();
+    expect(await refused).to.have.property("code", "checkpoint-lost");
+    expect(node.secondary.stage).to.equal("running");
+    expect(node.secondary.exportRefusal()).to.equal(null);
+    node.state.clear();
+    await introduce(node, "session");
+    await put(node.replication(), 0, PAGE, 0x24);
+    await sessionCheckpoint(node, "session");
+    await node.failover("checkpoint");
+    await expectContent(node.view(), content(0, [0, PAGE, 0x24]));
   });
 
   for (const [what, match] of [
