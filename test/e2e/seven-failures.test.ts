@@ -402,7 +402,8 @@ describe("failure of block replication", () => {
         client.execute("x-repl-failover", { to: target });
       const refused = await pair.secondary.withQmp(again).catch((error: unknown) => error);
       expect(refused).to.deep.include({ qmpClass: "GenericError", kind: "failed", code: "failover-failed" });
-      expect(pair.secondary.log.filter(({ msg }) => msg === "failover failed")).to.have.length(2);
+      const failures = () => pair.secondary.log.filter(({ msg }) => msg === "failover failed");
+      await waitFor("a second line", failures, ({ length }) => length === 2);
       await rm(workspace.path("secondary/filler"));
       if (isRestarted) {
         await pair.secondary.succeed("stop");
