@@ -239,6 +239,25 @@ describe("NBD server, hostile clients", () => {
     held.release();
   });
 
+  it("lets no queue of CACHE requests take up the places at a disk, nor the memory, that others need", async () => {
+    const held = device.hold({ operation: "read", offset: 0, lengthBytes: 1 });
+    const greedy = await Promise.all([1, 2, 3].map(connect));
+    const cache = requestBytes(Command.Cache, { lengthBytes: 32 * MEBIBYTE });
+    for (const client of greedy) client.send(Buffer.concat(Array.from({ length: 250 }, () => cache)));
+    await held.arrived(greedy.length);
+    const client = await connect();
+    const count = 64;
+    const together = device.hold({ operation: "read", offset: 40 * MEBIBYTE, lengthBytes: 4096 });
+    const read = requestBytes(Command.Read, { offset: 40 * MEBIBYTE, lengthBytes: 4096 });
+    client.send(Buffer.concat(Array.from({ length: count }, () => read)));
+    await together.arrived(count);
+    together.release();
+    for (let index = 0; index < count; index++) {
+      expect((await client.reply(4096)).errorNumber).to.equal(0);
+    }
+    held.release();
+  });
+
   it("allocates nothing for names and queries of 4 GiB in an option of a few bytes", async () => {
     const client = await RawNbdClient.negotiating(harness.address);
     clients.push(client);

@@ -5,7 +5,6 @@ import { ChunkFlag, Command, CommandFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
 import type { Agreement } from "./agreement.js";
 import { blockStatus } from "./block-status.js";
-import { PREFETCH_PIECE_BYTES } from "./limits.js";
 import type { OpenRequest } from "./open-request.js";
 import { prefetch } from "./prefetch.js";
 import { dataChunk, emptyReadReply, simpleDataReply, successReply } from "./replies.js";
@@ -78,11 +77,9 @@ export class DeviceRequests {
 
   /** One after the other: few bytes of a client make the device read many, and nothing of them has to be taken by it. */
   #prefetch(open: OpenRequest): void {
-    const { header, loan } = open;
-    const pieceBytes = Math.min(header.lengthBytes, PREFETCH_PIECE_BYTES);
-    const done = this.#prefetched.then(() =>
-      prefetch(this.#agreement.export.device, header, loan.take(pieceBytes), this.#isWanted),
-    );
+    const { header } = open;
+    const { device } = this.#agreement.export;
+    const done = this.#prefetched.then(() => prefetch(device, header, this.#isWanted));
     this.#prefetched = done.catch(() => undefined);
     this.#sink.begun(open, done, successReply(header));
   }

@@ -24,7 +24,6 @@ import {
   BLOCK_STATUS_DESCRIPTORS,
   MOVED_AT_ONCE_BYTES,
   PAYLOAD_IN_FLIGHT_BYTES,
-  PREFETCH_PIECE_BYTES,
   QUEUED_REPLY_BYTES,
   REQUESTS_IN_FLIGHT,
   REQUEST_MEMORY_BYTES,
@@ -288,9 +287,6 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   /** Of its payload and of its answer. */
   #memoryFor({ type, lengthBytes }: RequestHeader): number {
     if (type === Command.Read || type === Command.Write) return Math.max(lengthBytes, REQUEST_MEMORY_BYTES);
-    if (type === Command.Cache) {
-      return Math.max(Math.min(lengthBytes, PREFETCH_PIECE_BYTES), REQUEST_MEMORY_BYTES);
-    }
     if (type !== Command.BlockStatus) return REQUEST_MEMORY_BYTES;
     return this.#options.agreement.contexts.length * BLOCK_STATUS_DESCRIPTORS * EXTENDED_DESCRIPTOR_BYTES;
   }
@@ -343,7 +339,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   /** As DeviceRequestSink. */
   begun(open: OpenRequest, done: Promise<void>, reply: Buffer): void {
     this.#deviceRequests++;
-    this.#depth.begun();
+    if (isAtDevice(open)) this.#depth.begun();
     done.then(
       () => {
         this.#succeeded(open, reply);
@@ -407,7 +403,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #settled(open: OpenRequest, reply: Buffer): void {
     if (open.isWrite) open.loan.release();
     this.#deviceRequests--;
-    this.#depth.settled();
+    if (isAtDevice(open)) this.#depth.settled();
     this.#send(open, reply);
     if (this.#deviceRequests > 0) return;
     // Nobody is left to share the writev with.
@@ -423,6 +419,11 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #send(open: OpenRequest, reply: Buffer): void {
     this.#options.writer.send(reply, open);
   }
+}
+
+/** Of CACHE requests a client has one at the device, however many wait for that. */
+function isAtDevice({ header }: OpenRequest): boolean {
+  return header.type !== Command.Cache;
 }
 
 /** Where the device failed, if it knows and the request covers it: layers may read and write around a request. */
