@@ -249,15 +249,20 @@ export class Loan {
     return this.#buffers === null && this.#shared === null;
   }
 
-  /** A buffer of just this length. */
+  /** A buffer of just this length; a short one is a part of a slab. */
   take(lengthBytes: number): Buffer {
-    if (lengthBytes < SMALLEST_BYTES) return this.#takeShort(lengthBytes);
+    return lengthBytes < SMALLEST_BYTES ? this.#takePart(lengthBytes) : this.takeApart(lengthBytes);
+  }
+
+  /** Likewise, but a short one is the garbage collector's: for what a client may make us hold for long, or many of them together. */
+  takeApart(lengthBytes: number): Buffer {
+    if (lengthBytes < SMALLEST_BYTES) return Buffer.allocUnsafeSlow(lengthBytes);
     const buffer = payloadBuffers.take(lengthBytes);
     (this.#buffers ??= []).push(buffer);
     return buffer.subarray(0, lengthBytes);
   }
 
-  #takeShort(lengthBytes: number): Buffer {
+  #takePart(lengthBytes: number): Buffer {
     // Several are rare: a long read with holes in it.
     if (this.#shared !== null) return Buffer.allocUnsafeSlow(lengthBytes);
     const { bytes, slab } = this.#arena.take(lengthBytes);

@@ -3,17 +3,22 @@
  * nothing from thousands of them, which the garbage collector would have to move about.
  *
  * Invariants:
- * - Somebody waits only while requests are under way: each that settles calls one of those who wait, in the order in which
- *   they came, and the last one calls all.
- * - Nobody waits longer than DEVICE_WAIT_MS without being called: what is under way may be held for as long as it likes.
+ * - Somebody waits only while requests are under way: each that settles gives its place to one of those who wait, in the order
+ *   in which they came, and the last one calls all.
+ * - Where nothing settles for DEVICE_WAIT_MS all are called: what is under way may be held for as long as it likes.
  */
 import type { NbdExport } from "./exports.js";
 import { DEVICE_REQUESTS, DEVICE_WAIT_MS } from "./limits.js";
 
+/** @param hasPlace whether the next request of who is called has a place, though it is full: else only whoever has none under way */
+export type LookAgain = (hasPlace: boolean) => void;
+
 export class DeviceDepth {
   #underWay = 0;
-  readonly #waiting = new Set<() => void>();
+  readonly #waiting = new Set<LookAgain>();
   #isTimerArmed = false;
+  /** Since the timer was armed. */
+  #hasSettled = false;
 
   /** Whether the next request is to wait(). */
   get isFull(): boolean {
@@ -26,37 +31,44 @@ export class DeviceDepth {
 
   settled(): void {
     this.#underWay--;
-    if (this.#underWay > 0) {
-      const [next] = this.#waiting;
-      if (next !== undefined) this.#call(next);
+    this.#hasSettled = true;
+    if (this.#underWay === 0) {
+      this.#callAll(true);
       return;
     }
-    this.#callAll();
+    const [next] = this.#waiting;
+    if (next !== undefined) this.#call(next, true);
   }
 
   /** Calls back, once, when it makes sense to look again. While it is full. */
-  wait(callback: () => void): void {
+  wait(callback: LookAgain): void {
     this.#waiting.add(callback);
-    if (this.#isTimerArmed) return;
-    this.#isTimerArmed = true;
-    setTimeout(() => {
-      this.#isTimerArmed = false;
-      this.#callAll();
-    }, DEVICE_WAIT_MS).unref();
+    if (!this.#isTimerArmed) this.#armTimer();
   }
 
   /** It no longer waits. */
-  leave(callback: () => void): void {
+  leave(callback: LookAgain): void {
     this.#waiting.delete(callback);
   }
 
-  #callAll(): void {
-    for (const each of [...this.#waiting]) this.#call(each);
+  #armTimer(): void {
+    this.#isTimerArmed = true;
+    this.#hasSettled = false;
+    setTimeout(() => {
+      this.#isTimerArmed = false;
+      // A place that nobody took leaves the others waiting beside it.
+      if (!this.#hasSettled || !this.isFull) this.#callAll(false);
+      if (this.#waiting.size > 0) this.#armTimer();
+    }, DEVICE_WAIT_MS).unref();
   }
 
-  #call(callback: () => void): void {
+  #callAll(hasPlace: boolean): void {
+    for (const each of [...this.#waiting]) this.#call(each, hasPlace);
+  }
+
+  #call(callback: LookAgain, hasPlace: boolean): void {
     this.#waiting.delete(callback);
-    callback();
+    callback(hasPlace);
   }
 }
 

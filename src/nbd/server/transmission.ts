@@ -22,6 +22,7 @@ import { type DeviceRequestSink, DeviceRequests } from "./device-requests.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
 import {
   BLOCK_STATUS_DESCRIPTORS,
+  DEVICE_WAIT_MS,
   MOVED_AT_ONCE_BYTES,
   PAYLOAD_IN_FLIGHT_BYTES,
   QUEUED_REPLY_BYTES,
@@ -75,10 +76,12 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #isGranted = false;
   /** It is complete but for that. */
   #deferred: OpenRequest | null = null;
-  /** Nothing is parsed until the device has less to do, or none of its requests is left of this client. */
+  /** Nothing is parsed until the device has less to do. */
   #awaitsDevice = false;
-  /** It has waited for that: it may have one request, if it has none. */
-  #hasWaited = false;
+  /** It has waited for that: it may have one request, or only if it has none. */
+  #hasWaited: "for a place" | "in vain" | null = null;
+  /** When it began to wait the last time; of performance.now(). */
+  #waitedAtMs = -Infinity;
   #open = 0;
   #memoryBytes = 0;
   #deviceRequests = 0;
@@ -186,25 +189,20 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       if (open.isWrite) this.#unansweredWrites--;
       open.loan.release();
     }
-    if (this.#open === 0) this.#rest();
+    if (this.#open === 0) this.#arena.rest();
     this.#options.onProgress();
-  }
-
-  /** No request is open. */
-  #rest(): void {
-    this.#arena.rest();
-    if (!this.#awaitsDevice) return;
-    this.#depth.leave(this.#onDevice);
-    this.#awaitsDevice = false;
-    this.#hasWaited = true;
   }
 
   ready(): boolean {
     if (!this.hasRoom || this.#options.share.isSpent) return false;
+    const waited = this.#hasWaited;
+    this.#hasWaited = null;
+    if (!this.#depth.isFull || waited === "for a place") return true;
+    const nowMs = performance.now();
     // Whoever asks for little at a time waits for nobody, and nobody for those whose requests may never settle.
-    const isNext = this.#open === 0 && (this.hasJustCome || this.#hasWaited);
-    this.#hasWaited = false;
-    if (isNext || !this.#depth.isFull) return true;
+    const asksForLittle = this.hasJustCome && nowMs - this.#waitedAtMs > DEVICE_WAIT_MS;
+    if (this.#open === 0 && (asksForLittle || waited === "in vain")) return true;
+    this.#waitedAtMs = nowMs;
     this.#awaitsDevice = true;
     this.#depth.wait(this.#onDevice);
     return false;
@@ -241,7 +239,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   }
 
   payloadBuffer(lengthBytes: number): Buffer {
-    return this.#current?.loan.take(lengthBytes) ?? Buffer.allocUnsafeSlow(lengthBytes);
+    return this.#current?.loan.takeApart(lengthBytes) ?? Buffer.allocUnsafeSlow(lengthBytes);
   }
 
   readyForPayload(): boolean {
@@ -279,7 +277,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       loan.share(this.source);
       return payload;
     }
-    const copy = loan.take(payload.length);
+    const copy = loan.takeApart(payload.length);
     payload.copy(copy);
     return copy;
   }
@@ -297,9 +295,9 @@ export class Transmission implements RequestSink, DeviceRequestSink {
     this.#options.later(this.#useMemory);
   };
 
-  readonly #onDevice = (): void => {
+  readonly #onDevice = (hasPlace: boolean): void => {
     this.#awaitsDevice = false;
-    this.#hasWaited = true;
+    this.#hasWaited = hasPlace ? "for a place" : "in vain";
     this.#options.onProgress();
   };
 

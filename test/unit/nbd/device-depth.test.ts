@@ -57,6 +57,19 @@ describe("DeviceDepth", () => {
     expect(called).to.deep.equal(["stayed"]);
   });
 
+  it("gives who is called the place of what has settled, and none to who is called because nothing has", async () => {
+    const depth = filled();
+    const places: boolean[] = [];
+    const wait = (): void => {
+      depth.wait((hasPlace) => places.push(hasPlace));
+    };
+    wait();
+    depth.settled();
+    wait();
+    await sleep(3 * DEVICE_WAIT_MS);
+    expect(places).to.deep.equal([true, false]);
+  });
+
   it("calls those who wait after a while, though nothing settles", async () => {
     const depth = filled();
     const called: string[] = [];
