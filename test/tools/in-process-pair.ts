@@ -32,6 +32,7 @@ import type { CongestionPolicy, ReplicaErrorPolicy } from "../../src/status.js";
 import { FailingDevice } from "./failing-device.js";
 import { MemoryDevice } from "./memory-device.js";
 import { MemoryStateDirectory } from "./memory-state-directory.js";
+import { turns } from "./outcome.js";
 import { SecondaryNode, type StartOptions } from "./secondary-node.js";
 
 const QUIET = pino({ level: "silent" });
@@ -66,6 +67,7 @@ export class InProcessPair {
   #servers: Servers | null = null;
   #primary: Primary | null = null;
   #waiting: (() => void)[] = [];
+  readonly #writers: NbdDevice[] = [];
 
   private constructor(
     options: InProcessPairOptions,
@@ -126,7 +128,23 @@ export class InProcessPair {
     const { session, writer } = this.node.secondary.tracker;
     const exportName =
       session === null || writer === null ? `disk${index}` : writerExport(`disk${index}`, writer);
-    return connectNbd({ address: this.replicationAddress, exportName });
+    return this.#connect(exportName);
+  }
+
+  /** As a writer that never introduced itself, whoever else has. */
+  connectPlainly(index = 0): Promise<NbdDevice> {
+    return this.#connect(`disk${index}`);
+  }
+
+  /** Breaks these connections; resolves as writersGone(). */
+  loseWriters(): Promise<void> {
+    for (const writer of this.#writers) writer.destroy(new Error("gone"));
+    return this.writersGone();
+  }
+
+  /** Resolves when the secondary has noticed that nobody is connected any more. */
+  async writersGone(): Promise<void> {
+    while (this.node.connections.peers.length > 0) await turns();
   }
 
   /** Begins to replicate; resolves when the checkpoint after the first copy is taken. */
@@ -180,10 +198,17 @@ export class InProcessPair {
   }
 
   async dispose(): Promise<void> {
+    for (const writer of this.#writers) writer.destroy(new Error("the test is over"));
     await this.#primary?.close();
     if (this.#servers !== null) await this.#closeServers();
     await this.node.dispose();
     await rm(this.#directory, { recursive: true });
+  }
+
+  async #connect(exportName: string): Promise<NbdDevice> {
+    const writer = await connectNbd({ address: this.replicationAddress, exportName });
+    this.#writers.push(writer);
+    return writer;
   }
 
   get #viewAddress(): Address {

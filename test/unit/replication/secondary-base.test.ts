@@ -2,8 +2,6 @@
 import { expect } from "chai";
 import { randomUUID } from "node:crypto";
 
-import { connectNbd } from "../../../src/nbd/client/connect.js";
-import type { NbdDevice } from "../../../src/nbd/client/device.js";
 import type { Introduction } from "../../../src/replication/introduction.js";
 import type { LostRollback } from "../../../src/replication/replica-control.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
@@ -22,10 +20,8 @@ import {
 
 describe("secondary: what an epoch begins on", () => {
   let pair: InProcessPair;
-  let clients: NbdDevice[];
 
   beforeEach(async () => {
-    clients = [];
     pair = await InProcessPair.open({ sizes: [SIZE_BYTES] });
     pair.secondaryMedia[0]?.fill(0, content(0));
     // It was a replica.
@@ -33,36 +29,15 @@ describe("secondary: what an epoch begins on", () => {
     await sessionCheckpoint(pair.node, "before");
   });
 
-  afterEach(async () => {
-    for (const client of clients) client.destroy(new Error("the test is over"));
-    await pair.dispose();
-  });
-
-  /** Who introduced itself. */
-  async function primary(): Promise<NbdDevice> {
-    const client = await pair.connectWriter();
-    clients.push(client);
-    return client;
-  }
-
-  async function plainWriter(): Promise<NbdDevice> {
-    const client = await connectNbd({ address: pair.replicationAddress, exportName: "disk0" });
-    clients.push(client);
-    return client;
-  }
-
-  async function departed(): Promise<void> {
-    for (const client of clients) client.destroy(new Error("gone"));
-    while (pair.node.connections.peers.length > 0) await turns();
-  }
+  afterEach(() => pair.dispose());
 
   /** A part of something, by nobody who introduced itself. */
   async function writePlainly(): Promise<void> {
-    const client = await plainWriter();
+    const client = await pair.connectPlainly();
     await put(client, 0, 2 * PAGE, 0x77);
     await client.flush();
     await client.close();
-    await departed();
+    await pair.loseWriters();
   }
 
   /**
@@ -91,9 +66,9 @@ describe("secondary: what an epoch begins on", () => {
   /** A primary that knows nothing of this replica sends it everything. */
   async function resync(told: Partial<Introduction> = {}): Promise<void> {
     await introduce(pair.node, "whole", told);
-    await put(await primary(), 0, SIZE_BYTES, 0x29);
+    await put(await pair.connectWriter(), 0, SIZE_BYTES, 0x29);
     await sessionCheckpoint(pair.node, "whole");
-    await put(await primary(), 0, PAGE, 0x30);
+    await put(await pair.connectWriter(), 0, PAGE, 0x30);
     await pair.crashSecondary();
     await expectContent(pair.view(), Buffer.alloc(SIZE_BYTES, 0x29));
     expect(pair.node.secondary.failoverOptions()[0]?.refusal).to.equal(null);
@@ -116,14 +91,14 @@ describe("secondary: what an epoch begins on", () => {
     await pair.node.secondary.stop(null);
     await writePlainly();
     await introduce(pair.node, "s");
-    await put(await primary(), PAGE, PAGE, 0x22);
+    await put(await pair.connectWriter(), PAGE, PAGE, 0x22);
     await expectNothingToGoBackTo(stopped);
     await resync();
   });
 
   it("is no checkpoint after replication was stopped under a primary that went on over its connections", async () => {
     await introduce(pair.node, "s");
-    const client = await primary();
+    const client = await pair.connectWriter();
     await put(client, 0, PAGE, 0x21);
     await sessionCheckpoint(pair.node, "s");
     await pair.node.secondary.stop(null);
@@ -135,10 +110,10 @@ describe("secondary: what an epoch begins on", () => {
 
   it("is no checkpoint after half of a resync that a manager has given up", async () => {
     await introduce(pair.node, "s");
-    await put(await primary(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await pair.node.secondary.stop(null);
     await pair.node.secondary.stop(null);
-    await departed();
+    await pair.loseWriters();
     await introduce(pair.node, "s");
     await expectNothingToGoBackTo(stopped);
     await resync();
@@ -146,7 +121,7 @@ describe("secondary: what an epoch begins on", () => {
 
   it("is no checkpoint of what was written while replication was being stopped when the node died", async () => {
     await introduce(pair.node, "s");
-    const client = await primary();
+    const client = await pair.connectWriter();
     await put(client, 0, PAGE, 0x21);
     await sessionCheckpoint(pair.node, "s");
     // The first record says that the checkpoint is given up, the second one that replication has stopped.
@@ -180,7 +155,7 @@ describe("secondary: what an epoch begins on", () => {
     await writePlainly();
     await pair.crashSecondary();
     await introduce(pair.node, "s", told);
-    await put(await primary(), PAGE, PAGE, 0x22);
+    await put(await pair.connectWriter(), PAGE, PAGE, 0x22);
     await expectNothingToGoBackTo(plainly);
     const [, latest] = pair.node.secondary.failoverOptions();
     expect(latest?.refusal).to.equal(null);
@@ -210,7 +185,7 @@ describe("secondary: what an epoch begins on", () => {
     await pair.crashSecondary({ discardLocalChanges: true });
     const told = { generation: randomUUID() };
     await introduce(pair.node, "s", told);
-    await put(await primary(), PAGE, PAGE, 0x22);
+    await put(await pair.connectWriter(), PAGE, PAGE, 0x22);
     expect(pair.node.secondary.stage).to.equal("running");
     await expectNothingToGoBackTo(stopped);
     await resync(told);
@@ -219,7 +194,7 @@ describe("secondary: what an epoch begins on", () => {
 
   it("is what an operator says who gives a copy up and takes what there is of it", async () => {
     await introduce(pair.node, "s");
-    await put(await primary(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await pair.node.secondary.stop(null);
     await pair.node.secondary.stop(null);
     await pair.node.start();
@@ -231,10 +206,10 @@ describe("secondary: what an epoch begins on", () => {
     await pair.node.secondary.stop(null);
     await pair.node.start();
     // Of no primary of ours: there is no dirty map whose end has to be on record first.
-    await put(await plainWriter(), 0, PAGE, 0x21);
+    await put(await pair.connectPlainly(), 0, PAGE, 0x21);
     await comeBack();
     const held = pair.node.state.hold({ operation: "replace", name: /^metadata/ });
-    const written = outcome(put(await plainWriter(), 0, PAGE, 0x77));
+    const written = outcome(put(await pair.connectPlainly(), 0, PAGE, 0x77));
     await held.arrived;
     await turns();
     expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x21]));
@@ -243,13 +218,13 @@ describe("secondary: what an epoch begins on", () => {
   });
 
   it("is a node's own data that nobody touched: a resync of it is gone back from, after a restart as well", async () => {
-    await put(await primary(), 0, PAGE, 0x21);
+    await put(await pair.connectWriter(), 0, PAGE, 0x21);
     const told = await comeBack();
     await introduce(pair.node, "s", told);
-    await put(await primary(), 0, 3 * PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, 3 * PAGE, 0x22);
     await pair.restartSecondary();
     await introduce(pair.node, "again", told);
-    await put(await primary(), 2 * PAGE, 3 * PAGE, 0x22);
+    await put(await pair.connectWriter(), 2 * PAGE, 3 * PAGE, 0x22);
     await pair.crashSecondary();
     await expectContent(pair.view(), content(0, [0, PAGE, 0x21]));
     await pair.node.failover("checkpoint");
@@ -259,16 +234,16 @@ describe("secondary: what an epoch begins on", () => {
   it("is what a manager says, whoever wrote before: a start, its failover and a primary's resync after it", async () => {
     for (const byte of [0x71, 0x72]) {
       await pair.node.secondary.stop(null);
-      const client = await plainWriter();
+      const client = await pair.connectPlainly();
       await put(client, 0, SIZE_BYTES, byte);
       await pair.node.start();
       await put(client, 0, PAGE, 0x73);
       await client.close();
-      await departed();
+      await pair.loseWriters();
       await expectContent(pair.view(), Buffer.alloc(SIZE_BYTES, byte));
     }
     await introduce(pair.node, "s");
-    await put(await primary(), 0, 2 * PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, 2 * PAGE, 0x22);
     await pair.crashSecondary();
     await pair.node.failover("checkpoint");
     await expectContent(pair.view(), Buffer.alloc(SIZE_BYTES, 0x72));

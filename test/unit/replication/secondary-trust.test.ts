@@ -2,7 +2,6 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
-import { connectNbd } from "../../../src/nbd/client/connect.js";
 import type { NbdDevice } from "../../../src/nbd/client/device.js";
 import { isSettled, outcome, turns } from "../../tools/outcome.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
@@ -21,29 +20,13 @@ import {
 
 describe("secondary: trust in its writers", () => {
   let pair: InProcessPair;
-  let clients: NbdDevice[];
 
   beforeEach(async () => {
-    clients = [];
     pair = await InProcessPair.open({ sizes: [SIZE_BYTES, SIZE_BYTES] });
     for (const [index, medium] of pair.secondaryMedia.entries()) medium.fill(0, content(index));
   });
 
-  afterEach(async () => {
-    for (const client of clients) client.destroy(new Error("the test is over"));
-    await pair.dispose();
-  });
-
-  async function writer(index = 0): Promise<NbdDevice> {
-    const client = await pair.connectWriter(index);
-    clients.push(client);
-    return client;
-  }
-
-  /** Resolves when the server has noticed that its clients are gone. */
-  async function departed(): Promise<void> {
-    while (pair.node.connections.peers.length > 0) await turns();
-  }
+  afterEach(() => pair.dispose());
 
   /** Goes away in the middle of a request. */
   async function loseUnanswered(client: NbdDevice, index = 0): Promise<void> {
@@ -53,7 +36,7 @@ describe("secondary: trust in its writers", () => {
     client.destroy(new Error("lost"));
     held.release();
     await lost;
-    await departed();
+    await pair.writersGone();
   }
 
   async function expectRefused(reason: RegExp): Promise<void> {
@@ -69,30 +52,30 @@ describe("secondary: trust in its writers", () => {
       pair.node.checkpoint(),
       /resync is not finished|requests unanswered|refused|resync|cleanly/,
     );
-    const client = await writer();
+    const client = await pair.connectWriter();
     await put(client, 0, SIZE_BYTES, 0x29);
     await sessionCheckpoint(pair.node, session);
     await expectContent(pair.view(), Buffer.alloc(SIZE_BYTES, 0x29));
     await client.close();
-    await departed();
+    await pair.writersGone();
   }
 
   it("takes checkpoints while its only writer goes and nothing is unanswered", async () => {
     await pair.node.start();
-    const client = await writer();
+    const client = await pair.connectWriter();
     await put(client, 0, PAGE, 0x22);
     await client.close();
-    await departed();
+    await pair.writersGone();
     await pair.node.checkpoint();
     await expectContent(pair.view(), content(0, [0, PAGE, 0x22]));
   });
 
   it("takes none of what a writer left that was cut off, over a restart too, until replication is started anew", async () => {
     await pair.node.start();
-    const client = await writer();
+    const client = await pair.connectWriter();
     await put(client, 0, PAGE, 0x22);
     client.destroy(new Error("killed"));
-    await departed();
+    await pair.writersGone();
     await expectRefused(/went away without NBD_CMD_DISC/);
     await pair.restartSecondary();
     await expectRefused(/went away without NBD_CMD_DISC/);
@@ -106,14 +89,14 @@ describe("secondary: trust in its writers", () => {
 
   it("refuses after a writer went away with requests unanswered, until a resync", async () => {
     await pair.node.start();
-    await loseUnanswered(await writer());
+    await loseUnanswered(await pair.connectWriter());
     await expectRefused(/went away with 1 requests unanswered/);
     // As a QEMU primary does: it comes back and goes on.
-    const again = await writer();
+    const again = await pair.connectWriter();
     await put(again, 2 * PAGE, PAGE, 0x23);
     await expectRefused(/went away with 1 requests unanswered/);
     await again.close();
-    await departed();
+    await pair.writersGone();
     await resync("s");
     await pair.node.checkpoint();
   });
@@ -121,8 +104,8 @@ describe("secondary: trust in its writers", () => {
   it("counts the requests of each connection of a primary, whichever ends first", async () => {
     await pair.node.start();
     await introduce(pair.node, "s");
-    const first = await writer(0);
-    const second = await writer(1);
+    const first = await pair.connectWriter(0);
+    const second = await pair.connectWriter(1);
     await put(first, 0, PAGE, 0x22);
     await put(second, 0, PAGE, 0x22);
     await sessionCheckpoint(pair.node, "s");
@@ -134,23 +117,23 @@ describe("secondary: trust in its writers", () => {
 
   it("refuses after a writer came back without a resync", async () => {
     await pair.node.start();
-    const client = await writer();
+    const client = await pair.connectWriter();
     await put(client, 0, PAGE, 0x22);
     await client.close();
-    await departed();
-    const again = await writer();
+    await pair.writersGone();
+    const again = await pair.connectWriter();
     await put(again, PAGE, PAGE, 0x22);
     await expectRefused(/came back without a resync/);
     await expectFailure(introduce(pair.node, "s"), /another primary replicates to this node/);
     await again.close();
-    await departed();
+    await pair.writersGone();
     await resync("s");
   });
 
   it("lets the primary that was there before it was started anew in, whoever writes meanwhile, and no other one", async () => {
     await introduce(pair.node, "s");
     await pair.crashSecondary();
-    const stranger = await writer();
+    const stranger = await pair.connectWriter();
     await put(stranger, 0, PAGE, 0x22);
     const other = introduce(pair.node, "t", { primary: "another primary" });
     await expectFailure(other, /another primary replicates to this node/);
@@ -160,30 +143,30 @@ describe("secondary: trust in its writers", () => {
 
   it("refuses after a write failed here, and after one was refused", async () => {
     await pair.node.start();
-    const client = await writer();
+    const client = await pair.connectWriter();
     pair.node.disk().fail({ operation: "write", count: 1 });
     expect(await outcome(put(client, 0, PAGE, 0x22, Flag.Fua))).to.equal("EIO");
     await expectRefused(/write failed on the secondary/);
     await client.close();
-    await departed();
+    await pair.writersGone();
     await resync("s");
   });
 
   it("refuses after an acknowledged write was lost, until the primary has sent it again", async () => {
     await pair.node.start();
-    const client = await writer();
+    const client = await pair.connectWriter();
     pair.node.disk().fail({ operation: "write", count: 1 });
     await put(client, 0, PAGE, 0x22);
     expect(await outcome(client.flush())).to.equal("EIO");
     await expectRefused(/an acknowledged write at 0 was lost/);
     await client.close();
-    await departed();
+    await pair.writersGone();
     await resync("s");
   });
 
   it("refuses after an unclean restart, with the same epoch, view and disk", async () => {
     await pair.node.start();
-    const client = await writer();
+    const client = await pair.connectWriter();
     await put(client, 0, PAGE, 0x22);
     await client.flush();
     const { epoch } = pair.node.secondary;
@@ -197,7 +180,7 @@ describe("secondary: trust in its writers", () => {
 
   it("remembers why it refuses over a clean restart", async () => {
     await pair.node.start();
-    await loseUnanswered(await writer());
+    await loseUnanswered(await pair.connectWriter());
     await pair.restartSecondary();
     await expectRefused(/went away with 1 requests unanswered/);
     await pair.restartSecondary();
@@ -206,11 +189,11 @@ describe("secondary: trust in its writers", () => {
 
   it("accepts again after a stop and a start, which give up the old checkpoint", async () => {
     await pair.node.start();
-    await loseUnanswered(await writer());
+    await loseUnanswered(await pair.connectWriter());
     await expectRefused(/unanswered/);
     await pair.node.secondary.stop(null);
     await pair.node.start();
-    await put(await writer(), PAGE, PAGE, 0x24);
+    await put(await pair.connectWriter(), PAGE, PAGE, 0x24);
     await pair.node.checkpoint();
     expect(pair.node.secondary.checkpointRefusal()).to.equal(null);
   });
@@ -228,29 +211,29 @@ describe("secondary: trust in its writers", () => {
   it("knows at the handshake whether the primary wrote last, also after a crash", async () => {
     const first = await introduce(pair.node, "s");
     expect(first.isKnown).to.equal(false);
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     const second = await introduce(pair.node, "s", { tenures: [first.tenure] });
     expect(second.isKnown).to.equal(true);
     await pair.crashSecondary();
     const third = await introduce(pair.node, "another life", { tenures: [second.tenure] });
     expect(third.isKnown).to.equal(true);
-    await departed();
+    await pair.writersGone();
     await pair.crashSecondary();
     // Somebody who doesn't introduce himself writes: what the primary remembers is void.
-    await put(await writer(), 0, PAGE, 0x23);
-    await departedAfterClose();
+    await put(await pair.connectWriter(), 0, PAGE, 0x23);
+    await pair.loseWriters();
     expect((await introduce(pair.node, "s", { tenures: [third.tenure] })).isKnown).to.equal(false);
   });
 
   it("carries out nothing of a writer before it is on record whose dirty map does not count any more", async () => {
     const first = await introduce(pair.node, "s");
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     const second = await introduce(pair.node, "s", { tenures: [first.tenure] });
-    await put(await writer(), 0, PAGE, 0x23);
+    await put(await pair.connectWriter(), 0, PAGE, 0x23);
     await pair.crashSecondary();
 
     const held = pair.node.state.hold({ operation: "replace", name: /^metadata/ });
-    const stranger = await writer();
+    const stranger = await pair.connectWriter();
     const [earlier, later] = [
       outcome(put(stranger, 0, PAGE, 0x24)),
       outcome(put(stranger, PAGE, PAGE, 0x25)),
@@ -267,35 +250,35 @@ describe("secondary: trust in its writers", () => {
 
   it("takes a writer again of whom was recorded in passing what could not be before", async () => {
     await introduce(pair.node, "s");
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await pair.crashSecondary();
 
     pair.node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
-    const stranger = await writer();
+    const stranger = await pair.connectWriter();
     await expectFailure(put(stranger, 0, PAGE, 0x23), /it can't be recorded who writes/);
     await stranger.close();
-    await departed();
+    await pair.writersGone();
     // Whatever writes the metadata next writes that, too: to give the first copy up, for example.
     await pair.node.secondary.stop(null);
-    await put(await writer(), 0, PAGE, 0x24);
+    await put(await pair.connectWriter(), 0, PAGE, 0x24);
     await pair.node.applied();
     expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x24]));
   });
 
   it("refuses a writer while it can't be recorded that it writes, and takes it when it can", async () => {
     const first = await introduce(pair.node, "s");
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await pair.crashSecondary();
 
     pair.node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
-    const stranger = await writer();
+    const stranger = await pair.connectWriter();
     for (const attempt of [0x23, 0x24]) {
       await expectFailure(put(stranger, 0, PAGE, attempt), /it can't be recorded who writes: .*injected EIO/);
     }
     expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x22]));
     await stranger.close();
-    await departed();
-    await put(await writer(), 0, PAGE, 0x25);
+    await pair.writersGone();
+    await put(await pair.connectWriter(), 0, PAGE, 0x25);
     await pair.crashSecondary();
     expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x25]));
     expect((await introduce(pair.node, "s", { tenures: [first.tenure] })).isKnown).to.equal(false);
@@ -303,20 +286,20 @@ describe("secondary: trust in its writers", () => {
 
   it("takes the tenure before the last one too, until something was written under the new one", async () => {
     const first = await introduce(pair.node, "s");
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     const lost = await introduce(pair.node, "s", { tenures: [first.tenure] });
     const next = await introduce(pair.node, "s", { tenures: [first.tenure] });
     expect([lost.isKnown, next.isKnown]).to.deep.equal([true, true]);
-    await put(await writer(), 0, PAGE, 0x23);
+    await put(await pair.connectWriter(), 0, PAGE, 0x23);
     // As of a primary whose state directory was restored from a backup.
     expect((await introduce(pair.node, "s", { tenures: [first.tenure] })).isKnown).to.equal(false);
   });
 
   it("knows a primary that ended while it renamed the maps of its disks, but not one with a map from a backup", async () => {
     const old = await introduce(pair.node, "s");
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     const first = await introduce(pair.node, "s", { tenures: [old.tenure] });
-    await put(await writer(), 0, PAGE, 0x23);
+    await put(await pair.connectWriter(), 0, PAGE, 0x23);
     const second = await introduce(pair.node, "s", { tenures: [first.tenure] });
     const half = await introduce(pair.node, "s", { tenures: [second.tenure, first.tenure] });
     const again = await introduce(pair.node, "s", { tenures: [half.tenure, first.tenure] });
@@ -329,19 +312,19 @@ describe("secondary: trust in its writers", () => {
   it("is not started by a manager in the midst of a first copy, after a restart neither, but for one who gives that up", async () => {
     const refused = /^a primary's copy is not finished/;
     await introduce(pair.node, "s");
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await expectFailure(pair.node.start(), refused);
-    await departedAfterClose();
-    await put(await writer(), 0, PAGE, 0x23);
+    await pair.loseWriters();
+    await put(await pair.connectWriter(), 0, PAGE, 0x23);
     await expectFailure(pair.node.start(), refused);
     await pair.crashSecondary();
     await expectFailure(pair.node.start(), refused);
     // One that never connects keeps the place.
     await introduce(pair.node, "s");
-    const other = await connectPlain(0);
+    const other = await pair.connectPlainly(0);
     expect(await outcome(put(other, 0, PAGE, 0x24))).to.equal("EPERM");
     await pair.node.secondary.stop(null);
-    await put(await connectPlain(0), 0, PAGE, 0x24);
+    await put(await pair.connectPlainly(0), 0, PAGE, 0x24);
     await expectFailure(pair.node.secondary.stop(null), /Block replication is not running/);
     await pair.node.start();
     expect(pair.node.secondary.stage).to.equal("running");
@@ -352,14 +335,14 @@ describe("secondary: trust in its writers", () => {
     await introduce(pair.node, "s");
     await sessionCheckpoint(pair.node, "s");
     await introduce(pair.node, "s2");
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await pair.node.secondary.stop(null);
     await expectFailure(pair.node.start(), refused);
     await pair.crashSecondary();
     await expectFailure(pair.node.start(), refused);
     await introduce(pair.node, "s3");
     expect(pair.node.secondary.stage, "there is nothing to go back to").to.equal("none");
-    await put(await writer(), PAGE, PAGE, 0x22);
+    await put(await pair.connectWriter(), PAGE, PAGE, 0x22);
     await sessionCheckpoint(pair.node, "s3");
     expect(pair.node.secondary.stage).to.equal("running");
     await pair.node.secondary.stop(null);
@@ -369,7 +352,7 @@ describe("secondary: trust in its writers", () => {
 
   it("takes no checkpoint of a manager who starts it while a primary is connected that has not said that it is whole", async () => {
     await introduce(pair.node, "s");
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await pair.node.secondary.stop(null);
     await pair.node.start();
     await expectRefused(/a primary is connected that has not said that nothing is missing/);
@@ -403,7 +386,7 @@ describe("secondary: trust in its writers", () => {
     pair.node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
     const other = { primary: "another", generation: "0b5f6a1e-6c55-4b0e-9d0d-3f5b7f0e1a11" };
     await expectFailure(introduce(pair.node, "other", other), /injected EIO/);
-    await put(await writer(), 0, PAGE, 0x22);
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await sessionCheckpoint(pair.node, "s");
     expect(pair.node.secondary.metadata.generation).to.equal(GENERATION);
   });
@@ -411,9 +394,9 @@ describe("secondary: trust in its writers", () => {
   it("lets a stranger in at no instant of a handshake, however long it takes to cut others off", async () => {
     await pair.node.start();
     await introduce(pair.node, "s");
-    const primary = await writer();
+    const primary = await pair.connectWriter();
     await put(primary, 0, PAGE, 0x21);
-    const reader = await connectPlain(1);
+    const reader = await pair.connectPlainly(1);
     const held = pair.node.disk(1).hold({ operation: "read" });
     const reading = outcome(reader.read(0, Buffer.alloc(PAGE)));
     await held.arrived(1);
@@ -421,14 +404,14 @@ describe("secondary: trust in its writers", () => {
     while (pair.node.secondary.tracker.session !== null) await turns();
     const again = introduce(pair.node, "s");
     expect(await isSettled(again), "the handshake waits for the reader").to.equal(false);
-    const strangers = await Promise.all([0, 1].map((index) => connectPlain(index)));
+    const strangers = await Promise.all([0, 1].map((index) => pair.connectPlainly(index)));
     const early = await Promise.all(strangers.map((stranger) => outcome(put(stranger, 0, PAGE, 0x99))));
     held.release();
     await reading;
     await again;
     expect(early).to.deep.equal(["EPERM", "EPERM"]);
     for (const stranger of strangers) expect(await outcome(put(stranger, 0, PAGE, 0x99))).to.equal("EPERM");
-    const client = await writer();
+    const client = await pair.connectWriter();
     await put(client, 0, PAGE, 0x22);
     await sessionCheckpoint(pair.node, "s");
     await pair.node.applied();
@@ -436,21 +419,10 @@ describe("secondary: trust in its writers", () => {
     expectMedium(pair.secondaryMedia[1], content(1));
   });
 
-  async function connectPlain(index: number): Promise<NbdDevice> {
-    const client = await connectNbd({ address: pair.replicationAddress, exportName: `disk${index}` });
-    clients.push(client);
-    return client;
-  }
-
-  async function departedAfterClose(): Promise<void> {
-    for (const client of clients) client.destroy(new Error("over"));
-    await departed();
-  }
-
   it("a handshake cuts old connections off: no late write of theirs lands behind it", async () => {
     await pair.node.start();
     await introduce(pair.node, "s");
-    const old = await writer();
+    const old = await pair.connectWriter();
     const held = pair.node.disk().hold({ operation: "write" });
     const late = outcome(put(old, 0, PAGE, 0x21, Flag.Fua));
     const later = outcome(put(old, PAGE, PAGE, 0x21));
@@ -462,7 +434,7 @@ describe("secondary: trust in its writers", () => {
     held.release();
     await introduced;
 
-    const client = await writer();
+    const client = await pair.connectWriter();
     await put(client, 0, 3 * PAGE, 0x22);
     await client.flush();
     await Promise.all([late, later]);
