@@ -72,6 +72,67 @@ export class DeviceDepth {
   }
 }
 
+/** One client's way to the device. */
+export class DevicePlace {
+  readonly #depth: DeviceDepth;
+  readonly #onCalled: () => void;
+  #isAwaited = false;
+  /** It has waited: it may have one request, or only if it has none. */
+  #hasWaited: "for a place" | "in vain" | null = null;
+  /** When it began to wait the last time; of performance.now(). */
+  #waitedAtMs = -Infinity;
+
+  /** @param onCalled it has waited: mayBegin() is to be asked again */
+  constructor(depth: DeviceDepth, onCalled: () => void) {
+    this.#depth = depth;
+    this.#onCalled = onCalled;
+  }
+
+  /** It waits. */
+  get isAwaited(): boolean {
+    return this.#isAwaited;
+  }
+
+  /**
+   * Whether another request may be taken up for the device. If not, the client waits from now on.
+   * @param isFirst the client has no request open
+   * @param hasJustCome the request has not waited for anything
+   */
+  mayBegin(isFirst: boolean, hasJustCome: boolean): boolean {
+    const waited = this.#hasWaited;
+    this.#hasWaited = null;
+    if (!this.#depth.isFull || waited === "for a place") return true;
+    const nowMs = performance.now();
+    // Whoever asks for little at a time waits for nobody, and nobody for those whose requests may never settle.
+    const asksForLittle = hasJustCome && nowMs - this.#waitedAtMs > DEVICE_WAIT_MS;
+    if (isFirst && (asksForLittle || waited === "in vain")) return true;
+    this.#waitedAtMs = nowMs;
+    this.#isAwaited = true;
+    this.#depth.wait(this.#look);
+    return false;
+  }
+
+  /** A request is with the device. */
+  begun(): void {
+    this.#depth.begun();
+  }
+
+  settled(): void {
+    this.#depth.settled();
+  }
+
+  /** The client is gone: it no longer waits. Its requests may still settle. */
+  close(): void {
+    this.#depth.leave(this.#look);
+  }
+
+  readonly #look: LookAgain = (hasPlace) => {
+    this.#isAwaited = false;
+    this.#hasWaited = hasPlace ? "for a place" : "in vain";
+    this.#onCalled();
+  };
+}
+
 const DEPTHS = new WeakMap<NbdExport, DeviceDepth>();
 
 /** Shared by all clients of the export. */

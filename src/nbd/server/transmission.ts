@@ -17,12 +17,11 @@ import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
 import { BusyPoll } from "./busy-poll.js";
 import type { ClientLog } from "./client-log.js";
-import { type DeviceDepth, deviceDepthOf } from "./device-depth.js";
+import { deviceDepthOf, DevicePlace } from "./device-depth.js";
 import { type DeviceRequestSink, DeviceRequests } from "./device-requests.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
 import {
   BLOCK_STATUS_DESCRIPTORS,
-  DEVICE_WAIT_MS,
   MOVED_AT_ONCE_BYTES,
   PAYLOAD_IN_FLIGHT_BYTES,
   QUEUED_REPLY_BYTES,
@@ -65,7 +64,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   readonly #poll = new BusyPoll();
   readonly #rules: RequestRules;
   readonly #device: DeviceRequests;
-  readonly #depth: DeviceDepth;
+  readonly #place: DevicePlace;
   /** For replies to short reads; nothing is kept while no request is open. */
   readonly #arena = new Arena(SMALLEST_BYTES);
   readonly #observer: ConnectionObserver;
@@ -76,12 +75,6 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #isGranted = false;
   /** It is complete but for that. */
   #deferred: OpenRequest | null = null;
-  /** Nothing is parsed until the device has less to do. */
-  #awaitsDevice = false;
-  /** It has waited for that: it may have one request, or only if it has none. */
-  #hasWaited: "for a place" | "in vain" | null = null;
-  /** When it began to wait the last time; of performance.now(). */
-  #waitedAtMs = -Infinity;
   #open = 0;
   #memoryBytes = 0;
   #deviceRequests = 0;
@@ -113,7 +106,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       extendedHeaders,
       hasContexts: contexts.length > 0,
     };
-    this.#depth = deviceDepthOf(e);
+    this.#place = new DevicePlace(deviceDepthOf(e), options.onProgress);
     this.#device = new DeviceRequests(
       options.agreement,
       this.#rules,
@@ -174,7 +167,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       failedWrites: this.#failedWrites,
     };
     this.#isClosed = true;
-    this.#depth.leave(this.#onDevice);
+    this.#place.close();
     this.#arena.rest();
     this.#options.memory.close();
     this.#observer.closed?.(summary);
@@ -195,22 +188,12 @@ export class Transmission implements RequestSink, DeviceRequestSink {
 
   ready(): boolean {
     if (!this.hasRoom || this.#options.share.isSpent) return false;
-    const waited = this.#hasWaited;
-    this.#hasWaited = null;
-    if (!this.#depth.isFull || waited === "for a place") return true;
-    const nowMs = performance.now();
-    // Whoever asks for little at a time waits for nobody, and nobody for those whose requests may never settle.
-    const asksForLittle = this.hasJustCome && nowMs - this.#waitedAtMs > DEVICE_WAIT_MS;
-    if (this.#open === 0 && (asksForLittle || waited === "in vain")) return true;
-    this.#waitedAtMs = nowMs;
-    this.#awaitsDevice = true;
-    this.#depth.wait(this.#onDevice);
-    return false;
+    return this.#place.mayBegin(this.#open === 0, this.hasJustCome);
   }
 
   /** Whether the rest of a request, or another one, may be taken up, in its turn. */
   get hasRoom(): boolean {
-    if (this.#disconnected || this.#awaitsMemory || this.#awaitsDevice) return false;
+    if (this.#disconnected || this.#awaitsMemory || this.#place.isAwaited) return false;
     // It counts already, and a long one is all that may be under way.
     if (this.#current !== null) return true;
     return (
@@ -295,12 +278,6 @@ export class Transmission implements RequestSink, DeviceRequestSink {
     this.#options.later(this.#useMemory);
   };
 
-  readonly #onDevice = (hasPlace: boolean): void => {
-    this.#awaitsDevice = false;
-    this.#hasWaited = hasPlace ? "for a place" : "in vain";
-    this.#options.onProgress();
-  };
-
   readonly #useMemory = (): void => {
     if (this.#isClosed) return;
     this.#awaitsMemory = false;
@@ -337,7 +314,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   /** As DeviceRequestSink. */
   begun(open: OpenRequest, done: Promise<void>, reply: Buffer): void {
     this.#deviceRequests++;
-    if (isAtDevice(open)) this.#depth.begun();
+    if (isAtDevice(open)) this.#place.begun();
     done.then(
       () => {
         this.#succeeded(open, reply);
@@ -351,7 +328,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   /** As DeviceRequestSink. */
   begunInPieces(open: OpenRequest, pieces: Promise<Buffer[]>): void {
     this.#deviceRequests++;
-    this.#depth.begun();
+    this.#place.begun();
     pieces.then(
       (parts) => {
         const last = parts.pop();
@@ -401,7 +378,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #settled(open: OpenRequest, reply: Buffer): void {
     if (open.isWrite) open.loan.release();
     this.#deviceRequests--;
-    if (isAtDevice(open)) this.#depth.settled();
+    if (isAtDevice(open)) this.#place.settled();
     this.#send(open, reply);
     if (this.#deviceRequests > 0) return;
     // Nobody is left to share the writev with.
