@@ -18,6 +18,7 @@ import { writeGathered } from "../../net/gather.js";
 import type { Address } from "../../net/address.js";
 import { type Reader, readInto } from "../../net/read-into.js";
 import { tlsReason } from "../../net/tls/reason.js";
+import { writePiecesApart } from "../../net/tls/session.js";
 
 /** As much as the kernel hands over in one read; 256 KiB measured no better. */
 const RECEIVE_BUFFER_BYTES = 64 * 1024;
@@ -86,6 +87,7 @@ export class Transport implements Reader {
     });
     this.#watch(secured);
     readInto(secured, this);
+    writePiecesApart(secured);
     secured.on("data", (chunk: Buffer) => {
       this.#receive(chunk);
     });

@@ -13,7 +13,7 @@ import { NegotiationError } from "../../errors.js";
 import { readServerCertificates } from "./certificates.js";
 import { readPskFile } from "./psk-file.js";
 import { tlsReason } from "./reason.js";
-import { PSK_ONLY, VERSIONS } from "./session.js";
+import { PSK_ONLY, VERSIONS, writePiecesApart } from "./session.js";
 
 /** Where a node's credentials are; each role finds its own there. */
 export type TlsCredentials =
@@ -74,6 +74,7 @@ export class TlsAcceptor {
         this.#idle.push(server);
         if (refusal === null) {
           secured.allowHalfOpen = true;
+          writePiecesApart(secured);
           resolve(secured);
           return;
         }
