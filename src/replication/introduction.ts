@@ -19,6 +19,8 @@ export interface Introduction extends Lineage {
 export interface AskedSecondary extends Lineage {
   /** Who is connected to its replication exports, or null. */
   readonly writer: string | null;
+  /** The primary that was admitted last, in an earlier life of the node too, or null. */
+  readonly primary: string | null;
   /** Whether what only it has may be given up. */
   readonly discard: boolean;
   /** What it changed by itself and knows of; null: it knows of nothing. */
@@ -27,15 +29,8 @@ export interface AskedSecondary extends Lineage {
 
 /** Who introduced itself to a secondary. */
 export class Introductions {
-  /** Of the primary that was admitted last, in an earlier life of the node too. */
-  #lastPrimary: string | null;
   #last: Introduction | null = null;
   #conflict: string | null = null;
-
-  /** @param lastPrimary of the one that was admitted last, as is on record; null: nobody was */
-  constructor(lastPrimary: string | null) {
-    this.#lastPrimary = lastPrimary;
-  }
 
   /** The one that was admitted last; null: none was in this life of the node. */
   get last(): Introduction | null {
@@ -49,8 +44,8 @@ export class Introductions {
 
   /** @throws StateError if another primary is connected, or the histories forbid it */
   admit(introduction: Introduction, secondary: AskedSecondary): void {
-    const { writer, discard, changed } = secondary;
-    if (writer !== null && introduction.primary !== this.#lastPrimary) {
+    const { writer, primary, discard, changed } = secondary;
+    if (writer !== null && introduction.primary !== primary) {
       throw new StateError(
         "other-writer",
         `another primary replicates to this node, from ${writer}: stop that first`,
@@ -68,7 +63,6 @@ export class Introductions {
   /** It has been admitted, and whoever wrote before has been cut off. */
   admitted(introduction: Introduction): void {
     this.#last = introduction;
-    this.#lastPrimary = introduction.primary;
   }
 }
 

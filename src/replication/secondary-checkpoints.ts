@@ -2,7 +2,8 @@
  * A secondary's checkpoints: on whose word one is taken, why it is refused, and the epochs that begin with them.
  *
  * Invariant: no checkpoint is taken while the disks may lack something that their writer believes to be there (design, promise
- * 10); nor, on the word of nobody, of what a writer left that was cut off.
+ * 10); nor, on the word of nobody, of what a writer left that was cut off, or beside a primary that introduced itself, whose epochs would
+ * have other numbers then.
  *
  * Its operations run one at a time: the caller sees to that.
  */
@@ -56,6 +57,11 @@ export class SecondaryCheckpoints {
   async take({ session, epoch }: CheckpointRequest): Promise<number> {
     const { stages, sessions, epochs } = this.#parts;
     if (session !== null) sessions.trust(session);
+    else if (stages.stage === "running" && sessions.isReserved)
+      throw new StateError(
+        "checkpoint-refused",
+        "checkpoint refused: this node's primary takes them: have it take one (repl-primary checkpoint)",
+      );
     const refusal = stages.stage === "running" ? this.refusal() : null;
     if (refusal !== null) throw new StateError("checkpoint-refused", `checkpoint refused: ${refusal}`);
     // The checkpoint that ends the first copy of a primary of ours starts replication.

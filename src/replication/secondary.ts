@@ -87,13 +87,17 @@ export class Secondary {
         this.#tellLostRollback();
       },
     });
-    const tracker = new WriterTracker(known, clock, () => {
-      const { gap, cutOff } = tracker;
-      const isKnown = [metadata.recorded, metadata.current].every(
-        (known) => known.gap === gap && known.cutOff === cutOff,
-      );
-      if (!isKnown) void metadata.saveSoon({ gap, cutOff });
-    });
+    const tracker = new WriterTracker(
+      known,
+      () => this.#sessions.isReserved,
+      () => {
+        const { gap, cutOff } = tracker;
+        const isKnown = [metadata.recorded, metadata.current].every(
+          (known) => known.gap === gap && known.cutOff === cutOff,
+        );
+        if (!isKnown) void metadata.saveSoon({ gap, cutOff });
+      },
+    );
     this.#tracker = tracker;
     this.#own = new OwnData({ directory, disks, metadata, log });
     const epochs = this.#makeEpochs();
@@ -247,7 +251,8 @@ export class Secondary {
           "the primary starts replication itself when it is; to give that up, stop replication first (enable: false)";
         throw new StateError("copying", `a primary's copy is not finished: ${remedy}`);
       }
-      return this.#stages.apply({ type: "start", mode });
+      // Whoever writes from now on is the manager's choice.
+      return this.#stages.apply({ type: "start", mode }, { number: null, lineage: { primary: null } });
     });
   }
 

@@ -54,18 +54,24 @@ export interface WriterSessionsParts {
 
 export class WriterSessions {
   readonly #parts: WriterSessionsParts;
-  readonly #introductions: Introductions;
+  readonly #introductions = new Introductions();
   readonly #tenures: Tenures;
 
   constructor(parts: WriterSessionsParts) {
     this.#parts = parts;
     this.#tenures = new Tenures(parts.metadata);
-    this.#introductions = new Introductions(parts.metadata.current.primary);
   }
 
   /** Why the last primary that introduced itself was refused for its data's history, or null. */
   get conflict(): string | null {
     return this.#introductions.conflict;
+  }
+
+  /** Whether a primary that introduced itself replicates to this node, or copies to it, be it connected or not. */
+  get isReserved(): boolean {
+    const { stages, metadata } = this.#parts;
+    const { primary, copying } = metadata.current;
+    return primary !== null && (stages.stage === "running" || copying);
   }
 
   /** Whether this primary introduced itself, and no other one after it. */

@@ -8,7 +8,9 @@
  * A writer that was cut off with everything answered leaves no hole but an end: it may have gone on without this replica, and nobody
  * here can tell where it is now. Only a writer that took leave (NBD_CMD_DISC) had nothing on its way.
  *
- * A primary that introduced itself is told a name that its connections show (writerExport()), and nobody writes beside them.
+ * A primary that introduced itself is told a name that its connections show (writerExport()). Nobody writes beside them, nor
+ * while they are lost, for as long as the replication that the primary began goes on: that it may go on where it stopped is
+ * what the dirty map is for.
  *
  * Invariants:
  * - `gap` and `cutOff` only go from set to null through `begin()`, when replication is started anew, or `resynced()`, on the word of
@@ -17,11 +19,7 @@
  *   while a primary introduces itself, for who was admitted then would not be cut off.
  * - Who is refused leaves nothing behind.
  */
-import type { Clock } from "../clock.js";
 import type { ConnectionObserver, ConnectionSummary } from "../nbd/server/exports.js";
-
-/** How long nobody else writes after a handshake whose primary has not connected to a disk yet. */
-const PLACE_KEPT_MS = 10_000;
 
 /** How a primary of ours names a handshake; null: a writer that never introduced itself. */
 export type SessionId = string;
@@ -47,19 +45,21 @@ export class WriterTracker implements WriterTrace {
   #isIntroducing = false;
   /** The session has said that nothing is missing. */
   #isTrusted = false;
-  #introducedMs = 0;
   /** Open connections of the session, made since its handshake; whose they are. */
   readonly #own = new Map<symbol, string>();
   /** Open connections of others that have written. */
   readonly #others = new Map<symbol, string>();
-  readonly #clock: Clock;
+  readonly #isReserved: () => boolean;
   readonly #onChange: () => void;
 
-  /** @param known from before a restart */
-  constructor({ gap, cutOff }: WriterTrace, clock: Clock, onChange: () => void) {
+  /**
+   * @param known from before a restart
+   * @param isReserved whether the replication is one that a primary began by introducing itself, be it connected or not
+   */
+  constructor({ gap, cutOff }: WriterTrace, isReserved: () => boolean, onChange: () => void) {
     this.#gap = gap;
     this.#cutOff = cutOff;
-    this.#clock = clock;
+    this.#isReserved = isReserved;
     this.#onChange = onChange;
   }
 
@@ -127,7 +127,6 @@ export class WriterTracker implements WriterTrace {
   introduce(session: SessionId, writer: string): void {
     this.#session = session;
     this.#writer = writer;
-    this.#introducedMs = this.#clock.nowMs();
     this.#isTrusted = false;
     this.#handshakes++;
     this.#own.clear();
@@ -190,13 +189,10 @@ export class WriterTracker implements WriterTrace {
 
   #refuseOther(): string | null {
     if (this.#isIntroducing) return "a primary is introducing itself";
-    return this.#isTaken() ? "a primary introduced itself, and nobody writes beside it" : null;
-  }
-
-  /** Whether the session has connections, or is about to. */
-  #isTaken(): boolean {
-    if (this.#own.size > 0) return true;
-    return this.#session !== null && this.#clock.nowMs() - this.#introducedMs < PLACE_KEPT_MS;
+    if (this.#own.size > 0) return "a primary introduced itself, and nobody writes beside it";
+    return this.#isReserved()
+      ? "a primary that introduced itself replicates to this node: to let others write, stop that first (xen-set-replication, enable: false)"
+      : null;
   }
 
   #admitOther(peer: string, connection: symbol): void {

@@ -39,6 +39,29 @@ describe("a second writer beside the primary", () => {
     await expectSameContent(pair.primaryFile(), pair.secondaryFile());
   });
 
+  it("is refused while the primary is away, which comes back without a copy", async () => {
+    const pair = await startPair(workspace);
+    await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+    await pair.checkpoint();
+    const { epoch } = await pair.secondary.status();
+    await pair.primary.succeed("stop");
+    await pair.secondary.waitForStatus("nobody there", ({ secondary }) => secondary?.writer === null);
+    const { stdout, stderr } = await tryQemuIo(
+      `nbd://${pair.addresses.replication}/disk0`,
+      "write -P 0x99 0 64k",
+    );
+    expect(`${stdout}${stderr}`).to.match(/write failed/);
+    await expectPattern(pair.viewUri(), [0x11, "0", "1M"]);
+    expect(await pair.secondary.status()).to.include({ epoch, stage: "running" });
+    await pair.startPrimary();
+    await pair.synchronised();
+    await pair.checkpoint();
+    expect((await pair.primary.status()).disks[0]?.primary?.bytesResynced).to.equal(0);
+    await pair.primary.succeed("stop");
+    await pair.secondary.succeed("stop");
+    await expectSameContent(pair.primaryFile(), pair.secondaryFile());
+  });
+
   it("is refused before the primary has written anything, too", async () => {
     const pair = await startPair(workspace);
     const { stdout, stderr } = await tryQemuIo(

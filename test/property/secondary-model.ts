@@ -38,6 +38,8 @@ export class SecondaryModel {
   isDone = false;
   /** The secondary may have lost acknowledged writes. */
   hasGap = false;
+  /** A primary introduced itself, and takes the checkpoints. */
+  isReserved = false;
 
   private constructor(
     media: readonly WriteBackDisk[],

@@ -95,6 +95,7 @@ async function checkpoint(model: SecondaryModel, load: Load): Promise<void> {
   if (model.hasGap) return resync(model);
   const primary = disjoint(load.primary);
   const view = disjoint(load.view);
+  const session = model.isReserved ? await introduce(model) : null;
   // Acknowledged before it, beside it, and after it has been reported.
   const [early, beside, late] = thirds(primary);
   await model.send(early);
@@ -102,7 +103,7 @@ async function checkpoint(model: SecondaryModel, load: Load): Promise<void> {
   await Promise.all([
     model.send(beside),
     ...view.map((request) => issue(model.node.view(request.disk), request)),
-    model.node.secondary.checkpoint({ session: null, epoch: null }).then(() => model.send(late)),
+    model.node.secondary.checkpoint({ session, epoch: null }).then(() => model.send(late)),
   ]);
   await model.node.secondary.checkpointDurable();
   const sent = model.effects(beside);
@@ -120,15 +121,8 @@ async function resync(model: SecondaryModel): Promise<void> {
   const { secondary } = model.node;
   const { message } = await failureOf(model.node.checkpoint());
   if (!message.startsWith("checkpoint refused: ")) throw new Error(`refused, but with ${message}`);
-  const session = randomUUID();
-  const primary = {
-    primary: "the primary",
-    generation: GENERATION,
-    ancestors: [],
-    tenures: [],
-    dirty: { bytes: 0, first: [] },
-  };
-  await secondary.introduce({ ...primary, session });
+  const session = await introduce(model);
+  model.isReserved = true;
   for (const [index, content] of model.truth.entries())
     await model.node.replication(index).write(0, content, 0);
   await secondary.checkpoint({ session, epoch: null });
@@ -136,6 +130,16 @@ async function resync(model: SecondaryModel): Promise<void> {
   model.hasGap = false;
   model.disk = copies(model.truth);
   model.forgetView(model.disk);
+}
+
+/** @returns the session of a primary */
+async function introduce({ node }: SecondaryModel): Promise<string> {
+  const session = randomUUID();
+  await node.secondary.introduce({
+    ...{ primary: "the primary", session, generation: GENERATION, ancestors: [], tenures: [] },
+    dirty: { bytes: 0, first: [] },
+  });
+  return session;
 }
 
 async function restart(model: SecondaryModel): Promise<void> {
@@ -149,6 +153,7 @@ async function stopAndStart(model: SecondaryModel): Promise<void> {
   await model.node.secondary.stop(null);
   await model.node.start();
   model.hasGap = false;
+  model.isReserved = false;
   model.truth = copies(model.disk);
   model.forgetView(model.disk);
 }

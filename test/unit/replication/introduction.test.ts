@@ -17,7 +17,7 @@ const PRIMARY: Introduction = {
   ...{ generation: "aaaaaaaa", ancestors: ["0"] },
 };
 const SECONDARY: Omit<AskedSecondary, "changed"> = {
-  ...{ writer: null, discard: false, generation: "bbbbbbbb", ancestors: ["0"] },
+  ...{ writer: null, primary: null, discard: false, generation: "bbbbbbbb", ancestors: ["0"] },
 };
 
 describe("introduction in a split brain", () => {
@@ -48,7 +48,7 @@ describe("introduction in a split brain", () => {
     ],
   ] as const) {
     it(`names what the secondary changed by itself: ${what}`, () => {
-      const introductions = new Introductions(null);
+      const introductions = new Introductions();
       const refusal = `split brain: both nodes changed since they were the same, ${told} (the secondary's data is of generation bbbbbbbb, the primary's of aaaaaaaa): to give up what only the secondary has, start it once with --discard-local-changes, which saves it first`;
       expect(() => {
         introductions.admit(PRIMARY, { ...SECONDARY, changed });

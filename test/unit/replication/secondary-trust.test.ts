@@ -48,10 +48,7 @@ describe("secondary: trust in its writers", () => {
   /** What makes it whole again: the whole disk, sent once more by a primary that introduced itself. */
   async function resync(session: string): Promise<void> {
     await introduce(pair.node, session);
-    await expectFailure(
-      pair.node.checkpoint(),
-      /resync is not finished|requests unanswered|refused|resync|cleanly/,
-    );
+    await expectRefused(/this node's primary takes them/);
     const client = await pair.connectWriter();
     await put(client, 0, SIZE_BYTES, 0x29);
     await sessionCheckpoint(pair.node, session);
@@ -98,7 +95,6 @@ describe("secondary: trust in its writers", () => {
     await again.close();
     await pair.writersGone();
     await resync("s");
-    await pair.node.checkpoint();
   });
 
   it("counts the requests of each connection of a primary, whichever ends first", async () => {
@@ -111,7 +107,7 @@ describe("secondary: trust in its writers", () => {
     await sessionCheckpoint(pair.node, "s");
     await first.close();
     await loseUnanswered(second, 1);
-    await expectRefused(/went away with 1 requests unanswered/);
+    expect(pair.node.secondary.checkpointRefusal()).to.match(/went away with 1 requests unanswered/);
     await expectFailure(sessionCheckpoint(pair.node, "s"), /connections were lost since its handshake/);
   });
 
@@ -130,9 +126,10 @@ describe("secondary: trust in its writers", () => {
     await resync("s");
   });
 
-  it("lets the primary that was there before it was started anew in, whoever writes meanwhile, and no other one", async () => {
+  it("lets the primary that was there before it was started anew in, whoever writes since replication was stopped, and no other one", async () => {
     await introduce(pair.node, "s");
     await pair.crashSecondary();
+    await pair.node.secondary.stop(null);
     const stranger = await pair.connectWriter();
     await put(stranger, 0, PAGE, 0x22);
     const other = introduce(pair.node, "t", { primary: "another primary" });
@@ -208,6 +205,36 @@ describe("secondary: trust in its writers", () => {
     expect(pair.node.secondary.stage).to.equal("running");
   });
 
+  it("is a primary's that introduced itself, be it connected or not, until a manager stops that and starts another", async () => {
+    const { tenure } = await introduce(pair.node, "s");
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
+    await sessionCheckpoint(pair.node, "s");
+    const refuses = async (): Promise<void> => {
+      expect(await outcome(put(await pair.connectPlainly(0), 0, PAGE, 0x99))).to.equal("EPERM");
+      await expectRefused(/this node's primary takes them/);
+      expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x22]));
+      await expectContent(pair.view(), content(0, [0, PAGE, 0x22]));
+    };
+    await refuses();
+    await pair.loseWriters();
+    await refuses();
+    await pair.crashSecondary();
+    await refuses();
+    const again = await introduce(pair.node, "again", { tenures: [tenure] });
+    expect(again.isKnown, "its dirty map counts on").to.equal(true);
+    await sessionCheckpoint(pair.node, "again");
+    await pair.restartSecondary();
+    await refuses();
+
+    await pair.node.secondary.stop(null);
+    await pair.node.start();
+    const writer = await pair.connectPlainly(0);
+    await put(writer, 0, PAGE, 0x33);
+    await pair.node.checkpoint();
+    await expectContent(pair.view(), content(0, [0, PAGE, 0x33]));
+    await expectFailure(introduce(pair.node, "late"), /another primary replicates to this node/);
+  });
+
   it("knows at the handshake whether the primary wrote last, also after a crash", async () => {
     const first = await introduce(pair.node, "s");
     expect(first.isKnown).to.equal(false);
@@ -219,6 +246,7 @@ describe("secondary: trust in its writers", () => {
     expect(third.isKnown).to.equal(true);
     await pair.writersGone();
     await pair.crashSecondary();
+    await pair.node.secondary.stop(null);
     // Somebody who doesn't introduce himself writes: what the primary remembers is void.
     await put(await pair.connectWriter(), 0, PAGE, 0x23);
     await pair.loseWriters();
@@ -231,6 +259,7 @@ describe("secondary: trust in its writers", () => {
     const second = await introduce(pair.node, "s", { tenures: [first.tenure] });
     await put(await pair.connectWriter(), 0, PAGE, 0x23);
     await pair.crashSecondary();
+    await pair.node.secondary.stop(null);
 
     const held = pair.node.state.hold({ operation: "replace", name: /^metadata/ });
     const stranger = await pair.connectWriter();
@@ -252,14 +281,15 @@ describe("secondary: trust in its writers", () => {
     await introduce(pair.node, "s");
     await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await pair.crashSecondary();
+    await pair.node.secondary.stop(null);
 
     pair.node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
     const stranger = await pair.connectWriter();
     await expectFailure(put(stranger, 0, PAGE, 0x23), /it can't be recorded who writes/);
     await stranger.close();
     await pair.writersGone();
-    // Whatever writes the metadata next writes that, too: to give the first copy up, for example.
-    await pair.node.secondary.stop(null);
+    // Whatever writes the metadata next writes that, too.
+    await pair.node.start();
     await put(await pair.connectWriter(), 0, PAGE, 0x24);
     await pair.node.applied();
     expectMedium(pair.secondaryMedia[0], content(0, [0, PAGE, 0x24]));
@@ -269,6 +299,7 @@ describe("secondary: trust in its writers", () => {
     const first = await introduce(pair.node, "s");
     await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await pair.crashSecondary();
+    await pair.node.secondary.stop(null);
 
     pair.node.state.fail({ operation: "replace", name: /^metadata/, count: 1 });
     const stranger = await pair.connectWriter();
@@ -315,7 +346,7 @@ describe("secondary: trust in its writers", () => {
     await put(await pair.connectWriter(), 0, PAGE, 0x22);
     await expectFailure(pair.node.start(), refused);
     await pair.loseWriters();
-    await put(await pair.connectWriter(), 0, PAGE, 0x23);
+    expect(await outcome(put(await pair.connectPlainly(0), 0, PAGE, 0x23))).to.equal("EPERM");
     await expectFailure(pair.node.start(), refused);
     await pair.crashSecondary();
     await expectFailure(pair.node.start(), refused);

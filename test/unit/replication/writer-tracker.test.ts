@@ -1,6 +1,5 @@
 import { expect } from "chai";
 
-import { type Clock, systemClock } from "../../../src/clock.js";
 import type { ConnectionObserver, ConnectionSummary } from "../../../src/nbd/server/exports.js";
 import { WriterTracker } from "../../../src/replication/writer-tracker.js";
 
@@ -14,13 +13,16 @@ function summary(change: Partial<ConnectionSummary> = {}): ConnectionSummary {
 describe("WriterTracker", () => {
   let tracker: WriterTracker;
   let changes: number;
-  let nowMs: number;
-  const clock: Clock = { ...systemClock, nowMs: () => nowMs };
+  let isReserved: boolean;
 
   beforeEach(() => {
     changes = 0;
-    nowMs = 0;
-    tracker = new WriterTracker({ gap: null, cutOff: null }, clock, () => changes++);
+    isReserved = false;
+    tracker = new WriterTracker(
+      { gap: null, cutOff: null },
+      () => isReserved,
+      () => changes++,
+    );
   });
 
   /** A connection that has written. @param isOfSession whether of the primary that introduced itself */
@@ -28,6 +30,14 @@ describe("WriterTracker", () => {
     const observer = tracker.observe(PEER, isOfSession);
     expect(observer.firstWrite?.()).to.equal(null);
     return observer;
+  }
+
+  function restarted(gap: string | null): WriterTracker {
+    return new WriterTracker(
+      { gap, cutOff: null },
+      () => isReserved,
+      () => undefined,
+    );
   }
 
   it("tells of each change, so that it can be recorded", () => {
@@ -47,7 +57,7 @@ describe("WriterTracker", () => {
     });
 
     it("keeps what is known from before a restart, until replication is started anew", () => {
-      tracker = new WriterTracker({ gap: "from before", cutOff: null }, clock, () => undefined);
+      tracker = restarted("from before");
       tracker.resume();
       expect(tracker.gap).to.equal("from before");
       connect();
@@ -143,7 +153,7 @@ describe("WriterTracker", () => {
     });
 
     it("sees a gap after a restart in the middle of an epoch, as soon as one writes", () => {
-      tracker = new WriterTracker({ gap: null, cutOff: null }, clock, () => undefined);
+      tracker = restarted(null);
       tracker.resume();
       expect(tracker.gap).to.equal(null);
       connect();
@@ -232,25 +242,23 @@ describe("WriterTracker", () => {
       expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
     });
 
-    it("lets nobody write before its own connections are there, for some seconds", () => {
-      tracker.introduce("other", "writer of other");
-      nowMs = 9_999;
-      expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
+    it("lets nobody write in its place as long as its replication goes on, connected or not, nor after a restart", () => {
+      isReserved = true;
+      const reason =
+        /^a primary that introduced itself replicates to this node: to let others write, stop that first/;
+      connection.closed?.(summary());
+      const intruder = tracker.observe("intruder", false);
+      expect(intruder.firstWrite?.()).to.match(reason);
+      intruder.closed?.(summary({ peer: "intruder", clean: false, failedWrites: 5 }));
+      expect([tracker.gap, tracker.cutOff]).to.deep.equal([null, null]);
+      tracker.introduce("one", "writer of one");
+      expect(tracker.observe("intruder", false).firstWrite?.(), "before it has connected").to.match(reason);
       connect(true);
-      nowMs = 1_000_000;
-      expect(tracker.observe("intruder", false).firstWrite?.()).to.match(/^a primary introduced itself/);
-      expect([tracker.resynced("other"), tracker.gap]).to.deep.equal([true, null]);
-    });
-
-    it("that never connected holds the place for some seconds only", () => {
-      tracker.introduce("other", "writer of other");
-      nowMs = 10_000;
-      connect(false);
-      expect([tracker.session, tracker.resynced("other"), tracker.gap]).to.deep.equal([
-        null,
-        false,
-        RECONNECTED,
-      ]);
+      expect([tracker.resynced("one"), tracker.gap]).to.deep.equal([true, null]);
+      tracker = restarted(null);
+      tracker.resume();
+      expect(tracker.observe("intruder", false).firstWrite?.()).to.match(reason);
+      expect(tracker.gap).to.equal(null);
     });
 
     it("lets nobody begin to write while a primary introduces itself", () => {
@@ -264,7 +272,7 @@ describe("WriterTracker", () => {
       connect(false);
     });
 
-    it("lets others write once it has gone, which nobody vouches for", () => {
+    it("lets others write once it has gone and its replication is over, which nobody vouches for", () => {
       connection.closed?.(summary());
       connect(false);
       expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
