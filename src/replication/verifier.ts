@@ -50,6 +50,8 @@ export class Verifier {
   readonly #running = new Map<PrimaryDisk, Running>();
   readonly #reports = new Map<PrimaryDisk, VerifyReport>();
   readonly #open = new Set<ReplicaDigests>();
+  #isReplicating = false;
+  /** Resolves when the replica takes every change again. */
   #replicating = new Deferred<undefined>();
 
   constructor(options: VerifierOptions) {
@@ -86,11 +88,14 @@ export class Verifier {
 
   /** To be told of the link's states. */
   linkChanged(isReplicating: boolean): void {
+    const wasReplicating = this.#isReplicating;
+    this.#isReplicating = isReplicating;
     if (isReplicating) {
       this.#replicating.resolve(undefined);
       return;
     }
-    this.#replicating = new Deferred();
+    // Of an outage, which has several states, those who wait for its end wait for one promise.
+    if (wasReplicating) this.#replicating = new Deferred();
     void this.#giveUp();
   }
 

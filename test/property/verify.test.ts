@@ -1,4 +1,6 @@
 /** Online verify of a pair in this process: exactly what was corrupted is found, whatever guests and the link do. */
+import { setTimeout as sleep } from "node:timers/promises";
+
 import { expect } from "chai";
 
 import type { BlockDevice } from "../../src/block/device.js";
@@ -160,6 +162,24 @@ describe("verify", () => {
     const [running] = pair.primary.verifier.verifies;
     while ((running?.doneBytes ?? 0) < SIZE_BYTES / 4) await new Promise((resolve) => setImmediate(resolve));
     pair.cutLink();
+    const report = await ended();
+    expect(blocksOf(report)).to.deep.equal(corrupted);
+    expect(report).to.deep.include({ outcome: "completed", comparedBytes: SIZE_BYTES, skippedBytes: 0 });
+  });
+
+  it("goes on after an outage in which the link tried to connect more than once", async () => {
+    await open("memsync");
+    const corrupted = corrupt(10, 0, SIZE_BYTES - 5000);
+    start(false, SLOW_BYTES_PER_SECOND);
+    const { verifier } = pair.primary;
+    const [running] = verifier.verifies;
+    while ((running?.doneBytes ?? 0) < SIZE_BYTES / 4) await new Promise((resolve) => setImmediate(resolve));
+    // "disconnected", "connecting", "disconnected", ... for as long as the verify takes to notice, and to wait for the link.
+    for (let attempt = 0; attempt < 10; attempt++) {
+      verifier.linkChanged(false);
+      await sleep(100);
+    }
+    verifier.linkChanged(true);
     const report = await ended();
     expect(blocksOf(report)).to.deep.equal(corrupted);
     expect(report).to.deep.include({ outcome: "completed", comparedBytes: SIZE_BYTES, skippedBytes: 0 });
