@@ -2,7 +2,7 @@
  * What a node gave up for a primary with another history, as images that people can look into: the before-images of the epoch
  * in which it was resynced (docs/formats.md, `salvage-E.log`).
  */
-import { mkdir, open } from "node:fs/promises";
+import { type FileHandle, mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { MetadataError, StateError } from "../errors.js";
 import { readMetadata } from "../meta/metadata.js";
@@ -69,17 +69,25 @@ async function writeImage(
     await file.truncate(sizeBytes);
     let bytes = 0;
     for (const { kind, offset, lengthBytes, position } of records) {
-      await extents.write(`${offset} ${lengthBytes}\n`);
+      await extents.appendFile(`${offset} ${lengthBytes}\n`);
       bytes += lengthBytes;
       if (kind === "zero") continue;
       const content = Buffer.allocUnsafe(lengthBytes);
       await log.read(position, content);
-      await file.write(content, 0, lengthBytes, offset);
+      await writeFully(file, content, offset);
     }
     await file.sync();
     return bytes;
   } finally {
     await extents.close();
     await file.close();
+  }
+}
+
+/** A write that finds the file system full half way says how far it got, and no error: only the next one is refused. */
+async function writeFully(file: FileHandle, content: Buffer, offset: number): Promise<void> {
+  for (let done = 0; done < content.length;) {
+    const { bytesWritten } = await file.write(content, done, content.length - done, offset + done);
+    done += bytesWritten;
   }
 }
