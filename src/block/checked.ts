@@ -10,9 +10,7 @@ import type { BlockDevice, Capability, DeviceInfo, Extent, Flags } from "./devic
 import { Flag } from "./device.js";
 import type { Errno } from "../errors.js";
 import { DeviceError, failedAt } from "../errors.js";
-
-/** What an emulated zero writes at a time. */
-const ZEROES = Buffer.alloc(256 * 1024);
+import { ZEROES } from "./zeroes.js";
 
 /** What it takes at least, split where the layer takes less: what NBD clients may send without asking. */
 const PAYLOAD_MAXIMUM_BYTES = 32 * 1024 * 1024;

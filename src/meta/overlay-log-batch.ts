@@ -11,6 +11,7 @@
  */
 import assert from "node:assert/strict";
 import { isPageAligned, payloadBuffers } from "../block/buffer-pool.js";
+import { ZEROES } from "../block/zeroes.js";
 import { Deferred } from "../deferred.js";
 import {
   contentChecksum,
@@ -27,7 +28,6 @@ import {
 export const COPIED_MAXIMUM_BYTES = 64 * 1024;
 /** One of the pool's sizes, whole pages. */
 const BUFFER_BYTES = 256 * 1024;
-const ZEROES = Buffer.alloc(PAGE_BYTES);
 
 interface PendingHeader {
   readonly buffer: Buffer;

@@ -7,6 +7,7 @@
  */
 import type { Extent, Flags } from "../device.js";
 import { Flag } from "../device.js";
+import { ZEROES } from "../zeroes.js";
 import { isUnsupported } from "./file-errors.js";
 import { writeFully } from "./file-io.js";
 import type { OpenFile } from "./file-open.js";
@@ -18,9 +19,6 @@ import { FallocateMode, Seek, SystemCallError } from "../../os/libc.js";
 const PUNCH_HOLE = FallocateMode.PunchHole | FallocateMode.KeepSize;
 const ZERO_RANGE = FallocateMode.ZeroRange | FallocateMode.KeepSize;
 const ALLOCATE = FallocateMode.Allocate | FallocateMode.KeepSize;
-
-/** What is written at a time where zeroes must be written. */
-const ZEROES = Buffer.alloc(256 * 1024);
 
 /** The length of a hole punched where nothing is. */
 const PROBE_BYTES = 4096;

@@ -1,13 +1,12 @@
 /** What a disk holds before it is overwritten: content where there is some, a marker where it reads as zeroes. */
 import type { BlockDevice } from "../device.js";
 import { type BeforeImage, COPY_BLOCK_BYTES } from "../overlay/hidden.js";
+import { isZeroes } from "../zeroes.js";
 
 /** The most content that one step of copying holds in memory. */
 export const MAX_IMAGE_BYTES = 1024 * 1024;
 /** From this length on it pays to ask for holes before reading. */
 export const ASK_EXTENTS_FROM_BYTES = 64 * 1024;
-
-const ZEROES = Buffer.alloc(COPY_BLOCK_BYTES);
 
 /** The before-images of the `missing` parts of a range whose old content was read from `start` on. */
 export function imagesOf(
@@ -48,14 +47,6 @@ export async function isHole(disk: BlockDevice, start: number, end: number): Pro
   if (end - start < ASK_EXTENTS_FROM_BYTES || disk.info.extents !== "native") return false;
   const [extent] = await disk.extents(start, end - start, 1);
   return extent?.zero === true && extent.lengthBytes === end - start;
-}
-
-export function isZeroes(content: Buffer): boolean {
-  for (let at = 0; at < content.length; at += COPY_BLOCK_BYTES) {
-    const block = content.subarray(at, at + COPY_BLOCK_BYTES);
-    if (!block.equals(ZEROES.subarray(0, block.length))) return false;
-  }
-  return true;
 }
 
 function extentEnd(start: number, lengthBytes: number, limit: number): number {

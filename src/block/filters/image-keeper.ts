@@ -9,14 +9,8 @@ import { payloadBuffers } from "../buffer-pool.js";
 import type { BlockDevice } from "../device.js";
 import type { RangeFailure } from "../failure.js";
 import { type BeforeImage, COPY_BLOCK_BYTES, type HiddenOverlay } from "../overlay/hidden.js";
-import {
-  ASK_EXTENTS_FROM_BYTES,
-  imagesOf,
-  isHole,
-  isZeroes,
-  MAX_IMAGE_BYTES,
-  readImages,
-} from "./before-image.js";
+import { ASK_EXTENTS_FROM_BYTES, imagesOf, isHole, MAX_IMAGE_BYTES, readImages } from "./before-image.js";
+import { isZeroes } from "../zeroes.js";
 
 /** A change of the disk. */
 export type Operation =

@@ -16,13 +16,12 @@ import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from
 import { ExtentMap, ZERO } from "../extent-map.js";
 import { RangeLock } from "../range-lock.js";
 import { settleAll } from "../settle-all.js";
+import { isZeroes } from "../zeroes.js";
 import type { ActiveOverlay } from "./active.js";
 import type { HiddenOverlay } from "./hidden.js";
 
 /** One step of the commit; also how long a client's write may wait for it. */
 const STEP_BYTES = 1024 * 1024;
-
-const ZEROES = Buffer.alloc(STEP_BYTES);
 
 /** Called after each step: bytes done and in all. */
 export type CommitProgress = (doneBytes: number, totalBytes: number) => void;
@@ -117,8 +116,7 @@ export class CommitDevice implements BlockDevice {
     try {
       await withBuffer(end - start, async (content) => {
         await this.#active.read(start, content);
-        if (content.equals(ZEROES.subarray(0, content.length)))
-          await this.#disk.zero(start, content.length, 0);
+        if (isZeroes(content)) await this.#disk.zero(start, content.length, 0);
         else await this.#disk.write(start, content, 0);
       });
       this.#committed.set(start, end, ZERO);
