@@ -6,6 +6,7 @@ import type { NodeOption } from "../config/options.js";
 import type { OptionValues } from "../config/schema.js";
 import { ConfigError, asError } from "../errors.js";
 import { readVersion } from "../version.js";
+import { NODE_LOCATION } from "./node-location.js";
 import type { Program, Verb, VerbArguments } from "./program.js";
 
 export type Invocation =
@@ -16,23 +17,6 @@ export type Invocation =
 type Parsed = Readonly<Record<string, unknown>>;
 
 const TEXT = { type: "string", requiresArg: true } as const;
-
-/** How a verb finds its node. */
-const NODE_LOCATION: Readonly<Record<string, Options>> = {
-  "state-dir": {
-    ...TEXT,
-    describe: "DIR: the state directory of the node",
-    defaultDescription: "as the node's",
-  },
-  config: { ...TEXT, describe: "FILE: the node's config file, to find its state directory" },
-  qmp: { ...TEXT, describe: "ADDR: the node's QMP server, wherever it is: tcp:HOST:PORT or unix:PATH" },
-  "tls-certificates": {
-    ...TEXT,
-    describe: "DIR: for QMP over TCP with TLS: ca-cert.pem, client-cert.pem, client-key.pem",
-  },
-  "tls-psk": { ...TEXT, describe: "FILE: pre-shared key for QMP over TCP with TLS, USER:HEXKEY" },
-  "tls-hostname": { ...TEXT, describe: "NAME: in the node's certificate, if it isn't the host of --qmp" },
-};
 
 /** Values are texts to us, and a hyphen is a hyphen. */
 const PARSER_CONFIGURATION = {

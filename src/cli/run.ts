@@ -1,14 +1,9 @@
 /** One command line from beginning to end: exit codes, and errors on one line. */
-import { addressField, readField } from "../config/fields.js";
-import { loadStateDir } from "../config/load.js";
 import type { Environment } from "../config/load.js";
-import { defaultQmpAddress } from "../config/schema.js";
 import { ConfigError, LinkError, StateError, UnreachableError, describeError } from "../errors.js";
-import type { Endpoint } from "../net/endpoint.js";
-import type { TlsParameters } from "../net/tls/client.js";
 import { QmpClient } from "../qmp/client.js";
 import { QmpError } from "../qmp/errors.js";
-import type { NodeRole } from "../status.js";
+import { nodeAddress } from "./node-location.js";
 import { parseCommandLine } from "./parse.js";
 import type { Program, VerbArguments, VerbContext } from "./program.js";
 import type { Terminal } from "./terminal.js";
@@ -65,34 +60,6 @@ function verbContext(
         await client.close();
       }
     },
-  };
-}
-
-function nodeAddress(role: NodeRole, args: VerbArguments, environment: Environment): Endpoint {
-  const { qmp, "state-dir": stateDir, config } = args.texts;
-  const tls = tlsOf(args);
-  if (qmp !== undefined) {
-    const address = readField(addressField, "--qmp", qmp);
-    if (tls === null) return address;
-    if (address.kind === "tcp") return { ...address, tls };
-  }
-  if (tls !== null)
-    throw new ConfigError("usage", "TLS is for QMP over TCP: use it with --qmp tcp:HOST:PORT");
-  const given = {
-    ...(stateDir !== undefined && { "state-dir": stateDir }),
-    ...(config !== undefined && { config }),
-  };
-  return defaultQmpAddress(loadStateDir(role, given, environment));
-}
-
-/** null: no option of TLS was given. */
-function tlsOf({ texts }: VerbArguments): TlsParameters | null {
-  const { "tls-certificates": certificates, "tls-psk": pskFile, "tls-hostname": hostname } = texts;
-  if (certificates === undefined && pskFile === undefined && hostname === undefined) return null;
-  return {
-    ...(certificates !== undefined && { certificates }),
-    ...(pskFile !== undefined && { pskFile }),
-    ...(hostname !== undefined && { hostname }),
   };
 }
 

@@ -1,10 +1,10 @@
 /** The verb that turns what a node gave up into images; the node need not run. */
 import { resolve } from "node:path";
-import { loadStateDir } from "../config/load.js";
 import { formatSize } from "../config/units.js";
 import { ConfigError } from "../errors.js";
 import { openStateDirectory } from "../meta/state-directory.js";
 import { extractSalvage } from "../replication/salvage.js";
+import { nodeStateDir } from "./node-location.js";
 import type { Verb } from "./program.js";
 
 export const salvageVerb: Verb = {
@@ -18,13 +18,9 @@ export const salvageVerb: Verb = {
     },
   },
   run: async ({ args, terminal, environment }) => {
-    const { output, "state-dir": stateDir, config } = args.texts;
+    const { output } = args.texts;
     if (output === undefined) throw new ConfigError("usage", "--output: is missing, as in --output salvaged");
-    const given = {
-      ...(stateDir !== undefined && { "state-dir": stateDir }),
-      ...(config !== undefined && { config }),
-    };
-    const directory = await openStateDirectory(loadStateDir("secondary", given, environment));
+    const directory = await openStateDirectory(nodeStateDir("secondary", args, environment));
     for (const { image, bytes } of await extractSalvage(directory, resolve(output))) {
       terminal.print(`${image}: ${formatSize(bytes)}, listed in ${image}.extents`);
     }
