@@ -46,7 +46,7 @@ const BATCHES_AT_A_TIME = 2;
 
 export interface LogOptions {
   readonly epoch: number;
-  /** false: never wait for the disk (--cache unsafe). */
+  /** false: nothing is made durable; for a log that is only read, as what was given up (salvage.ts). */
   readonly sync: boolean;
   /** Default: the system's. */
   readonly clock?: Clock;

@@ -60,8 +60,6 @@ export interface EpochStoreOptions {
   readonly directory: StateDirectory;
   /** The secondary disks, in the metadata's order. */
   readonly disks: readonly BlockDevice[];
-  /** false: never wait for the disk. */
-  readonly sync: boolean;
   /** Default: the system's. */
   readonly clock?: Clock;
   /** The epoch whose before-images are kept when it is over, or null. */
@@ -318,8 +316,8 @@ export class EpochStore {
   }
 }
 
-function logOptions({ sync, clock }: EpochStoreOptions, epoch: number): LogOptions {
-  return clock === undefined ? { epoch, sync } : { epoch, sync, clock };
+function logOptions({ clock }: EpochStoreOptions, epoch: number): LogOptions {
+  return { epoch, sync: true, ...(clock !== undefined && { clock }) };
 }
 
 function overlaysOf(epoch: Epoch, record: LogRecord | RecoveredRecord, log: string): DiskOverlays {

@@ -79,7 +79,6 @@ export class Secondary {
     this.#store = new EpochStore({
       directory,
       disks: group.devices,
-      sync: true,
       clock,
       salvage: () => this.metadata.salvage,
       spare,

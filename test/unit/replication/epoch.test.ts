@@ -70,7 +70,6 @@ describe("epoch store", () => {
     return new EpochStore({
       directory: makingRoom(directory, () => spare.makeRoom()),
       disks: someDisks,
-      sync: true,
       salvage: () => null,
       spare,
     });
