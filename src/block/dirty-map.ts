@@ -65,7 +65,7 @@ export class DirtyMap {
   #flushesSinceProgress = 0;
   #isBroken = false;
   /** A file that can't be trusted is still there. */
-  #isHaunted = false;
+  #hasUntrustedFile = false;
 
   private constructor(options: DirtyMapOptions) {
     this.sizeBytes = options.sizeBytes;
@@ -100,7 +100,7 @@ export class DirtyMap {
 
   /** The name of the time that this map tells of, as the replica gave it; null: it tells nothing of any replica. */
   get tenure(): string | null {
-    return this.#isHaunted ? null : this.#tenure;
+    return this.#hasUntrustedFile ? null : this.#tenure;
   }
 
   /** As DirtyBlocks has it; so are the members below that only pass on. */
@@ -198,7 +198,7 @@ export class DirtyMap {
   }
 
   endFlush(isDurable: boolean): void {
-    if (this.#isHaunted) void this.#removeFile();
+    if (this.#hasUntrustedFile) void this.#removeFile();
     this.#blocks.endFlush(isDurable);
     if (!isDurable) return;
     this.#isStuck = false;
@@ -225,7 +225,7 @@ export class DirtyMap {
 
   /** Leaves in the file exactly what is missed. Nothing is written to the disk any more. */
   async close(): Promise<void> {
-    if (this.#isHaunted) await this.#removeFile();
+    if (this.#hasUntrustedFile) await this.#removeFile();
     this.linkLost();
     await this.#cooling;
     this.#dueAll();
@@ -380,13 +380,13 @@ export class DirtyMap {
     if (this.#isBroken) return;
     this.#isBroken = true;
     await this.#removeFile();
-    this.#options.onBroken(error, !this.#isHaunted);
+    this.#options.onBroken(error, !this.#hasUntrustedFile);
   }
 
   /** It can't be trusted any more. Where it can't be removed either, that is tried again with each flush. */
   async #removeFile(): Promise<void> {
     const { directory, disk } = this.#options;
-    this.#isHaunted = await directory.remove(dirtyMapName(disk)).then(
+    this.#hasUntrustedFile = await directory.remove(dirtyMapName(disk)).then(
       () => false,
       () => true,
     );

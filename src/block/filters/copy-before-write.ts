@@ -48,7 +48,7 @@ export class CopyBeforeWrite implements BlockDevice {
   readonly #behind: WritesBehind;
   readonly #start: CommonStart<WriteBehind>;
   #hidden: HiddenOverlay | null = null;
-  #isClosed = false;
+  #isFenced = false;
   #failure: DeviceError | null = null;
   /** A request that was to be durable failed: its flush may have lost what was acknowledged before. */
   #isInDoubt = false;
@@ -93,9 +93,9 @@ export class CopyBeforeWrite implements BlockDevice {
     this.#isInDoubt = false;
   }
 
-  /** Whether everything is refused: the disk is about to belong to somebody else (failover). */
+  /** While fenced, every change and flush is refused: the disk is about to belong to somebody else (failover). */
   setFenced(isFenced: boolean): void {
-    this.#isClosed = isFenced;
+    this.#isFenced = isFenced;
   }
 
   /** Resolves when every acknowledged write is on the disk, or has failed (see `failure`). */
@@ -165,7 +165,7 @@ export class CopyBeforeWrite implements BlockDevice {
   }
 
   #refusal(): DeviceError | null {
-    if (this.#isClosed)
+    if (this.#isFenced)
       return new DeviceError("ESHUTDOWN", "this disk was promoted: it takes no more replication writes");
     return this.#failure;
   }

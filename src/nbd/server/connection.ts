@@ -37,8 +37,8 @@ import { Transmission } from "./transmission.js";
 import type { Turns } from "./turns.js";
 import { Share } from "./turns.js";
 
-/** The byte stream of a connection, as accepted; TLS puts another stream over it. */
-export interface Transport {
+/** A client as it was accepted; TLS puts another stream over its own. */
+interface AcceptedClient {
   readonly stream: Socket;
   /** The peer's address; null: it came by a unix socket. */
   readonly host: string | null;
@@ -115,7 +115,7 @@ export class Connection implements OptionSink, Reader {
   #source: SharedBuffer | null = null;
 
   /** The stream is paused. */
-  constructor({ stream, host, peer }: Transport, options: ConnectionOptions) {
+  constructor({ stream, host, peer }: AcceptedClient, options: ConnectionOptions) {
     this.peer = peer;
     this.host = host;
     this.#stream = stream;
