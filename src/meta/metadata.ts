@@ -2,6 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import { MetadataError } from "../errors.js";
+import { FAILOVER_TARGETS, NODE_STAGES } from "../status.js";
 import { otherVersion } from "./other-version.js";
 import type { StateDirectory } from "./state-directory.js";
 
@@ -36,8 +37,8 @@ const common = {
 const secondarySchema = z.strictObject({
   ...common,
   role: z.literal("secondary"),
-  stage: z.enum(["none", "running", "failover", "failover-failed", "done"]),
-  failoverTarget: z.enum(["checkpoint", "latest"]).nullable(),
+  stage: z.enum(NODE_STAGES),
+  failoverTarget: z.enum(FAILOVER_TARGETS).nullable(),
   /** When the last checkpoint was taken, ISO 8601. */
   checkpointAt: z.string().nullable(),
   /** Names the time since which only one primary wrote, the one that knows this name: its dirty map counts. */
@@ -77,25 +78,27 @@ export type NodeMetadata = SecondaryMetadata | PrimaryMetadata;
 export type LogEnd = SecondaryMetadata["logs"][number];
 export type DiskIdentity = Readonly<z.infer<typeof disk>>;
 
+/** What a secondary knows that has not replicated yet, whatever its data is. */
+export const UNTOUCHED_SECONDARY: Omit<SecondaryMetadata, keyof typeof common> = {
+  role: "secondary",
+  stage: "none",
+  failoverTarget: null,
+  checkpointAt: null,
+  tenure: null,
+  offeredTenure: null,
+  primary: null,
+  copying: false,
+  mixed: null,
+  discard: false,
+  returning: false,
+  salvage: null,
+  gap: null,
+  cutOff: null,
+  logs: [],
+};
+
 export function newSecondaryMetadata(disks: readonly DiskIdentity[]): SecondaryMetadata {
-  return {
-    ...newCommon(disks),
-    role: "secondary",
-    stage: "none",
-    failoverTarget: null,
-    checkpointAt: null,
-    tenure: null,
-    offeredTenure: null,
-    primary: null,
-    copying: false,
-    mixed: null,
-    discard: false,
-    returning: false,
-    salvage: null,
-    gap: null,
-    cutOff: null,
-    logs: [],
-  };
+  return { ...newCommon(disks), ...UNTOUCHED_SECONDARY };
 }
 
 export function newPrimaryMetadata(disks: readonly DiskIdentity[]): PrimaryMetadata {

@@ -3,7 +3,12 @@
  * secondary of the node that took over, a promoted secondary goes on as a primary.
  */
 import { MetadataError, StateError } from "../errors.js";
-import type { NodeMetadata, PrimaryMetadata, SecondaryMetadata } from "../meta/metadata.js";
+import {
+  type NodeMetadata,
+  type PrimaryMetadata,
+  type SecondaryMetadata,
+  UNTOUCHED_SECONDARY,
+} from "../meta/metadata.js";
 import { resumedStage } from "./stage.js";
 
 /** What an operator has decided for one start of a secondary. */
@@ -36,25 +41,8 @@ export function asSecondary(
  * @param tenure of its dirty maps
  */
 export function comingBack(metadata: NodeMetadata, tenure: string | null): SecondaryMetadata {
-  return {
-    ...common(metadata),
-    generation: metadata.generation,
-    role: "secondary",
-    stage: "none",
-    failoverTarget: null,
-    checkpointAt: null,
-    tenure,
-    offeredTenure: null,
-    primary: null,
-    copying: false,
-    mixed: null,
-    returning: true,
-    discard: false,
-    salvage: null,
-    gap: null,
-    cutOff: null,
-    logs: [],
-  };
+  const { generation } = metadata;
+  return { ...common(metadata), generation, ...UNTOUCHED_SECONDARY, tenure, returning: true };
 }
 
 /** @throws MetadataError if it is a secondary's that was not promoted */
