@@ -21,7 +21,9 @@ export type CongestionPolicy = (typeof CONGESTION_POLICIES)[number];
 export const REPLICA_ERROR_POLICIES = ["continue", "stop"] as const;
 export type ReplicaErrorPolicy = (typeof REPLICA_ERROR_POLICIES)[number];
 
-export type AckMode = "async" | "memsync" | "sync";
+/** What an acknowledgement to the guest stands for; DRBD's protocols A, B and C. */
+export const ACK_MODES = ["async", "memsync", "sync"] as const;
+export type AckMode = (typeof ACK_MODES)[number];
 
 export const LINK_STATES = [
   "detached",

@@ -39,7 +39,7 @@ async function startPrimary(
     onCongestion: config.onCongestion,
     onReplicaError: config.onReplicaError,
     replicaTimeoutMs: config.replicaTimeoutMs,
-    resyncBytesPerSecond: config.resyncRateBytesPerSecond,
+    resyncBytesPerSecond: config.resyncBytesPerSecond,
     checkpointIntervalMs: config.checkpointIntervalMs,
     log,
     events: linkEvents(emit, () => primary.rate.bytesPerSecond),

@@ -30,7 +30,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
   const secondary = await Secondary.open({
     directory,
     disks,
-    onUndoError: config.onBackupError,
+    onUndoError: config.onUndoError,
     discardLocalChanges: config.discardLocalChanges,
     demote: config.demote,
     asPrimary: {

@@ -9,6 +9,7 @@
  *   `async` that holds before the next drain() resolves.
  */
 import { DeviceError, errnoOf } from "../errors.js";
+import type { AckMode } from "../status.js";
 import { withBuffer } from "./buffer-pool.js";
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "./device.js";
 import { Flag } from "./device.js";
@@ -16,9 +17,6 @@ import type { DirtyMap } from "./dirty-map.js";
 import type { MemoryBudget } from "./memory-budget.js";
 import { type RangeHold, RangeLock } from "./range-lock.js";
 import { settleAll } from "./settle-all.js";
-
-/** What an acknowledgement to the guest stands for; DRBD's protocols A, B and C. */
-export type AckMode = "async" | "memsync" | "sync";
 
 export interface MirrorOptions {
   readonly ackMode: AckMode;

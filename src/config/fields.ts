@@ -63,7 +63,12 @@ export function choiceField<const T extends string>(words: readonly T[]): z.ZodT
 export function readField<T>(field: z.ZodType<T, string>, name: string, text: string): T {
   const result = field.safeParse(text);
   if (result.success) return result.data;
-  throw new ConfigError("bad-option", `${name}: ${result.error.issues[0]?.message ?? "can't be used"}`);
+  throw badOption(name, result.error.issues[0]?.message ?? "can't be used");
+}
+
+/** @param option as the operator wrote it: "--size", "pair.yaml: size" */
+export function badOption(option: string, problem: string): ConfigError {
+  return new ConfigError("bad-option", `${option}: ${problem}`);
 }
 
 /** No disk is smaller than a sector. */

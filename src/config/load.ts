@@ -6,7 +6,7 @@ import { parseDocument } from "yaml";
 import { ConfigError, describeError } from "../errors.js";
 import { inheritedSockets } from "../os/socket-activation.js";
 import type { NodeRole } from "../status.js";
-import { directoryField, readField } from "./fields.js";
+import { badOption, directoryField, readField } from "./fields.js";
 import { optionsOf } from "./options.js";
 import { primaryConfig, secondaryConfig } from "./schema.js";
 import type { NameOption, OptionValues, PrimaryConfig, SecondaryConfig } from "./schema.js";
@@ -44,7 +44,7 @@ function merge(
   environment: Environment,
 ): { values: OptionValues; nameOption: NameOption } {
   const { config: file, ...given } = commandLine;
-  if (Array.isArray(file)) throw new ConfigError("bad-option", "--config: may be given once");
+  if (Array.isArray(file)) throw badOption("--config", "may be given once");
   const fromFile = typeof file === "string" ? readConfigFile(role, file) : {};
   const nameOption: NameOption = (option) =>
     !(option in given) && option in fromFile ? `${String(file)}: ${option}` : `--${option}`;
@@ -62,10 +62,7 @@ function shape(role: NodeRole, values: OptionValues, nameOption: NameOption): Op
     if (repeatable.get(name) === true) shaped[name] = repeated;
     else if (repeated.length === 1 && single !== undefined) shaped[name] = single;
     else {
-      throw new ConfigError(
-        "bad-option",
-        `${nameOption(name)}: may be given once, not ${repeated.length} times`,
-      );
+      throw badOption(nameOption(name), `may be given once, not ${repeated.length} times`);
     }
   }
   return shaped;

@@ -9,6 +9,7 @@ import type { Address } from "../net/address.js";
 import type { SocketAccess } from "../net/listen.js";
 import type { InheritedSocket } from "../os/socket-activation.js";
 import {
+  ACK_MODES,
   type AckMode,
   CACHE_MODES,
   type CacheMode,
@@ -19,6 +20,7 @@ import {
 } from "../status.js";
 import {
   addressField,
+  badOption,
   choiceField,
   countField,
   directoryField,
@@ -35,7 +37,9 @@ import type { DiskConfig } from "./fields.js";
 
 import { type TlsConfig, tlsConfig, tlsFields } from "./tls.js";
 
-export type UndoErrorPolicy = "break-checkpoint" | "break-replication";
+const UNDO_ERROR_POLICIES = ["break-checkpoint", "break-replication"] as const;
+/** What to do when a before-image can't be kept: lose the rollback until the next checkpoint, or refuse the write. */
+export type UndoErrorPolicy = (typeof UNDO_ERROR_POLICIES)[number];
 
 /** Who may connect to the NBD servers, and how often. */
 export interface AccessConfig {
@@ -81,14 +85,14 @@ export interface PrimaryConfig extends NodeConfig {
   readonly onReplicaError: ReplicaErrorPolicy;
   readonly replicaTimeoutMs: number;
   /** 0: without limit. */
-  readonly resyncRateBytesPerSecond: number;
+  readonly resyncBytesPerSecond: number;
 }
 
 export interface SecondaryConfig extends NodeConfig {
   /** For the primary; empty for `--listen none`. */
   readonly listen: readonly Address[];
   readonly view: readonly Address[];
-  readonly onBackupError: UndoErrorPolicy;
+  readonly onUndoError: UndoErrorPolicy;
   /** For this start only. */
   readonly discardLocalChanges: boolean;
   /** For this start only. */
@@ -139,7 +143,7 @@ const primaryFields = z.strictObject({
   replica: replicaField.optional(),
   "replica-qmp": addressField.optional(),
   "checkpoint-interval": durationField.default(DEFAULT_REPLICATION.checkpointIntervalMs),
-  "ack-mode": choiceField(["async", "memsync", "sync"]).default(DEFAULT_REPLICATION.ackMode),
+  "ack-mode": choiceField(ACK_MODES).default(DEFAULT_REPLICATION.ackMode),
   "on-congestion": choiceField(CONGESTION_POLICIES).default(DEFAULT_REPLICATION.onCongestion),
   "on-replica-error": choiceField(REPLICA_ERROR_POLICIES).default(DEFAULT_REPLICATION.onReplicaError),
   "replica-timeout": durationField.default(DEFAULT_REPLICATION.replicaTimeoutMs),
@@ -152,7 +156,7 @@ const secondaryFields = z.strictObject({
   "discard-local-changes": z.string().optional(),
   demote: z.string().optional(),
   yes: z.string().optional(),
-  "on-undo-error": choiceField(["break-checkpoint", "break-replication"]).default("break-checkpoint"),
+  "on-undo-error": choiceField(UNDO_ERROR_POLICIES).default("break-checkpoint"),
 });
 
 /** The values of the options, as text; a list for those that may be repeated. */
@@ -172,24 +176,24 @@ export function primaryConfig(
   const replica = fields.replica ?? null;
   const replicaQmp = fields["replica-qmp"] ?? null;
   const checkpointIntervalMs = fields["checkpoint-interval"];
-  if (replicaQmp !== null && replica === null) throw conflict(nameOption("replica-qmp"), "needs --replica");
+  if (replicaQmp !== null && replica === null) throw badOption(nameOption("replica-qmp"), "needs --replica");
   if (checkpointIntervalMs > 0 && replica !== null && replicaQmp === null) {
-    throw conflict(
+    throw badOption(
       nameOption("checkpoint-interval"),
       "needs --replica-qmp: without it a manager drives the checkpoints",
     );
   }
   if (fields["replica-timeout"] < MINIMUM_REPLICA_TIMEOUT_MS) {
-    throw conflict(nameOption("replica-timeout"), `must be at least ${MINIMUM_REPLICA_TIMEOUT_MS}ms`);
+    throw badOption(nameOption("replica-timeout"), `must be at least ${MINIMUM_REPLICA_TIMEOUT_MS}ms`);
   }
   if (fields["on-congestion"] === "detach" && fields["ack-mode"] !== "async") {
-    throw conflict(
+    throw badOption(
       nameOption("on-congestion"),
       "detach needs --ack-mode async: in the others a guest waits for the replica anyway",
     );
   }
   if (fields["on-replica-error"] === "stop" && fields["on-congestion"] === "detach") {
-    throw conflict(
+    throw badOption(
       nameOption("on-replica-error"),
       "stop can't be combined with --on-congestion detach, which lets the guest go on alone",
     );
@@ -206,7 +210,7 @@ export function primaryConfig(
     onCongestion: fields["on-congestion"],
     onReplicaError: fields["on-replica-error"],
     replicaTimeoutMs: fields["replica-timeout"],
-    resyncRateBytesPerSecond: fields["resync-rate"],
+    resyncBytesPerSecond: fields["resync-rate"],
   };
 }
 
@@ -219,11 +223,11 @@ export function secondaryConfig(
   const { listen: listenValues, ...others } = values;
   const none = [listenValues].flat().includes(NO_LISTENER);
   if (none && [listenValues].flat().length > 1) {
-    throw conflict(nameOption("listen"), `"${NO_LISTENER}" can't be combined with an address`);
+    throw badOption(nameOption("listen"), `"${NO_LISTENER}" can't be combined with an address`);
   }
   const fields = check(secondaryFields, none ? others : values, nameOption);
   if (none && sockets.length > 0) {
-    throw conflict(nameOption("listen"), `"${NO_LISTENER}" can't be combined with sockets from systemd`);
+    throw badOption(nameOption("listen"), `"${NO_LISTENER}" can't be combined with sockets from systemd`);
   }
   const listen = none ? [] : (fields.listen ?? (sockets.length > 0 ? [] : DEFAULT_LISTEN));
   const view = fields.view ?? [unixAddress(join(fields["state-dir"], "view.sock"))];
@@ -233,7 +237,7 @@ export function secondaryConfig(
     listen,
     sockets,
     view,
-    onBackupError: fields["on-undo-error"],
+    onUndoError: fields["on-undo-error"],
     discardLocalChanges: fields["discard-local-changes"] !== undefined,
     demote: fields.demote !== undefined,
     isConfirmed: fields.yes !== undefined,
@@ -290,14 +294,10 @@ function check<S extends z.ZodType>(schema: S, values: OptionValues, nameOption:
   const result = schema.safeParse(values);
   if (result.success) return result.data;
   const [issue] = result.error.issues;
-  throw conflict(nameOption(String(issue?.path[0])), issue?.message ?? "can't be used");
+  throw badOption(nameOption(String(issue?.path[0])), issue?.message ?? "can't be used");
 }
 
 function refuseRepeated(values: readonly string[], complaint: string): void {
   const repeated = values.find((value, i) => values.indexOf(value) !== i);
   if (repeated !== undefined) throw new ConfigError("repeated", `${complaint} "${repeated}"`);
-}
-
-function conflict(option: string, problem: string): ConfigError {
-  return new ConfigError("bad-option", `${option}: ${problem}`);
 }

@@ -1,9 +1,8 @@
 /** The options of TLS, and what they mean for each connection of a node. */
 import { z } from "zod";
-import { ConfigError } from "../errors.js";
 import type { TlsCredentials } from "../net/tls/acceptor.js";
 import type { TlsParameters } from "../net/tls/client.js";
-import { choiceField, directoryField } from "./fields.js";
+import { badOption, choiceField, directoryField } from "./fields.js";
 
 export interface TlsConfig {
   /** What NBD clients get, and whether QMP over TCP is TLS. */
@@ -31,7 +30,7 @@ export function tlsConfig(
   const directory = fields["tls-certificates"];
   const file = fields["tls-psk"];
   if (directory !== undefined && file !== undefined) {
-    throw conflict(nameOption("tls-psk"), "can't be combined with --tls-certificates");
+    throw badOption(nameOption("tls-psk"), "can't be combined with --tls-certificates");
   }
   const credentials: TlsCredentials | null =
     directory !== undefined
@@ -41,15 +40,15 @@ export function tlsConfig(
         : null;
   const mode = fields.tls ?? (credentials === null ? "off" : "on");
   if (mode !== "off" && credentials === null) {
-    throw conflict(nameOption("tls"), `"${mode}" needs --tls-certificates DIR or --tls-psk FILE`);
+    throw badOption(nameOption("tls"), `"${mode}" needs --tls-certificates DIR or --tls-psk FILE`);
   }
   const verifyPeer = fields["tls-verify-peer"] === "true";
   if (verifyPeer && (mode === "off" || credentials?.kind !== "certificates")) {
-    throw conflict(nameOption("tls-verify-peer"), "needs --tls-certificates, and --tls on or require");
+    throw badOption(nameOption("tls-verify-peer"), "needs --tls-certificates, and --tls on or require");
   }
   const allowedNames = fields["tls-allow"];
   if (allowedNames.length > 0 && (mode !== "require" || !(verifyPeer || credentials?.kind === "psk"))) {
-    throw conflict(
+    throw badOption(
       nameOption("tls-allow"),
       "needs --tls require, with --tls-verify-peer or --tls-psk: else there are clients without a name",
     );
@@ -63,8 +62,4 @@ export function clientParameters({ credentials }: TlsConfig): TlsParameters {
   return credentials.kind === "psk"
     ? { type: "psk", pskFile: credentials.file }
     : { type: "x509", certificates: credentials.directory };
-}
-
-function conflict(option: string, problem: string): ConfigError {
-  return new ConfigError("bad-option", `${option}: ${problem}`);
 }

@@ -9,9 +9,8 @@
  */
 import type { Logger } from "pino";
 import { Hold } from "../block/hold.js";
-import type { AckMode } from "../block/mirror.js";
 import { asError } from "../errors.js";
-import type { LinkState, ReplicaErrorPolicy } from "../status.js";
+import type { AckMode, LinkState, ReplicaErrorPolicy } from "../status.js";
 import type { Link } from "./link.js";
 import { missedBytesOf, type PrimaryDisk } from "./primary-disk.js";
 

@@ -11,8 +11,8 @@ import { PrimaryFilter } from "../block/filters/replication.js";
 import type { Gate } from "../block/gate.js";
 import type { Hold } from "../block/hold.js";
 import type { MemoryBudget } from "../block/memory-budget.js";
-import { type AckMode, Mirror } from "../block/mirror.js";
-import type { RecordedError } from "../status.js";
+import { Mirror } from "../block/mirror.js";
+import type { AckMode, RecordedError } from "../status.js";
 import { ErrorRecord } from "./error-record.js";
 import type { NamedDisk } from "./secondary-disk.js";
 

@@ -1,9 +1,8 @@
 /** What a primary is made with. */
 import type { Logger } from "pino";
-import type { AckMode } from "../block/mirror.js";
 import type { Clock } from "../clock.js";
 import type { StateDirectory } from "../meta/state-directory.js";
-import type { CongestionPolicy, ReplicaErrorPolicy } from "../status.js";
+import type { AckMode, CongestionPolicy, ReplicaErrorPolicy } from "../status.js";
 import type { LinkEvents } from "./link.js";
 import type { ReplicaNetwork } from "./replica-network.js";
 import type { NamedDisk } from "./secondary-disk.js";

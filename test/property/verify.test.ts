@@ -4,8 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "chai";
 
 import type { BlockDevice } from "../../src/block/device.js";
-import type { AckMode } from "../../src/block/mirror.js";
-import type { VerifyReport } from "../../src/status.js";
+import type { AckMode, VerifyReport } from "../../src/status.js";
 import { InProcessPair } from "../tools/in-process-pair.js";
 import type { MemoryDevice } from "../tools/memory-device.js";
 import { failureOf } from "../tools/outcome.js";

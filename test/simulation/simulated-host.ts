@@ -6,12 +6,11 @@ import { pino } from "pino";
 
 import { checked } from "../../src/block/checked.js";
 import type { BlockDevice } from "../../src/block/device.js";
-import type { AckMode } from "../../src/block/mirror.js";
 import { asError, DeviceError } from "../../src/errors.js";
 import { Primary } from "../../src/replication/primary.js";
 import { Secondary } from "../../src/replication/secondary.js";
 import type { UndoErrorPolicy } from "../../src/config/schema.js";
-import type { LinkState, ReplicaErrorPolicy } from "../../src/status.js";
+import type { AckMode, LinkState, ReplicaErrorPolicy } from "../../src/status.js";
 import { MemoryStateDirectory } from "../tools/memory-state-directory.js";
 import { Power, poweredDevice, poweredDirectory } from "../tools/power.js";
 import type { Random } from "../tools/seed.js";

@@ -11,7 +11,6 @@ import { pino } from "pino";
 import { ReplicationServer } from "../../src/app/replication-server.js";
 import { checked } from "../../src/block/checked.js";
 import type { BlockDevice } from "../../src/block/device.js";
-import type { AckMode } from "../../src/block/mirror.js";
 import { LinkError } from "../../src/errors.js";
 import type { Address } from "../../src/net/address.js";
 import { connectNbd } from "../../src/nbd/client/connect.js";
@@ -28,7 +27,7 @@ import {
   ROLLBACK_LOST_EVENT,
   writerExport,
 } from "../../src/replication/replica-control.js";
-import type { CongestionPolicy, ReplicaErrorPolicy } from "../../src/status.js";
+import type { AckMode, CongestionPolicy, ReplicaErrorPolicy } from "../../src/status.js";
 import { FailingDevice } from "./failing-device.js";
 import { MemoryDevice } from "./memory-device.js";
 import { MemoryStateDirectory } from "./memory-state-directory.js";

@@ -2,7 +2,7 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
-import type { AckMode } from "../../../src/block/mirror.js";
+import type { AckMode } from "../../../src/status.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
 import { turns } from "../../tools/outcome.js";
 import { expectFailure, introduce } from "./secondary-fixture.js";

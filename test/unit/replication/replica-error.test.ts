@@ -2,7 +2,7 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
-import type { AckMode } from "../../../src/block/mirror.js";
+import type { AckMode } from "../../../src/status.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
 import { isSettled, outcome, turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";

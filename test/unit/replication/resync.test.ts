@@ -8,7 +8,7 @@ import type { DirtyMap } from "../../../src/block/dirty-map.js";
 import { systemClock } from "../../../src/clock.js";
 import { Gate } from "../../../src/block/gate.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
-import type { AckMode } from "../../../src/block/mirror.js";
+import type { AckMode } from "../../../src/status.js";
 import { PrimaryDisk, watchedDisk } from "../../../src/replication/primary-disk.js";
 import { RateLimit } from "../../../src/replication/rate-limit.js";
 import { Resync } from "../../../src/replication/resync.js";
