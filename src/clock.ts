@@ -1,6 +1,6 @@
 /** Time as a node's logic sees it: a seam, so that the simulation can let hours pass in a moment. */
 
-/** Ends what was set before its time; again, or afterwards, is no harm. */
+/** Cancels a timer; does nothing if it has fired, or was cancelled before. */
 export type Cancel = () => void;
 
 export interface Clock {
@@ -8,7 +8,7 @@ export interface Clock {
   nowMs(): number;
   /** Calls once, after so many milliseconds. */
   after(ms: number, call: () => void): Cancel;
-  /** Calls again and again. */
+  /** Calls each time so many milliseconds have passed, until it is cancelled. */
   every(ms: number, call: () => void): Cancel;
 }
 

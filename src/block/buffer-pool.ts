@@ -4,8 +4,8 @@
  *
  * Invariants: a buffer is with one holder or in the pool, never both; the pool keeps no more than its limit, and what
  * it keeps is what was given back last, whose pages the caches still have. What nobody took for a while is let go.
- * Beyond the limit one of the longest is kept: whether it is there must not depend on how many short ones are, for a fresh one
- * makes the garbage collector go through all there is.
+ * Besides, one buffer of the longest size is kept, limit or not: short ones must not crowd it out, since allocating it anew
+ * sets off a whole garbage collection.
  */
 import assert from "node:assert/strict";
 
@@ -13,12 +13,12 @@ import { libc } from "../os/libc.js";
 
 /** Sizes are powers of two from this on; a shorter wish gets that much. */
 export const SMALLEST_BYTES = 32 * 1024;
-/** Longer ones are not kept, and made to measure: they are rare, and each would displace many. */
+/** Longer ones are made to measure and not kept: they are rare, and each would displace many. */
 const LARGEST_BYTES = 32 * 1024 * 1024;
 
 const PAGE_BYTES = 4096;
 
-/** What was kept all through so long is not needed. */
+/** A buffer that lay in the pool for this long is let go. */
 const TRIM_INTERVAL_MS = 2000;
 
 export class BufferPool {
@@ -30,7 +30,7 @@ export class BufferPool {
   #unusedBytes = 0;
   #isTrimDue = false;
   #longest: Buffer | null = null;
-  /** Nobody took it since the last trim. */
+  /** Nobody has taken it since the last trim. */
   #isLongestUnused = false;
 
   /** @param limitBytes of what is kept for later; what is held by others is theirs to bound */
@@ -43,7 +43,7 @@ export class BufferPool {
     return this.#keptBytes + (this.#longest?.length ?? 0);
   }
 
-  /** A buffer of at least this length, whole pages, with whatever content; to be given back as it is, not a part of it. */
+  /** A buffer of whole pages, of at least this length, its content undefined; to be given back itself, not a view of a part. */
   take(lengthBytes: number): Buffer {
     if (lengthBytes > LARGEST_BYTES) return allocatePages(Math.ceil(lengthBytes / PAGE_BYTES) * PAGE_BYTES);
     const longest = this.#longest;
@@ -59,7 +59,7 @@ export class BufferPool {
     return kept;
   }
 
-  /** Takes back what take() gave. Nobody reads or writes it any more. */
+  /** Takes back what take() gave; nobody may read or write it any more. */
   give(buffer: Buffer): void {
     if (buffer.length === LARGEST_BYTES && this.#longest === null) {
       this.#longest = buffer;
@@ -101,7 +101,7 @@ export class BufferPool {
   }
 }
 
-/** Aligned to pages, for O_DIRECT, where their address can be known. */
+/** Aligned to pages, for O_DIRECT, where libc can tell the address. */
 function allocatePages(lengthBytes: number): Buffer {
   const buffer = Buffer.allocUnsafeSlow(lengthBytes + PAGE_BYTES);
   const start = -placeInPage(buffer) & (PAGE_BYTES - 1);
@@ -168,7 +168,7 @@ class CountedBuffer implements SharedBuffer {
   }
 }
 
-/** A buffer of this length, with whatever content, until the promise of `use` has settled. */
+/** Lends `use` a buffer of this length, its content undefined, until its promise has settled. */
 export async function withBuffer<T>(lengthBytes: number, use: (content: Buffer) => Promise<T>): Promise<T> {
   const buffer = payloadBuffers.take(lengthBytes);
   try {
@@ -218,8 +218,8 @@ export class Arena {
     return part;
   }
 
-  /** Keeps nothing for what comes next; parts that are held stay as they are. */
-  rest(): void {
+  /** Keeps no slab for what comes next; parts that are held stay as they are. */
+  letGo(): void {
     this.#slab?.release();
     this.#slab = null;
   }
@@ -227,7 +227,7 @@ export class Arena {
   #slabWith(lengthBytes: number): SharedBuffer {
     if (this.#slab?.users === 1) this.#usedBytes = 0;
     if (this.#slab !== null && this.#usedBytes + lengthBytes <= this.#slabBytes) return this.#slab;
-    this.rest();
+    this.letGo();
     this.#usedBytes = 0;
     return (this.#slab = shareBuffer(payloadBuffers.take(this.#slabBytes)));
   }
@@ -254,7 +254,7 @@ export class Loan {
     return lengthBytes < SMALLEST_BYTES ? this.#takePart(lengthBytes) : this.takeApart(lengthBytes);
   }
 
-  /** Likewise, but a short one is the garbage collector's: for what a client may make us hold for long, or many of them together. */
+  /** As take(), but a short one is fresh memory: for what would pin a whole slab, because it may be held for long. */
   takeApart(lengthBytes: number): Buffer {
     if (lengthBytes < SMALLEST_BYTES) return Buffer.allocUnsafeSlow(lengthBytes);
     const buffer = payloadBuffers.take(lengthBytes);
@@ -263,7 +263,7 @@ export class Loan {
   }
 
   #takePart(lengthBytes: number): Buffer {
-    // Several are rare: a long read with holes in it.
+    // A second part for one request is rare: a long read with holes in it.
     if (this.#shared !== null) return Buffer.allocUnsafeSlow(lengthBytes);
     const { bytes, slab } = this.#arena.take(lengthBytes);
     this.#shared = slab;

@@ -36,7 +36,7 @@ export interface DeviceInfo {
   readonly zero: Capability;
   readonly fua: Capability;
   readonly extents: Capability;
-  /** A disk that turns, where neighbours are read faster; not told: it does not (NBD_FLAG_ROTATIONAL). */
+  /** A disk that turns, where neighbours are read faster (NBD_FLAG_ROTATIONAL); absent: it does not, as far as is known. */
   readonly rotational?: boolean;
 }
 
@@ -68,8 +68,8 @@ export interface BlockDevice {
   /** Fills `into` with the content at `offset`. */
   read(offset: number, into: Buffer): Promise<void>;
   /**
-   * As read(), at once, if the content is in memory. False: it is not, or can't be told, and `into` may have been changed.
-   * For who would have it without a promise; absent where a layer has no short way.
+   * As read(), at once, if the content is in memory. False: it is not, or that can't be told; `into` may have been changed.
+   * For hot paths that can do without a promise; absent where a layer has no such shortcut.
    */
   tryRead?(offset: number, into: Buffer): boolean;
   write(offset: number, from: Buffer, flags: Flags): Promise<void>;

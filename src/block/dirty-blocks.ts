@@ -8,9 +8,9 @@
  * Invariants:
  * - A block leaves `missed` only when its whole newest content was acknowledged by the replica; it leaves `volatile` only
  *   through a flush of the replica that began after that acknowledgement.
- * - An acknowledgement counts only while the link holds over which it came, and from when a replica that has lost nothing since is
- *   linked again: a flush of one that has would not cover it. A block of `unsure` was volatile when the link was lost, its newest
- *   content acknowledged, and is missed for that alone.
+ * - A block of `unsure` was volatile when the link was lost: the replica had acknowledged its newest content, so that it is missed only
+ *   because the replica may have lost that. If the replica that is linked next has lost nothing, such blocks are volatile again.
+ * - An acknowledgement that comes while there is no link makes its blocks missed: no flush is sure to cover them.
  */
 import { Bitmap } from "./bitmap.js";
 
@@ -60,7 +60,7 @@ export class DirtyBlocks {
     return this.#isFlushing;
   }
 
-  /** The replica may not have this content. */
+  /** The replica may lack the content of this range. */
   missed(offset: number, lengthBytes: number): void {
     this.#missed.set(blockOf(offset), blockAfter(offset + lengthBytes));
     if (this.#unsure.count > 0) this.#unsure.clear(blockOf(offset), blockAfter(offset + lengthBytes));
@@ -71,7 +71,7 @@ export class DirtyBlocks {
     this.#unsure.clearAll();
   }
 
-  /** Missed are the bits of `word`, as word() gives them. */
+  /** Adds the blocks of one word of bits, in the layout of word(). */
   addMissedWord(index: number, word: number): void {
     this.#missed.addWord(index, word);
   }
@@ -111,8 +111,8 @@ export class DirtyBlocks {
   }
 
   /**
-   * The replica acknowledged the whole newest content of these blocks, which are aligned to DIRTY_BLOCK_BYTES.
-   * @returns whether that counts
+   * The replica acknowledged the whole newest content of these blocks; the range is aligned to DIRTY_BLOCK_BYTES.
+   * @returns false if there is no link any more: they stay missed
    */
   resynced(offset: number, lengthBytes: number): boolean {
     if (!this.#isLinked) return false;
@@ -180,7 +180,7 @@ export class DirtyBlocks {
     return this.#volatile.intersects(start, end) || this.#flushing.intersects(start, end);
   }
 
-  /** What the replica lacks, or may come to: 32 bits, of which bit 0 is block 32 * `index`; zero beyond the end. */
+  /** Missed and volatile blocks: 32 bits, of which bit 0 is block 32 * `index`; zero beyond the end. */
   word(index: number): number {
     return this.#missed.word(index) | this.#volatile.word(index) | this.#flushing.word(index);
   }

@@ -6,9 +6,9 @@
  *   (hot-extents.ts); so is every block that is being written to. After a crash all of a hot extent is missed.
  * - What the file forgets is durable on both sides: the primary disk is flushed first, since a power loss that takes back a write
  *   which the replica has leaves the two different (DRBD: a transaction of the activity log begins with a flush of the disk).
- *   Extents cool down in the background, `#cooling`: nobody waits for that flush who only wants another extent to be hot, unless far
- *   too many are.
- * - The file's tenure is of a time at which the file told everything: another one is written after the bits.
+ *   Extents cool down in the background (`#cooling`), so that a change that needs another hot extent does not wait for that flush,
+ *   unless far too many are hot.
+ * - A tenure is written only after the bits that hold for it: whoever finds it in the file finds everything that is missed.
  * - What can't be written to the file breaks it for good: the file is removed, and a restart copies everything.
  */
 import { asError } from "../errors.js";
@@ -22,10 +22,10 @@ import { EXTENT_BYTES, HotExtents, MAX_HOT_EXTENTS } from "./hot-extents.js";
 const BLOCKS_PER_EXTENT = EXTENT_BYTES / DIRTY_BLOCK_BYTES;
 const EXTENTS_PER_SECTOR = BITS_PER_SECTOR / BLOCKS_PER_EXTENT;
 
-/** Far more hot extents than there should be. Who needs another one waits for those that are cooling down. */
+/** Far more hot extents than there should be: a change that needs another one waits for those that are cooling down. */
 const CROWDED_EXTENTS = 2 * MAX_HOT_EXTENTS;
 
-/** Flushes of the replica between two writes of what has become known to the file: progress, and what is idle. */
+/** After so many flushes of the replica the file is brought up to date: with a resync's progress, and with what has gone idle. */
 const PROGRESS_FLUSHES = 4;
 
 export interface DirtyMapOptions {
@@ -33,7 +33,7 @@ export interface DirtyMapOptions {
   /** Number of the disk. */
   readonly disk: number;
   readonly sizeBytes: number;
-  /** Makes durable what was written to the disk that the map is of. */
+  /** Flushes the primary disk that the map is of. */
   readonly flushDisk: () => Promise<void>;
   /** The file can't be written any more. @param isRemoved whether it is gone: if not, it must not be trusted */
   readonly onBroken: (error: Error, isRemoved: boolean) => void;
@@ -53,14 +53,14 @@ export class DirtyMap {
   readonly #writes = new GroupFlush(() => this.#writeFile());
   /** Sectors of the file that the next write replaces. */
   readonly #dueSectors = { hot: new Set<number>(), blocks: new Set<number>() };
-  /** Sectors in which the file has bits that are not set any more, or won't be after a flush of the replica. */
+  /** Sectors with bits in the file that memory no longer has, or won't have after the next flush of the replica. */
   readonly #staleSectors = new Set<number>();
   #isTenureDue = false;
-  /** Settles when those that are cooling down have, or can't; null: none are. */
+  /** Resolves when the extents that are cooling down have cooled, or can't; null: none is. */
   #cooling: Promise<void> | null = null;
-  /** Chosen to cool down, after which the disk was flushed. */
+  /** Extents that were chosen to cool down, and for which the disk has been flushed since: the next write forgets them. */
   #flushed: readonly number[] = [];
-  /** None could, for the replica has something of each in memory only, until its next flush. */
+  /** No extent could cool down: the replica has a part of each in memory only. Until its next flush it is no use to look again. */
   #isStuck = false;
   #flushesSinceProgress = 0;
   #isBroken = false;
@@ -89,7 +89,7 @@ export class DirtyMap {
       (await DirtyMapFile.open(directory, dirtyMapName(disk), geometry, restore)) ??
       (await DirtyMapFile.create(directory, dirtyMapName(disk), geometry));
     map.#tenure = map.#file.tenure;
-    await map.#cool();
+    await map.#coolAll();
     return map;
   }
 
@@ -98,7 +98,7 @@ export class DirtyMap {
     return DirtyMapFile.sizeBytes(geometryOf(sizeBytes));
   }
 
-  /** The name of the time that this map tells of, as the replica gave it; null: it tells nothing of any replica. */
+  /** The tenure for which this map tells what its replica lacks, as the replica named it; null: it tells nothing of any replica. */
   get tenure(): string | null {
     return this.#hasUntrustedFile ? null : this.#tenure;
   }
@@ -145,10 +145,10 @@ export class DirtyMap {
   }
 
   /**
-   * Whose lack this map tells from now on; durable when this resolves.
+   * From now on the map tells what the replica lacks that gave this tenure; durable when this resolves.
    * @param tenure the replica's name for the time from now on; null: it has none
-   * @param isKnown whether the replica knows the map's tenure: if not it is another one, or was written by somebody
-   * else, and lacks everything
+   * @param isKnown whether the replica knows the map's present tenure: if not, it is another replica, or was written to by
+   *   somebody else, and lacks everything
    */
   async describe(tenure: string | null, isKnown: boolean): Promise<void> {
     if (!isKnown) {
@@ -171,7 +171,7 @@ export class DirtyMap {
     return isHot || this.#isBroken ? null : this.#heat();
   }
 
-  /** Resolves when what is to be hot is, durably. */
+  /** Resolves when the extents that begin() has found cold are durably hot. */
   async #heat(): Promise<void> {
     this.#coolDown(false);
     if (this.isCrowded) await this.#cooling;
@@ -208,13 +208,12 @@ export class DirtyMap {
 
   linkMade(hasKept: boolean): void {
     const blocks = this.#blocks;
-    // What cooled down while there was no link is set in the file, as missed.
-    for (
-      let block = blocks.nextUnsure(0);
-      hasKept && block !== -1;
-      block = blocks.nextUnsure(sectorEnd(block))
-    )
-      this.#staleSectors.add(sectorOf(block));
+    // Unsure blocks that cooled down while there was no link are set in the file, as missed, and won't be missed any more.
+    let unsure = hasKept ? blocks.nextUnsure(0) : -1;
+    while (unsure !== -1) {
+      this.#staleSectors.add(sectorOf(unsure));
+      unsure = blocks.nextUnsure(sectorEnd(unsure));
+    }
     blocks.linkMade(hasKept);
   }
 
@@ -230,7 +229,7 @@ export class DirtyMap {
     await this.#cooling;
     this.#dueAll();
     await this.#write();
-    await this.#cool();
+    await this.#coolAll();
     const file = this.#file;
     this.#file = null;
     await file?.close();
@@ -247,30 +246,31 @@ export class DirtyMap {
     this.#coolDown(true);
   }
 
-  /** Has extents cool down in the background: all that are idle, or as many as are too many. */
+  /** Has extents cool down in the background: all idle ones, or only as many as there are too many. */
   #coolDown(isIdleDue: boolean): void {
     if (this.#cooling !== null || this.#isStuck || this.#file === null || this.#isBroken) return;
     const chosen = this.#hot.chooseCooling(isIdleDue, this.#isVolatile);
     if (chosen.length === 0) {
-      // Found out by going through all of them: not again for each change.
+      // It took a look at each of them, which must not be done again for each change.
       this.#isStuck = this.#hot.isFull && (this.#blocks.hasVolatile || this.#blocks.isFlushing);
       return;
     }
-    this.#cooling = this.#cooled(chosen)
+    this.#cooling = this.#forget(chosen)
       .catch((error: unknown) => this.#break(asError(error)))
       .then(() => {
         this.#cooling = null;
       });
   }
 
-  async #cooled(chosen: readonly number[]): Promise<void> {
+  /** What the file forgets of these extents is made durable on the primary disk first. */
+  async #forget(chosen: readonly number[]): Promise<void> {
     await this.#options.flushDisk();
     this.#flushed = chosen;
     await this.#write();
   }
 
-  /** What is hot in the file is missed by now: the bits of its blocks, then that it is cold. */
-  async #cool(): Promise<void> {
+  /** Leaves no extent hot; nothing is volatile by now. First the file gets the bits of their blocks, then that they are cold. */
+  async #coolAll(): Promise<void> {
     const { bits } = this.#hot;
     if (bits.count === 0) return;
     for (let extent = bits.nextSet(0); extent !== -1; extent = bits.nextSet(extent + 1)) {
@@ -297,6 +297,7 @@ export class DirtyMap {
     }
   }
 
+  /** The next write replaces every sector of blocks. */
   #dueAll(): void {
     this.#dueBlocks(0, this.#blocks.length);
   }
@@ -322,20 +323,20 @@ export class DirtyMap {
     const cooling = this.#flushed;
     this.#flushed = [];
     for (const extent of cooling) this.#dueSectors.blocks.add(sectorOf(extent * BLOCKS_PER_EXTENT));
-    // What is forgotten of those that cool down was flushed before; what is written meanwhile keeps its extent hot.
+    // For those that cool down the disk was flushed before; an extent that is written to meanwhile stays hot.
     const forgetsMore = this.#isStale(this.#dueSectors.blocks);
     const sectors = [...this.#takeDue("hot"), ...this.#takeDue("blocks")];
     if (forgetsMore) await this.#options.flushDisk();
     if (sectors.length > 0) await file.write(sectors);
     this.#hot.heated(heating);
-    // That they are cold is written with the next change: until then a crash costs their copy.
+    // That they are cold goes to the file with the next write; a crash before costs a copy of them.
     for (const extent of this.#hot.cooled(cooling, this.#isVolatile)) {
       this.#dueSectors.hot.add(sectorOf(extent));
     }
     if (isTenureDue) await file.setTenure(this.#tenure);
   }
 
-  /** Whether bits of these sectors go. Those that keep bits of a copy, which the next flush may cover, stay stale. */
+  /** Whether writing these sectors clears bits. One that keeps bits of a resync, which the next flush may cover, stays stale. */
   #isStale(sectors: ReadonlySet<number>): boolean {
     let isStale = false;
     for (const sector of sectors) {
@@ -346,7 +347,7 @@ export class DirtyMap {
     return isStale;
   }
 
-  /** Whether a resync, and no guest, left something volatile: what guests change is hot, and its sector is written when it cools. */
+  /** Whether a resync left something volatile there. What guests left is hot, and its sector is written when it cools down. */
   #hasVolatileCopy(sector: number): boolean {
     if (!this.#blocks.isVolatile(sector * BITS_PER_SECTOR, (sector + 1) * BITS_PER_SECTOR)) return false;
     const first = sector * EXTENTS_PER_SECTOR;
@@ -375,7 +376,7 @@ export class DirtyMap {
     return words;
   }
 
-  /** The guest goes on: the file is removed, or, where that fails too, its tenure is not shown any more. */
+  /** The guest goes on. The file is removed; where that fails too, `tenure` is null, so that nobody trusts it. */
   async #break(error: Error): Promise<void> {
     if (this.#isBroken) return;
     this.#isBroken = true;

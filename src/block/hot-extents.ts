@@ -12,18 +12,18 @@ import { Bitmap } from "./bitmap.js";
 
 /** Coarse: a working set of 4 GiB costs one sync for each of its extents, once. */
 export const EXTENT_BYTES = 4 * 1024 * 1024;
-/** Hot at a time, but for those that can't cool down yet. A crash costs the copy of as many. */
+/** As many are hot at a time, besides those that can't cool down yet: what a crash costs a copy of. */
 export const MAX_HOT_EXTENTS = 1024;
-/** One more is made hot ahead of need for so many that are hot. */
+/** For every so many that are hot, one more is made hot ahead of need. */
 const AHEAD_PER_HOT = 8;
 const MAX_AHEAD = 64;
-/** From here on no more are made hot ahead of need than where writes go on in order: others would have to cool down for them. */
+/** With more than this hot, extents are made hot ahead of need only where writes come in order: others may have to cool down for them. */
 const PLENTY_EXTENTS = MAX_HOT_EXTENTS / 2;
-/** Cooled down beyond what is needed, for each time costs a flush of the disk. */
+/** So many more than needed are cooled down at a time, since each time costs a flush of the disk. */
 const SPARE_EXTENTS = 128;
 
 export class HotExtents {
-  /** On stable storage, or in the next write to it. */
+  /** Hot extents: on stable storage, or in the next write to it. */
   readonly bits: Bitmap;
   readonly #durable: Bitmap;
   /** Written to since the clock's hand came by. */
@@ -60,8 +60,8 @@ export class HotExtents {
   }
 
   /**
-   * With those behind it that are likely to be next, more of them the more extents are hot: making one hot costs a sync,
-   * making many costs the same. Those that nobody writes to cool down first.
+   * Together with those behind it that are likely to be written to next, more of them the more extents are hot: a sync costs the
+   * same for many as for one. Those that nobody does write to cool down first.
    */
   #heat(first: number): void {
     const { count } = this.bits;
@@ -88,13 +88,14 @@ export class HotExtents {
     return heating;
   }
 
+  /** That these are hot is on stable storage. */
   heated(extents: readonly number[]): void {
     for (const extent of extents) this.#durable.set(extent, extent + 1);
   }
 
   /**
    * Extents that may cool down once their part of the map is durable.
-   * @param isIdleDue whether all that nobody has written to since the last time may, or only as many as are too many
+   * @param isIdleDue true: all that nobody has written to since the last time; false: only as many as there are too many
    * @param isVolatile whether the replica has something of the extent in memory only
    */
   chooseCooling(isIdleDue: boolean, isVolatile: (extent: number) => boolean): number[] {

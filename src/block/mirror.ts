@@ -27,7 +27,7 @@ export interface MirrorOptions {
   readonly onCongested: () => void;
   /** Whether the replica takes changes now. */
   readonly isReachable: () => boolean;
-  /** A change is made while there is no replica; it is acknowledged after it. */
+  /** A change is made while there is no replica; it is acknowledged when this has resolved. */
   readonly onAlone: () => Promise<void>;
 }
 
@@ -64,7 +64,7 @@ export class Mirror implements BlockDevice {
     this.#options = options;
   }
 
-  /** How many the guest has made so far: whoever works beside it looks whether it is at work. */
+  /** Requests that the guest has made so far; background work tells by it whether the guest is active. */
   get requests(): number {
     return this.#requests;
   }
@@ -79,7 +79,7 @@ export class Mirror implements BlockDevice {
     this.#replica = replica;
   }
 
-  /** Refuses every later request of the guest: another node has the disk. */
+  /** Refuses every later request of the guest: another node serves the disk now. */
   handOver(): void {
     this.#isClosed = true;
   }
@@ -191,7 +191,7 @@ export class Mirror implements BlockDevice {
     const isAsync =
       this.#options.ackMode === "async" && this.#replica !== null && this.#options.isReachable();
     if (!isAsync) return settled;
-    // Its failure is the local one's, which the guest is told of.
+    // It can only reject with the error of `applied`, which the guest gets.
     settled.catch(() => undefined);
     return applied;
   }

@@ -1,7 +1,7 @@
 /**
- * Keeps changes from being made before something is on record that has to be so first.
+ * Holds changes back until something has been recorded that has to be on record before them.
  *
- * Invariant: changes go on in their order of arrival; none does behind a record that failed, until another one is told of.
+ * Invariant: changes go on in their order of arrival; after a record that failed they are refused, until await() names another.
  */
 import { describeError, DeviceError } from "../errors.js";
 import type { Passage } from "./filters/held.js";

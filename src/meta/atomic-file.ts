@@ -3,8 +3,8 @@
  *
  * The text goes to `PATH.tmp`, is flushed, and takes the name; then the directory is flushed. A `.tmp`
  * left by a crash is overwritten by the next write, and nobody reads it.
- * Writes of the same path by one process happen one after the other, in the order of the calls; that no
- * other process writes it is the state directory's lock's business.
+ * Writes of the same path by one process happen one after the other, in the order of the calls; other processes
+ * are kept out by the lock of the state directory.
  */
 import { open, rename } from "node:fs/promises";
 import { dirname } from "node:path";

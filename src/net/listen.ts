@@ -65,7 +65,7 @@ export async function listenOn(server: Server, fd: number): Promise<Address> {
   return { kind: "unix", path: bound ?? pathOf(fd) };
 }
 
-/** Node doesn't know the path of a unix socket that it did not bind. For people: of the socket's kernel object. */
+/** The path of a unix socket that Node did not bind, which it can't tell: looked up by the socket's inode; for people. */
 function pathOf(fd: number): string {
   const [, inode = ""] = /^socket:\[(\d+)\]$/.exec(readlinkSync(`/proc/self/fd/${fd}`)) ?? [];
   const entries = readFileSync("/proc/net/unix", "utf8")

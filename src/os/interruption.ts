@@ -5,9 +5,9 @@ import { describeError } from "../errors.js";
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
 /**
- * Has what the program started cleaned up and then the process exit, with the code by which a shell reports the signal; a closed
- * pipe counts as SIGPIPE, which Node.js ignores. The same signal once more ends it at once.
- * @param cleanUp called once at the most; what is printed meanwhile may be lost
+ * On the first signal, or when an output pipe is closed, cleans up and then exits with the code by which a shell reports
+ * that signal; a closed pipe counts as SIGPIPE, which Node.js ignores. The same signal once more ends the process at once.
+ * @param cleanUp called at most once; what is printed meanwhile may be lost
  */
 export function onInterruption(cleanUp: () => Promise<void>): void {
   let isInterrupted = false;

@@ -18,7 +18,7 @@ import type * as Koffi from "koffi";
 
 import { asError } from "../errors.js";
 
-/** futimens(2): leave this one as it is. */
+/** futimens(2), in the place of a time: leave it as it is. */
 const UTIME_OMIT = 0x3f_ff_ff_fen;
 const NS_PER_S = 1_000_000_000n;
 
@@ -38,7 +38,7 @@ const F_RDLCK = 0;
 const F_WRLCK = 1;
 const F_UNLCK = 2;
 
-/** posix_fadvise(2): the pages of the page cache that are not dirty won't be needed. */
+/** posix_fadvise(2): the file's clean pages may go from the page cache. */
 const POSIX_FADV_DONTNEED = 4;
 
 /** preadv2(2): fail with EAGAIN rather than wait for the disk. */
@@ -95,15 +95,16 @@ export interface Libc {
    * @returns the bytes read; 0 where it would have to wait, or can't tell
    */
   readCached(fd: number, into: Buffer, offset: number): number;
-  /** posix_fadvise(2), on the thread pool: drops what the page cache holds of a file and needs not write first. */
+  /** posix_fadvise(2), on the thread pool: drops the clean pages of a file from the page cache; dirty ones stay. */
   dropCached(fd: number): Promise<void>;
-  /** Where in memory the content begins. */
+  /** The address in memory at which the content begins. */
   address(content: Buffer): bigint;
-  /** setsockopt(2) SO_SNDBUF: what the kernel takes of a socket before it waits; net.core.wmem_max at most. */
+  /** setsockopt(2) SO_SNDBUF: how much the kernel buffers of what a socket sends; it caps it at net.core.wmem_max. */
   setSendBuffer(fd: number, lengthBytes: number): void;
   /**
-   * mallopt(3) M_MMAP_THRESHOLD: memory of this length and more goes back to the kernel when it is freed. glibc raises its own
-   * bound to the longest that was freed so, and keeps what is shorter. Nothing happens with another C library.
+   * mallopt(3) M_MMAP_THRESHOLD: blocks of this length and more go back to the kernel as soon as they are freed. Left alone,
+   * glibc raises the threshold to the longest block that was ever freed so, and keeps all shorter ones. Nothing happens with
+   * another C library.
    */
   setMmapThreshold(lengthBytes: number): void;
   /** futimens(2): sets the time of the last change, in nanoseconds since the epoch, and no other. */

@@ -5,15 +5,15 @@ import { dataSync } from "./file-io.js";
 import type { OpenFile } from "./file-open.js";
 
 /**
- * Has the kernel read the file from its disk again. Where writing back has failed, the page cache goes on showing what the disk
- * lacks, also to who opens the file anew, and no later fdatasync() tells of it: what is sent to a replica once more would be
- * found there already, and be lost with the next power cut. (fsync(2), "Errors"; https://lwn.net/Articles/752063/.)
+ * Makes the kernel read the file from its disk again. Where writing back has failed, the page cache goes on showing what the disk
+ * lacks, even to whoever opens the file anew, and no later fdatasync() tells of it. Content that is sent to a replica once more
+ * would seem to be there already, and be lost with the next power cut. (fsync(2), "Errors"; https://lwn.net/Articles/752063/.)
  *
- * Who flushed without an error when it ended has left nothing of the kind.
+ * Not needed after a process that ended in order: its last flush had no error.
  *
  * @param warn is told what is lost, and if the kernel can't be made to forget it
- * @returns why what was acknowledged before the crash may be lost, if nobody was told yet; else null. Those who wrote may have outlived
- * the crash: they are to be told when they flush.
+ * @returns why what was acknowledged before the crash may be lost, if nobody was told of it yet; else null. Whoever wrote it may
+ *   have outlived the crash, and is to be told at its next flush.
  */
 export async function forgetCached(
   system: Libc | null,

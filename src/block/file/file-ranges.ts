@@ -40,8 +40,8 @@ export class FileRanges {
   #allocates: boolean;
   readonly #tells: boolean;
   /**
-   * Data all through, as it was found last: spares the long reads of a full disk two calls on the thread pool each. Only
-   * punching could make it untrue, and forgets it; another process that punches makes it only less exact.
+   * A range without holes, the last that was found: saves each long read of a full disk two calls on the thread pool. Only
+   * punching could make it untrue, and resets it; if another process punches, holes are told as data, which is allowed.
    */
   #data: Range = NOTHING;
   #punchCount = 0;
@@ -146,7 +146,7 @@ export class FileRanges {
     return this.#punches;
   }
 
-  /** Before the punch, for whoever asks during it; a look-up that began before is not remembered. */
+  /** Called before and after a punch: for look-ups during it, and so that one that began before is not remembered. */
   #forgetData(): void {
     this.#punchCount++;
     this.#data = NOTHING;

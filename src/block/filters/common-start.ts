@@ -6,9 +6,9 @@
  */
 import type { Cancel, Clock } from "../../clock.js";
 
-/** At 5,000 writes a second a dozen begin together; a client that waits for the disk hurries it. */
+/** At 5,000 writes a second a dozen and more begin together; a client that waits for the disk ends the wait. */
 const PATIENCE_MS = 4;
-/** What a turn of the event loop may be long for. */
+/** This much begins at once: more would make one turn of the event loop too long. */
 const MANY_REQUESTS = 16;
 const MANY_BYTES = 256 * 1024;
 
@@ -20,12 +20,13 @@ export class CommonStart<Work> {
   #cancelPatience: Cancel | null = null;
   #isDue = false;
 
-  /** @param onStart gets what has joined, in that order, after all acknowledgements of the turn of the event loop that it falls in */
+  /** @param onStart gets what has joined, in order; called after the acknowledgements of that turn of the event loop are sent */
   constructor(clock: Clock, onStart: (together: readonly Work[]) => void) {
     this.#clock = clock;
     this.#onStart = onStart;
   }
 
+  /** @param isAwaited somebody waits for it: it begins at the end of this turn of the event loop */
   join(work: Work, lengthBytes: number, isAwaited: boolean): void {
     this.#joined.push(work);
     this.#lengthBytes += lengthBytes;

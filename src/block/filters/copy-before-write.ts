@@ -29,7 +29,7 @@ export interface CopyBeforeWriteOptions {
   readonly memory: MemoryBudget;
   readonly clock: Clock;
   /**
-   * The before-image of these blocks could not be kept (design, promise 5). Resolve to overwrite the blocks without it, which gives up the
+   * The before-image of these blocks could not be kept. Resolve to overwrite the blocks without it, which gives up the
    * checkpoint; reject to refuse the write.
    */
   readonly onImageError: (failure: RangeFailure) => Promise<void>;
@@ -52,7 +52,7 @@ export class CopyBeforeWrite implements BlockDevice {
   #failure: DeviceError | null = null;
   /** A request that was to be durable failed: its flush may have lost what was acknowledged before. */
   #isInDoubt = false;
-  /** How many wait for what is done in the background; while nobody does, the log may be patient. */
+  /** Callers that wait for background writes; while there are none, the log may wait a little for more records. */
   #awaited = 0;
 
   constructor(disk: BlockDevice, options: CopyBeforeWriteOptions) {
@@ -191,7 +191,7 @@ export class CopyBeforeWrite implements BlockDevice {
     const write = this.#behind.add(offset, from, turn);
     const { admitted } = write;
     const acknowledged = admitted === null ? DONE : this.#hurry(admitted);
-    // Whoever waits for the acknowledgement waits for nothing that is begun there.
+    // Asked after #hurry(), which counts this caller too if its acknowledgement has to wait for memory.
     this.#start.join(write, from.length, this.#awaited > 0);
     return acknowledged;
   }
@@ -293,7 +293,7 @@ export class CopyBeforeWrite implements BlockDevice {
     });
   }
 
-  /** A turn that somebody waits for: what is done in the background before it had better be quick. */
+  /** Takes the lock for a caller that waits; if background writes are in its way, they are hurried. */
   #take(start: number, end: number, mode: RangeLockMode): RangeHold | Promise<RangeHold> {
     const turn = this.#locks.take(start, end, mode);
     return turn instanceof Promise ? this.#hurry(turn) : turn;
@@ -310,7 +310,7 @@ export class CopyBeforeWrite implements BlockDevice {
     }
   }
 
-  /** @param isBehind nobody waits for it, unless for all that is done in the background */
+  /** @param isBehind it was acknowledged already: only those wait for it who wait for all background writes */
   async #apply(
     operation: Operation,
     flags: Flags,

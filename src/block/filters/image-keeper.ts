@@ -22,7 +22,7 @@ export type Operation =
       readonly data: null;
     };
 
-/** What stage() has found: an image of it was staged; there is one; what is written is there already; none of these could be told. */
+/** What stage() found: an image was staged; all blocks have one; the disk holds the new content already; it can't be told at once. */
 export type Staging = "staged" | "kept before" | "no change" | "not at once";
 
 /** For old content that is done with before anybody else is called. */
@@ -50,7 +50,7 @@ export class ImageKeeper {
    */
   stage(hidden: HiddenOverlay, offset: number, data: Buffer): Staging {
     const [start, end] = this.blocksOf(offset, data.length);
-    // After a failure keep() is refused, and asks what is to become of the checkpoint.
+    // After a failure of the log keep() has to ask what is to become of the checkpoint.
     if (hidden.isBroken || hidden.hasFailed || end - start >= ASK_EXTENTS_FROM_BYTES) return "not at once";
     const coverage = hidden.coverage(start, end);
     if (coverage !== "none") return coverage === "all" ? "kept before" : "not at once";
@@ -63,7 +63,7 @@ export class ImageKeeper {
 
   /**
    * Resolves when whatever the operation overwrites is kept, or the checkpoint was given up.
-   * @param isPatient asked late: whether nobody waits for it
+   * @param isPatient whether nobody waits for it; asked when the image is about to be logged
    * @returns false if the request would change nothing: what it writes is there already, and needs no before-image
    * @throws what onImageError() rejects with: it must not be done
    */

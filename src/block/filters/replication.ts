@@ -2,7 +2,7 @@
  * The replication filter in both modes: which I/O is let through in which stage (QEMU: replication_get_io_status()).
  *
  * - PrimaryFilter only forwards writes to the replica. Reads fail: the mirror above reads the primary disk. An error of
- *   the replica is swallowed and reported aside, for the guest must not see it (design, promise 16).
+ *   the replica is swallowed and reported aside: the guest must not see it.
  * - SecondaryFilter is the view: it fails before the start and then serves what the node's stage puts under it.
  */
 import { asError, DeviceError } from "../../errors.js";

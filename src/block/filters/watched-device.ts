@@ -1,6 +1,6 @@
 /**
- * A disk whose failures are noticed, whoever is told of them; the first failed flush is remembered: what was written before may be lost
- * then, whatever reads still show, and no later flush can bring it back (group-flush.ts).
+ * Reports a disk's failed requests to an observer as well as to their caller, and remembers the first failed flush: what was
+ * written before it may be lost, whatever reads still show, and no later flush can bring it back (group-flush.ts).
  */
 import { asError, errnoOf } from "../../errors.js";
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "../device.js";

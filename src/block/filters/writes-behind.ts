@@ -69,7 +69,7 @@ export class WritesBehind {
     copy.slab.release();
     this.#lengthBytes -= length;
     this.#writes.delete(write);
-    if (this.isEmpty) this.#copies.rest();
+    if (this.isEmpty) this.#copies.letGo();
     if (admitted === null) this.#memory.give(length);
     else void this.#giveBack(admitted, length);
     if (this.#waiters.length > 0) this.#wake();

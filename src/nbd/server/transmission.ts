@@ -168,7 +168,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
     };
     this.#isClosed = true;
     this.#place.close();
-    this.#arena.rest();
+    this.#arena.letGo();
     this.#options.memory.close();
     this.#observer.closed?.(summary);
   }
@@ -182,7 +182,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       if (open.isWrite) this.#unansweredWrites--;
       open.loan.release();
     }
-    if (this.#open === 0) this.#arena.rest();
+    if (this.#open === 0) this.#arena.letGo();
     this.#options.onProgress();
   }
 

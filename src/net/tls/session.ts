@@ -28,10 +28,10 @@ export const PSK_ONLY = {
 } as const satisfies SecureContextOptions;
 
 /**
- * From now on each piece is written by itself. Of several that are written together Node makes one, in fresh memory of their length,
- * whose page faults cost more than another record for a header does.
+ * From now on each piece is written by itself. Several that are written together Node would first copy into fresh memory of their
+ * length, whose page faults cost more than a TLS record of its own for each header does.
  */
 export function writePiecesApart(session: TLSSocket): void {
-  // As of a stream that was made without `writev`.
+  // A stream without `_writev` gets each chunk by `_write`.
   Reflect.set(session, "_writev", null);
 }

@@ -91,7 +91,7 @@ describe("Loan", () => {
     expect(payloadBuffers.keptBytes - before).to.equal(128 * KIBIBYTE + 512 * KIBIBYTE);
     loan.release();
     expect(payloadBuffers.keptBytes - before).to.equal(128 * KIBIBYTE + 512 * KIBIBYTE);
-    arena.rest();
+    arena.letGo();
     expect(payloadBuffers.keptBytes - before).to.equal((64 + 128 + 512) * KIBIBYTE);
   });
 });
@@ -126,7 +126,7 @@ describe("Arena", () => {
     const arena = new Arena(SLAB_BYTES);
     const [short, long] = [arena.take(10), arena.take(900 * KIBIBYTE)];
     const before = payloadBuffers.keptBytes;
-    arena.rest();
+    arena.letGo();
     expect(payloadBuffers.keptBytes, "a part is in use").to.equal(before);
     short.slab.release();
     expect(payloadBuffers.keptBytes - before).to.equal(SLAB_BYTES);
