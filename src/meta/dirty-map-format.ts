@@ -15,7 +15,7 @@ export const REGIONS_POSITION = 4096;
 const HEADER_CRC_AT = 64;
 const SECTOR_CRC_AT = 508;
 const WORDS = 126;
-/** A multiple of what an extent has blocks, so that one sector tells all of an extent. */
+/** A multiple of the number of blocks in an extent, so that all blocks of an extent are in one sector. */
 export const BITS_PER_SECTOR = WORDS * 32;
 
 /** Bits of a region: of the hot extents, or of the blocks that are not on the replica. */

@@ -1,6 +1,6 @@
 /**
- * A state directory in which a write that found the file system full is tried once more, after something that is there to be
- * fast has made room for what is there to be kept.
+ * A state directory that tries a write once more that found the file system full, after something has been let go of that can be
+ * done without: the spare log, or the reserve.
  */
 import { DeviceError } from "../errors.js";
 import type { StateDirectory, StateFile } from "./state-directory.js";

@@ -43,26 +43,26 @@ const secondarySchema = z.strictObject({
   checkpointAt: z.string().nullable(),
   /** Names the time since which only one primary wrote, the one that knows this name: its dirty map counts. */
   tenure: z.uuid().nullable(),
-  /** The name told to that primary at its last handshake; it takes over when something is written under it. */
+  /** The name told to that primary at its last handshake; it becomes `tenure` with the first write after that. */
   offeredTenure: z.uuid().nullable(),
-  /** The name of the primary of ours that introduced itself last: nobody who writes meanwhile keeps it out. */
+  /** The uuid of the primary that introduced itself last: it gets in again, whoever else is writing. */
   primary: z.string().nullable(),
-  /** Whether a primary introduced itself that has not said yet that nothing is missing: the disks may be half of something. */
+  /** Whether a primary has introduced itself and not said yet that nothing is missing: the disks may be a mixture. */
   copying: z.boolean(),
   /**
-   * Why what the disks hold is nothing to go back to, or what the epoch began on was not; null: it is a checkpoint, or the node's own.
-   * There is a reason while `copying` outside an epoch.
+   * Outside an epoch: why what the disks hold is nothing to go back to. In one: why what it began on is not. null: that is a checkpoint,
+   * or data of the node's own. Never null while `copying` outside an epoch.
    */
   mixed: z.string().nullable(),
   /** Whether what only this node has may be given up for a primary with another history. */
   discard: z.boolean(),
-  /** Whether the node was a primary and has its dirty maps from then: what it changed by itself. */
+  /** Whether the node was a primary and has its dirty maps from then, which tell what it changed by itself. */
   returning: z.boolean(),
   /** The epoch whose before-images hold what this node gave up; they are kept for people. */
   salvage: z.int().positive().nullable(),
   /** Why the disks may lack writes. */
   gap: z.string().nullable(),
-  /** Which writer was cut off, or null. */
+  /** Which writer was cut off, after which this replica may be behind it, or null. */
   cutOff: z.string().nullable(),
   /** Where each log ended when the node stopped; none while it runs, for then a log may have a torn tail. */
   logs: z.array(z.strictObject({ name: z.string(), endBytes: z.int().positive() })),

@@ -116,7 +116,7 @@ export async function inspectTail(
   return next;
 }
 
-/** Where headers may start: a file that was another log's before has much behind its end, and this finds next to nothing there. */
+/** Where headers may start. A file that was another log before has much behind its end, but next to none of these. */
 function* magicsIn(bytes: Buffer): Generator<number> {
   for (
     let at = bytes.indexOf(RECORD_MAGIC_BYTES);

@@ -35,11 +35,11 @@ import {
 } from "./overlay-log-recovery.js";
 import type { StateDirectory, StateFile } from "./state-directory.js";
 
-/** Of a timer's shortest kind: at 10,000 writes a second one sync for ten of them and more. */
+/** As short as timers are: at 10,000 writes a second one sync then serves ten of them and more. */
 const PATIENCE_MS = 1;
-/** So much waits for nothing but the disk. */
+/** A batch of this length does not wait for more. */
 const PATIENCE_BYTES = 256 * 1024;
-/** No more is added to a batch of this length. */
+/** To a batch of this length nothing more is added. */
 const LONG_BATCH_BYTES = 4 * 1024 * 1024;
 /** One is copied into the page cache while the other is on its way to the disk. */
 const BATCHES_AT_A_TIME = 2;
@@ -52,12 +52,12 @@ export interface LogOptions {
   readonly clock?: Clock;
 }
 
-/** A file of any content that a log may be made of. */
+/** A file left over, of any content, that a new log may be made of. */
 export interface SpareFile {
   /**
-   * Gives a log's name to it, when it has been given what a log begins with.
-   * @param begin closes the file, whatever happens
-   * @returns false if there is none, or none that can be used
+   * Turns the file into a log: has `begin` write its header, then gives it the name.
+   * @param begin writes a log's header, durably; closes the file, whatever happens
+   * @returns false if there is no such file, or it can't be used
    */
   become(name: string, begin: (file: StateFile) => Promise<void>): Promise<boolean>;
 }
@@ -110,7 +110,7 @@ export class OverlayLog {
 
   /**
    * Makes an empty, durable log.
-   * @param options.spare what to make it of, if it can be used: what that holds counts for nothing under the new identity
+   * @param options.spare a file to make it of, if there is one; what that holds counts for nothing under the new log's identity
    */
   static async create(
     directory: StateDirectory,
@@ -204,7 +204,7 @@ export class OverlayLog {
     return this.#end;
   }
 
-  /** Where it ends, durably, as long as nothing is appended; null after a failure, when that can't be known. */
+  /** Where the log ends, durably, as long as nothing is appended; null after a failure, when that can't be known. */
   get endBytes(): number | null {
     return this.#failure === null ? this.#end : null;
   }
@@ -222,7 +222,7 @@ export class OverlayLog {
   /**
    * Appends records and makes them durable together with whatever others append meanwhile. Content of up to
    * COPIED_MAXIMUM_BYTES is copied before this returns, longer content is lent until then.
-   * @param patient nobody waits for it: it may take PATIENCE_MS more, which spares most of the syncs, unless hurry() is called
+   * @param patient nobody waits for it: it may take PATIENCE_MS longer, which saves most syncs, unless hurry() is called
    * @returns where each record's content is, to be read with read()
    * @throws DeviceError if they could not be kept; nothing may be overwritten then
    */
@@ -322,7 +322,7 @@ export class OverlayLog {
     if (this.#failure !== null) throw this.#failure;
   }
 
-  /** The one that the next record joins: so long that a sync pays, so short that whoever waits for memory need not wait long. */
+  /** The batch that the next record joins: long enough for a sync to pay, short enough for those who wait for its memory. */
   #batch(): OverlayLogBatch {
     const last = this.#waiting.at(-1);
     if (last !== undefined) {

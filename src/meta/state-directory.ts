@@ -29,7 +29,7 @@ export interface StateFile {
   close(): Promise<void>;
 }
 
-/** Whatever changes something throws a DeviceError, ENOSPC where there is no room; what was changed may be done then or not. */
+/** What changes something throws a DeviceError, ENOSPC where there is no room; the change may have been made or not. */
 export interface StateDirectory {
   readonly path: string;
   /** Creates the file, emptying one that exists; its name is durable when this resolves. */
@@ -212,8 +212,8 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
 class DurableWriter {
   readonly #path: string;
   /**
-   * One for each write that is under way: the kernel tells an open file of a failed write-back once, and of two writes through
-   * it the other one might be told.
+   * One for each write that is under way: the kernel reports a failed write-back once to each open file, so that of two writes
+   * through one of them the wrong one might hear of it.
    */
   readonly #buffered: number[] = [];
   /** Null: not tried yet, or the file system can't. */
@@ -272,7 +272,7 @@ function isRefusedDirect(error: unknown): boolean {
   return isErrno(error.cause, "EINVAL") || isErrno(error.cause, "EOPNOTSUPP");
 }
 
-/** fs.read as a promise that makes no FileHandle: the callback interface costs half (STYLE.md, measured facts). */
+/** fs.read as a promise, without a FileHandle, whose interface costs twice as much as callbacks. */
 function readFully(fd: number, path: string, position: number, into: Buffer): Promise<void> {
   return new Promise((resolve, reject) => {
     const step = (done: number): void => {

@@ -37,8 +37,9 @@ const REFUSALS = new Map<number, readonly [code: string, text: string]>([
 ]);
 
 /**
- * Sends an option and hands over each reply of type `replyType`, the only one that may precede the last;
- * null: no reply may. Resolves with null when the server acknowledges, otherwise with its refusal.
+ * Sends an option and hands over each reply that precedes the last one.
+ * @param replyType the only type that these may have; null: there may be none
+ * @returns null when the server acknowledges, otherwise its refusal
  * @throws ProtocolError, and what the channel's reads reject with
  */
 export async function haggle(

@@ -49,14 +49,11 @@ interface AcceptedClient {
 export interface ConnectionOptions {
   readonly exports: ExportTable;
   readonly log: Logger;
-  /** Shared with all connections of the server. */
-  readonly clientLog: ClientLog;
   readonly tls: ServerTls | null;
-  /** Likewise. */
+  // Shared by all connections of the server.
+  readonly clientLog: ClientLog;
   readonly memory: MemoryPool;
-  /** Likewise. */
   readonly turns: Turns;
-  /** Likewise. */
   readonly sendRoom: SendRoom;
   readonly handshakeTimeoutMs: number;
   readonly stallTimeoutMs: number;
@@ -387,7 +384,7 @@ export class Connection implements OptionSink, Reader {
     handOver?.();
     const mayRead = !this.#stalled || (this.#hasRoom && this.#parse(() => this.#receiver.resume(), false));
     if (mayRead && !this.#upgrade.isUnderWay) this.#stream.resume();
-    // What is answered already would be kept until the next turn, and with a thousand clients moved about by the garbage collector.
+    // Answers that are ready would lie until the next turn; with a thousand clients the garbage collector would move them about.
     this.#writer.flush();
   };
 

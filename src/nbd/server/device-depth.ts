@@ -1,16 +1,16 @@
 /**
- * How many requests the device of an export has under way for all its clients together. A device that is busy anyway gains
- * nothing from thousands of them, which the garbage collector would have to move about.
+ * Bounds how many requests the device of an export has under way for all its clients together. A device that is busy gains nothing
+ * from thousands more, which the garbage collector would have to move about.
  *
  * Invariants:
  * - Somebody waits only while requests are under way: each that settles gives its place to one of those who wait, in the order
  *   in which they came, and the last one calls all.
- * - Where nothing settles for DEVICE_WAIT_MS all are called: what is under way may be held for as long as it likes.
+ * - Where nothing settles for DEVICE_WAIT_MS all are called: the device may hold what is under way for as long as it likes.
  */
 import type { NbdExport } from "./exports.js";
 import { DEVICE_REQUESTS, DEVICE_WAIT_MS } from "./limits.js";
 
-/** @param hasPlace whether the next request of who is called has a place, though it is full: else only whoever has none under way */
+/** @param hasPlace true: a place was passed on, for one request; false: only a client that has nothing under way may begin */
 export type LookAgain = (hasPlace: boolean) => void;
 
 export class DeviceDepth {
@@ -40,7 +40,7 @@ export class DeviceDepth {
     if (next !== undefined) this.#call(next, true);
   }
 
-  /** Calls back, once, when it makes sense to look again. While it is full. */
+  /** Calls back once, when it makes sense to ask again. To be called while it is full. */
   wait(callback: LookAgain): void {
     this.#waiting.add(callback);
     if (!this.#isTimerArmed) this.#armTimer();
@@ -77,7 +77,7 @@ export class DevicePlace {
   readonly #depth: DeviceDepth;
   readonly #onCalled: () => void;
   #isAwaited = false;
-  /** It has waited: it may have one request, or only if it has none. */
+  /** The outcome of its last wait, until mayBegin() has used it: a place was passed on to it, or none was. */
   #hasWaited: "for a place" | "in vain" | null = null;
   /** When it began to wait the last time; of performance.now(). */
   #waitedAtMs = -Infinity;

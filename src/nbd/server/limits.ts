@@ -9,27 +9,27 @@
 export const REQUESTS_IN_FLIGHT = 256;
 
 /**
- * Requests that the device of an export has under way, of all clients together, as one client alone may have. Those who
- * flood wait beyond that; whoever has none has one more, so that nobody waits for requests that may never settle.
+ * Requests that the device of an export has under way, of all clients together; no more than one client alone may have. Further
+ * ones wait, but for the first of a client that has none: nobody is to wait for good for others' requests that never settle.
  */
 export const DEVICE_REQUESTS = 256;
 
-/** Who waits for the device looks again after this, though nothing has settled there. */
+/** Whoever waits for the device looks again after this, even if nothing has settled there. */
 export const DEVICE_WAIT_MS = 100;
 
 /** Payloads of those requests. No further request is read from here on; the last one may go past it. */
 export const PAYLOAD_IN_FLIGHT_BYTES = 16 * 1024 * 1024;
 
-/** Of all clients of a server together, besides the guaranteed part of each: the largest request, and room for smaller ones. */
+/** Memory of all clients of a server together, besides the guaranteed part of each: for the largest request, and smaller ones. */
 export const SERVER_PAYLOAD_BYTES = 36 * 1024 * 1024;
 
 /**
- * The least that a request counts for. What is kept for it besides its payload is a tenth of that; but thousands that are
- * done at once, as by a flush, would hold up everybody else.
+ * The least memory that a request counts for. What is really kept for it, besides its payload, is a tenth of that; but thousands
+ * that settle at once, as after a flush, would hold up everybody else.
  */
 export const REQUEST_MEMORY_BYTES = 16 * 1024;
 
-/** What a client may hold of that at any time, also when others hold all of it. */
+/** What each client may hold at any time, whatever the others hold. */
 export const MEMORY_GUARANTEED_BYTES = 32 * 1024;
 
 /** For clients with one request at a time, of RESERVE_REQUEST_BYTES at most, that would have to wait for memory otherwise. */
@@ -49,16 +49,16 @@ export const QUEUED_OPTION_REPLY_BYTES = 4096;
 /** Replies that wait for a client to read them. No further request is read from here on. */
 export const QUEUED_REPLY_BYTES = 8 * 1024 * 1024;
 
-/** Handed to the kernel in one go; a client has to take that much within the stall timeout. */
+/** Replies handed to the kernel in one go; a client has to take that much within the stall timeout. */
 export const HANDOVER_BYTES = 1024 * 1024;
 
-/** More than a unix socket takes in one go. */
+/** From this length on a handover is more than a unix socket takes in one go. */
 export const LONG_HANDOVER_BYTES = 256 * 1024;
 
 /** Longer reads are left to the thread pool, longer payloads are received piece by piece. */
 export const MOVED_AT_ONCE_BYTES = 64 * 1024;
 
-/** Of a payload received in one go, likewise. */
+/** The most of a payload that is received in one go. */
 export const DIRECT_READ_BYTES = 256 * 1024;
 
 /** Data of one option; the longest sensible one is a list of metadata context queries. */
@@ -73,7 +73,7 @@ export const BLOCK_STATUS_DESCRIPTORS = 1024;
 /** Reads from here on are looked up for holes; below that the lookup costs more than it saves. */
 export const SPARSE_READ_MINIMUM_BYTES = 64 * 1024;
 
-/** Extents looked at for one sparse read, each two calls for a file; what lies behind the last of them is sent as data. */
+/** Extents looked up for one sparse read, each of them two system calls for a file; what lies behind them is sent as data. */
 export const SPARSE_READ_EXTENTS = 8;
 
 /** What one CACHE reads at most, as one READ may ask for. */
@@ -91,7 +91,7 @@ export const DEFAULT_MAX_CONNECTIONS_PER_PEER = 64;
 /** From accept to transmission. */
 export const DEFAULT_HANDSHAKE_TIMEOUT_MS = 10_000;
 
-/** Without the kernel taking any of the replies that are queued. */
+/** How long the kernel may take none of the replies that are queued. */
 export const DEFAULT_STALL_TIMEOUT_MS = 30_000;
 
 /** From our FIN to the peer's; closing sooner could reset the connection and lose the last replies. */

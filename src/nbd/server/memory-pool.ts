@@ -2,13 +2,13 @@
  * The memory that the requests of all clients of a server share: payloads of writes, contents of reads, from the moment
  * a request is taken up until the kernel has its answer.
  *
- * A client always gets its guaranteed part, so that nobody can keep it from small requests, one at a time. What is more
- * comes out of the pool, in the order of asking. While somebody waits, clients that hold more than their part and move
- * too little are cut off: memory is short, and it is they who hold it.
+ * A client always gets its guaranteed part, so that nobody can keep it from making small requests, one at a time. What goes
+ * beyond that comes out of the pool, in the order of asking. While somebody waits, clients that hold more than their part and
+ * move too few bytes are cut off: they are why memory is short.
  *
- * A client that asks for one request at a time need not stand in that line, where hundreds may wait who are going to hold
- * what they get: there is a reserve for it, of which it may have as much as it has moved before. Whoever holds that in vain
- * is cut off too, so that it costs him as much each time.
+ * A client with one request at a time need not stand in that line, where hundreds may be ahead of it that won't give back what
+ * they get. For such a client there is a reserve, of which it may have as many bytes as it has moved before. If it sits on them it
+ * is cut off too, and has to move as much again before it gets any.
  *
  * Invariants:
  * - What clients hold beyond their guaranteed parts never exceeds the pool and the reserve.
@@ -88,7 +88,7 @@ export class MemoryPool {
   }
 
   #give(account: MemoryAccount, bytes: number): void {
-    // Of two requests of one size it makes no difference which is thought of as that in the reserve.
+    // If another request of the account has the same size, it makes no difference which of them counts as the reserved one.
     if (bytes === account.reservedBytes) this.#giveReserved(account);
     else this.#hold(account, -bytes);
     this.#grantWaiting();
@@ -108,7 +108,7 @@ export class MemoryPool {
     return this.#heldBytes === 0 || this.#heldBytes + addedBytes <= this.#totalBytes;
   }
 
-  /** Or no more, for less than nothing. */
+  /** @param bytes less than 0: it holds so much less */
   #hold(account: MemoryAccount, bytes: number): void {
     const before = beyondGuaranteed(account.heldBytes);
     account.heldBytes += bytes;

@@ -2,12 +2,12 @@
  * What a connection receives into: the payloads of small requests stay where they arrived until the device is done.
  *
  * Invariants:
- * - A slab is in use by the connection that fills it, while it parses what lies there, and by each request whose payload
- *   does; the last one gives it back. Bytes that somebody uses are never received over.
- * - A connection that only waits has one slab, the smallest unless it was busy; busy ones have GROWN_MAXIMUM_BYTES more
- *   together. So what a thousand of them cost is bounded.
- * - What requests keep of slabs that their connections have left is LEFT_MAXIMUM_BYTES, and a slab for each connection, at
- *   most: a payload of one byte keeps a whole slab, and no account of the memory of requests knows of that.
+ * - A slab is used by the connection that fills it, by the parser while it is at bytes in it, and by each request whose payload
+ *   lies in it; the last of them gives it back. Bytes that somebody uses are never overwritten by new ones.
+ * - An idle connection has one slab, of the smallest size unless it was busy before; larger slabs have GROWN_MAXIMUM_BYTES more
+ *   than the smallest in all. So what a thousand connections cost is bounded.
+ * - Slabs that their connections have left and requests still use have LEFT_MAXIMUM_BYTES at most, and one slab for each
+ *   connection: a payload of one byte keeps a whole slab, which the account of the requests' memory does not know of.
  */
 import { payloadBuffers, type SharedBuffer, shareBuffer } from "../../block/buffer-pool.js";
 

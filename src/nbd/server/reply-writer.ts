@@ -26,9 +26,9 @@ export interface ReplyWriterOptions<Answered> {
   readonly later: Soon;
   /** The kernel has taken these answers, and maybe parts of others. */
   readonly onHandedOver: (answered: readonly Answered[]) => void;
-  /** Nobody uses these answers any more, nor will the kernel have them: the connection is over. */
+  /** The connection is over: these answers are used by nobody any more, and were not handed over. */
   readonly onDropped: (answered: readonly Answered[]) => void;
-  /** One of LONG_HANDOVER_BYTES and more comes for the first time. */
+  /** A handover of LONG_HANDOVER_BYTES or more comes for the first time. */
   readonly onLongHandover: () => void;
   /** The client does not read. */
   readonly onStalled: () => void;
@@ -133,7 +133,7 @@ export class ReplyWriter<Answered> {
       room -= bytes.length;
       count++;
     }
-    // A copy: the queue is old, and what an old object holds lives on after it until the collector has gone through all that is.
+    // A copy: the queue is an old object, and what hangs on one outlives it until the next full garbage collection.
     const batch = this.#queue.splice(0, count);
     const next = this.#queue[0];
     if (next !== undefined && room > 0) {

@@ -1,6 +1,6 @@
 /**
- * NBD_OPT_STARTTLS, from its consent to the session: the reply is on its way, then the client's first message, then the TLS
- * handshake. That is made in the client's turn, once its first message is there as a whole.
+ * NBD_OPT_STARTTLS, from our consent to the session: first the reply is sent, then the client's first message is received, then
+ * the TLS handshake takes place. It begins in the client's turn (turns.ts), once that message is there as a whole.
  *
  * Invariant: while it is under way no plaintext is parsed.
  */

@@ -54,7 +54,7 @@ export interface TransmissionOptions {
 
 export class Transmission implements RequestSink, DeviceRequestSink {
   readonly export: NbdExport;
-  /** What the payloads that are not copied lie in; null: in memory that is theirs alone. */
+  /** The slab in which the payloads lie that are being parsed; null: they have memory of their own. */
   source: SharedBuffer | null = null;
   /** Whether they may stay there; if not they are copied. */
   mayStay = true;
@@ -71,9 +71,9 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   #current: OpenRequest | null = null;
   /** The last request whose header came has no memory yet; nothing is parsed meanwhile. */
   #awaitsMemory = false;
-  /** It has memory, and waits for its turn to use it. */
+  /** That request has been granted its memory by now, and waits for the client's turn. */
   #isGranted = false;
-  /** It is complete but for that. */
+  /** That request, once it is complete: it is answered when it has its memory. */
   #deferred: OpenRequest | null = null;
   #open = 0;
   #memoryBytes = 0;
@@ -194,7 +194,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   /** Whether the rest of a request, or another one, may be taken up, in its turn. */
   get hasRoom(): boolean {
     if (this.#disconnected || this.#awaitsMemory || this.#place.isAwaited) return false;
-    // It counts already, and a long one is all that may be under way.
+    // The request at hand is counted already; it may be as long as all that is allowed.
     if (this.#current !== null) return true;
     return (
       this.#open < REQUESTS_IN_FLIGHT &&

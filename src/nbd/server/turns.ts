@@ -4,7 +4,7 @@
  *
  * Invariants:
  * - Those who wait are called in the order in which they came, one in a turn of the event loop.
- * - A share is as much as it may be in each turn anew; while somebody waits it is smaller.
+ * - A client's share is renewed with each turn; while somebody waits it is smaller.
  */
 
 /** Units of a share, while nobody waits: what a client does at once with a queue of 32 requests and more. */
@@ -20,7 +20,7 @@ export type Soon = (callback: () => void) => void;
 export class Turns {
   readonly #soon: Soon;
   readonly #waiting: (() => void)[] = [];
-  /** Of the turn, once somebody has asked. */
+  /** Counts turns, of those in which somebody asked or waited. */
   #number = 0;
   #isEndDue = false;
 
@@ -32,7 +32,7 @@ export class Turns {
     return this.#waiting.length > 0;
   }
 
-  /** Of this turn of the event loop. */
+  /** Number of this turn of the event loop. */
   get number(): number {
     if (!this.#isEndDue) {
       this.#isEndDue = true;
