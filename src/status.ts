@@ -81,7 +81,7 @@ export interface RecordedError {
   readonly message: string;
 }
 
-/** An I/O error that no client was told of (promises 5 and 16). */
+/** An I/O error that no client was told of: of a replica, or of a secondary behind its acknowledgement. */
 export type SwallowedError = RecordedError;
 
 export interface ListenerStatus {

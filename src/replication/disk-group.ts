@@ -75,7 +75,7 @@ export class DiskGroup {
     return null;
   }
 
-  /** Names what the disks have in memory: it is another one when something acknowledged may have been lost. */
+  /** Names what the disks have in memory; another name after anything that was acknowledged may have been lost. */
   get memory(): string {
     return this.#memory;
   }
@@ -162,15 +162,15 @@ export class DiskGroup {
     for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.setFenced(isFenced);
   }
 
-  /** Whoever calls this knows that what was lost will be sent again, or was given up. */
+  /** To be called only when what was lost will be sent again, or was given up. */
   forgetFailures(): void {
     if (this.#mayHaveLost) this.#memory = randomUUID();
     for (const { copyBeforeWrite } of this.disks) copyBeforeWrite.reset();
   }
 
   /**
-   * Forgets failures as soon as those who wrote are cut off: a primary learns of a loss by its next handshake, and would take the next
-   * flush that succeeds for one that covers what was lost.
+   * Forgets failures, but cuts the writers off first: a primary learns of a loss by its next handshake; without one, it would take the
+   * next flush that succeeds for one that covers what was lost.
    */
   #forgive(): void {
     if (!this.#mayHaveLost) return;

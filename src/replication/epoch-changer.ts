@@ -2,7 +2,7 @@
  * Begins and ends epochs of a secondary, and makes them durable.
  *
  * Invariant: metadata.json names the epoch whose overlays count. It moves on only after everything received before
- * that epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
+ * that epoch is durable on the disks; until then the older epoch's files are kept.
  */
 import { Deferred } from "../deferred.js";
 import { asError, describeError, DeviceError, errnoOf, StateError } from "../errors.js";
@@ -11,14 +11,14 @@ import type { DiskGroup } from "./disk-group.js";
 import type { Epoch, EpochStore } from "./epoch.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
 
-/** Of SecondaryMetadata.mixed. */
+/** A value of SecondaryMetadata.mixed. */
 const STOPPED = "replication was stopped without a failover";
 
 export interface EpochEvents {
   durable(epoch: number): void;
   /** The epoch is not durable, and its predecessor stays on record; what to do about it is in the error. */
   notDurable(epoch: number, error: Error): void;
-  /** Why: a disk failed to make durable what it held. */
+  /** A disk failed to make durable what it held, which is why an epoch is not. */
   flushFailed(error: Error): void;
   /** Files of earlier epochs are still there: the next one removes them. */
   leftOver(error: Error): void;
@@ -30,9 +30,9 @@ export class EpochChanger {
   readonly #metadata: MetadataKeeper<SecondaryMetadata>;
   readonly #events: EpochEvents;
   #durable = settledDeferred();
-  /** Of a disk to make an epoch durable: what it has lost nobody knows. */
+  /** A disk's flush that was to make an epoch durable has failed: what it has lost nobody knows. */
   #flushFailure: Error | null = null;
-  /** The epoch that everything is durable for but its record, and what keeps that from being written. */
+  /** An epoch whose data is durable while its record could not be written, and why; null: there is none. */
   #unrecorded: { readonly number: number; readonly error: Error } | null = null;
 
   constructor(
@@ -63,7 +63,7 @@ export class EpochChanger {
     return error === null ? null : `the last checkpoint could not be made durable: ${error.message}`;
   }
 
-  /** Why no other one can be taken in this life of the node, or null: a record that could not be written can be written yet. */
+  /** Why no checkpoint can be taken any more in this life of the node, or null; a record that failed may still be written. */
   get obstacle(): string | null {
     return this.#flushFailure === null ? null : this.failure;
   }
@@ -157,21 +157,21 @@ export class EpochChanger {
   }
 
   /**
-   * That is on record before the first write that leaves no before-image: a node that died in between would take it for a part of what
-   * the epoch began on.
+   * Puts on record that the checkpoint is given up, before the first write that leaves no before-image: after a crash in between,
+   * the node would take that write for a part of what the epoch began on.
    */
   async #giveUpCheckpoint(): Promise<Epoch | null> {
     try {
       await this.#metadata.save({ mixed: this.#metadata.current.mixed ?? STOPPED, checkpointAt: null });
       return await this.#group.drop();
     } catch (error) {
-      // It may be on record all the same, and then counts after a restart.
+      // The record may have been written all the same, and then counts after a restart.
       this.#group.epoch?.distrust(STOPPED);
       throw error;
     }
   }
 
-  /** Unless it may be on record that the node runs: then before-images are kept on, until a start succeeds. */
+  /** Drops the overlays of a start that failed, unless stage `running` may be on record: then before-images are kept on, until a start succeeds. */
   async #giveUpStart(): Promise<void> {
     if (this.#metadata.current.stage === "running") return;
     const dropped = await this.#group.drop();
@@ -179,8 +179,8 @@ export class EpochChanger {
   }
 
   /**
-   * Nothing is being made durable any more, and what is in force is on record: there are never more epochs than these two, whose
-   * before-images fill the state directory, nor do guests wait for a checkpoint that won't count.
+   * Resolves when nothing is being made durable any more and the epoch in force is on record. So there are never more than two epochs
+   * whose before-images fill the state directory, and guests don't wait for a checkpoint that won't count.
    * @throws DeviceError if it can't be recorded
    */
   async #settle(): Promise<void> {

@@ -66,7 +66,7 @@ export interface EpochStoreOptions {
   readonly salvage: () => number | null;
   /** The same directory's. */
   readonly spare: SpareLog;
-  /** Told when Epoch.lost of one is not null any more; default: nobody is. */
+  /** Called when `lost` of an epoch becomes a reason; default: nobody is told. */
   readonly lost?: () => void;
 }
 
@@ -74,7 +74,7 @@ export class EpochStore {
   readonly #options: EpochStoreOptions;
   /** Of an epoch that may begin: making it waits for the file system's journal, which under load takes long. */
   #prepared: { readonly number: number; readonly log: OverlayLog } | null = null;
-  /** Logs that failed: what failed once, a bad sector of theirs, would fail each epoch whose log is made of them. */
+  /** Logs that failed, none of which may become the spare: its bad sector would fail every epoch whose log is made of it. */
   readonly #failed = new Set<string>();
 
   constructor(options: EpochStoreOptions) {
@@ -99,7 +99,7 @@ export class EpochStore {
 
   /**
    * Makes the files of a new epoch, empty and durable, unless they were prepared.
-   * @param inForce what writes to the view wait for, so that none of them is lost with an epoch that never came to be
+   * @param inForce resolves when the epoch is on record; writes to the view wait for it, lest they be lost with an epoch that never was
    */
   async create(number: number, inForce: () => Promise<void>): Promise<Epoch> {
     const log = await this.#takePrepared(number);

@@ -5,8 +5,9 @@
  * - stage `running` with a target: it was asked for. A restart begins it anew.
  * - stage `failover`: the dirty maps are whole, and from now on the disks change. A restart finishes it, to this target.
  * - stage `done`: the last block is durable.
- * One that fails is on record as `failover-failed`: without a target as long as nothing has changed, so that a restart does not
- * begin it, nor is bound to it. What can't be written is as it was: a restart finds the failover not asked for, or begins it anew.
+ * One that fails is on record as `failover-failed`; without a target as long as it has changed nothing, so that a restart neither
+ * begins it nor is bound to its target. If that can't be recorded, the record before counts: a restart finds the failover not asked for,
+ * or begins it anew.
  *
  * Invariant: until stage `done` is on record the overlays are complete, so that a restart can begin the merge anew.
  */
@@ -129,8 +130,8 @@ export class Failover {
   }
 
   /**
-   * Begins the failover, or begins it again after a failure or a restart; the replication exports are closed. What keeps it from
-   * beginning is its end, too: it may be on record already.
+   * Begins the failover, or begins it again after a failure or a restart; the replication exports are closed. If it can't begin, it ends
+   * as one that failed (see begun()), since it may be on record already. Never rejects.
    */
   async begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
     this.#obstacle = null;
@@ -184,7 +185,7 @@ export class Failover {
     return this.#parts.group.showDisks(() => this.#promote(overlays, "latest"));
   }
 
-  /** The last that can keep the failover from beginning. Nothing is written to the views meanwhile. */
+  /** The last step that can keep the failover from beginning. Nothing is written to the views meanwhile. */
   async #promote(overlays: Epoch, target: FailoverTarget): Promise<void> {
     const { group, metadata, promote } = this.#parts;
     const primary = await promote(overlays, target);

@@ -1,21 +1,21 @@
 /**
  * When a replica is to make durable what it acknowledged.
  *
- * A flush has its system write out at once what is about to be written to again, on the disk that guests' writes wait for. So
- * disks under load are flushed for a part of the time only. Whenever it is looked at: a disk that rests; one that gets a copy, whose
- * progress a flush is; one whose dirty map waits for it to forget what a crash of the primary would have copied.
+ * A flush makes the replica's kernel write out at once what is about to be overwritten again, on the disk that guests' writes wait
+ * for. So flushes of a disk under load take a part of the time only. At each look a disk is flushed that is idle; that is being copied
+ * to, since the copy's progress counts from a flush on; or whose dirty map is crowded, since only a flush lets extents cool down.
  */
 
 /** The part of the time that flushes may take. */
 const FLUSH_PART = 0.1;
-/** But disks under load are flushed that often, however long it takes. */
+/** But disks under load are flushed this often, however long that takes. */
 const MAXIMUM_INTERVAL_MS = 5000;
 
 /** Of a disk's dirty map. */
 export interface FlushState {
   /** Counts up. */
   readonly acknowledgements: number;
-  /** Of a copy that is under way, or will be. */
+  /** More than 0: a copy to the replica is under way, or will be. */
   readonly missedBytes: number;
   /** As DirtyMap.isCrowded. */
   readonly isCrowded: boolean;

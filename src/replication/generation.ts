@@ -1,6 +1,6 @@
 /**
- * Lines of history: how the data of two nodes is related (design, promise 20; docs/adr/0001; DRBD's generation
- * identifiers). Pure: names in, a relation out.
+ * Lines of history: how the data of two nodes is related (docs/adr/0001; DRBD: generation identifiers). Pure: names in, a
+ * relation out.
  */
 import { randomUUID } from "node:crypto";
 

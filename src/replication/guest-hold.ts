@@ -4,8 +4,8 @@
  *
  * Invariants:
  * - Changes wait only while a replica is attached, and none is ended before the replica has what it lacks, in ack mode `sync` durably.
- * - None that the replica lacks is ended before it is on record that the guest goes on alone. One that waits is as if it were still
- *   under way: if this node dies, whoever takes over lacks nothing that a guest was told.
+ * - A change that the replica lacks is ended only after it is on record that the guest goes on alone. One that waits counts as still
+ *   under way: if this node dies, whoever takes over lacks nothing that a guest was told is done.
  */
 import type { Logger } from "pino";
 import { Hold } from "../block/hold.js";

@@ -1,5 +1,5 @@
 /**
- * What a secondary makes of failing disks and of before-images that can't be kept (design, promise 5): policy, record, log.
+ * What a secondary makes of failing disks and of before-images that can't be kept: policy, record, log.
  *
  * Invariant: a write that may be missing is told to the writer tracker before anything else can rely on the disks.
  */
@@ -27,7 +27,7 @@ export interface IoTroubleParts {
 export class IoTrouble {
   readonly #parts: IoTroubleParts;
   readonly #record = new ErrorRecord();
-  /** A checkpoint that is being given up: once, for all the writes that have lost their images to one failure of the log. */
+  /** The checkpoint that is being given up; all writes that lost their images to the same failure of the log wait for it. */
   #givingUp: { readonly overlays: Epoch; readonly done: Promise<void> } | null = null;
 
   constructor(parts: IoTroubleParts) {

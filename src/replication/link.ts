@@ -10,9 +10,9 @@
  *   either sent or in the dirty map.
  * - While a replica is asked to change its epoch, no write is on its way to it; when its answer stays out, the
  *   connections are destroyed before another write is let through.
- * - A connection attempt in all takes no longer than a few time-outs; the time between two is bounded, and grows until one
- *   brings the replica up to date, for as long if it was lost by an error reply: a replica that refuses writes, or
- *   flushes, is not asked ten times a second.
+ * - A whole attempt to connect takes no longer than a few time-outs. The pause between two grows, up to a bound, until an attempt
+ *   brings the replica up to date. If the link is then lost to an error reply, the pause starts small again only if the link had held
+ *   for LONGEST_BACKOFF_MS: a replica that refuses writes, or flushes, is not asked ten times a second.
  */
 import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
@@ -85,9 +85,9 @@ export class Link {
   #connections: ReplicaConnections | null = null;
   /** The replica's memory at the last handshake, which all dirty maps heard of; null: there was none. */
   #memory: string | null = null;
-  /** Names the last handshake, and what is said on its word: a checkpoint that was asked for before it comes late, and is refused. */
+  /** Names the last handshake. A checkpoint that was asked for under an earlier one comes late, and is refused by it. */
   #session = "";
-  /** Of the replica, as it said last. */
+  /** The checkpoint that the replica can't go back to, as it said last; null: it has not said so. */
   #lostRollback: LostRollback | null = null;
   #resyncs: readonly Resync[] = [];
   #running: Promise<void> = Promise.resolve();

@@ -33,7 +33,7 @@ export class MetadataKeeper<T extends NodeMetadata> {
     return this.#current;
   }
 
-  /** The last that is on disk for certain. After a write that failed the file has either this or what was to be written. */
+  /** What was last on disk for certain. After a write that failed the file holds either this or what was to be written. */
   get recorded(): T {
     return this.#recorded;
   }

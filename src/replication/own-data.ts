@@ -39,6 +39,7 @@ export class OwnData {
     return this.#changes?.summary() ?? null;
   }
 
+  /** The same by ranges, of which close ones are merged; empty: it knows of nothing. */
   changed(): ChangedRanges {
     return this.#changes?.ranges() ?? {};
   }
@@ -67,7 +68,7 @@ export class OwnData {
     log.info({ bytes: changes.bytes }, "this node was a primary: what it changed by itself is known");
   }
 
-  /** What is overwritten in this epoch is this node's own: it can be had from the epoch's before-images. */
+  /** Puts on record that the before-images of this epoch are to be kept, if what it overwrites is this node's own. */
   async keep(epoch: number): Promise<void> {
     const { metadata, log } = this.#parts;
     const { discard, salvage } = metadata.current;

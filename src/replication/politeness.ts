@@ -7,7 +7,7 @@ import { Serial } from "./serial.js";
 
 /** How often it is looked whether guests are at work. */
 const SAMPLE_MS = 50;
-/** After a piece it rests for so many times as long as that took: guests keep most of disks, link and processors. */
+/** After a piece it rests for so many times as long as the piece took, so that guests have most of disks, link and processors. */
 const REST_FACTOR = 3;
 /** But no longer: some progress is made beside any guest. */
 const LONGEST_REST_MS = 50;

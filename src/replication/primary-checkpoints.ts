@@ -2,7 +2,7 @@
  * A primary's checkpoints: when they are taken, why one is refused, and what becomes of the dirty maps with each.
  *
  * Invariants:
- * - No checkpoint is taken while the replica lacks anything (design, promises 10 and 16), or the primary disk may.
+ * - No checkpoint is taken while the replica lacks anything, or the primary disk may.
  * - Periodic ones are taken between `begin()` and `end()`, that is while a replica is attached.
  */
 import type { Logger } from "pino";
@@ -194,7 +194,7 @@ export class PrimaryCheckpoints {
     }
   }
 
-  /** Where a manager drives the checkpoints, none that is asked for here can be taken, which who asks is told. */
+  /** Not where a manager drives the checkpoints: whoever asks this node for one is told that it can't take any. */
   #record(reason: string): void {
     if (this.#parts.link()?.hasControl !== true) return;
     const { since, attempts } = this.#failure ?? { since: new Date().toISOString(), attempts: 0 };

@@ -1,10 +1,10 @@
 /**
- * A primary's line of history and its epoch: what of them has to be on record before the data goes where (docs/adr/0001).
+ * A primary's line of history and its epoch, and what of them has to be on record before data goes on (docs/adr/0001).
  *
  * Invariants:
  * - The present generation is on record as the replica's before a replica is told that it has everything.
  * - Before a change is acknowledged that such a replica lacks, another generation is on record, unless that can't be
- *   written: then the log says so and the guest goes on (design, promise 16).
+ *   written: then the log says so and the guest goes on.
  * - Epochs only grow, also when the replica is another one or comes back from an older state.
  */
 import type { Logger } from "pino";
@@ -52,7 +52,7 @@ export class PrimaryLineage {
   goAlone(): Promise<void> {
     if (!this.isShared) return this.#alone;
     this.#alone = this.#metadata.save(branch(this.#metadata.current)).catch((error: unknown) => {
-      // The guest goes on (promise 16); what it writes now would pass for the replica's line if this node fails too.
+      // An error of the replica never stops the guest. But what it writes now would pass for the replica's line if this node fails too.
       this.#log.error({ error: describeError(error) }, "the new generation could not be written");
     });
     return this.#alone;

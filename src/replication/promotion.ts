@@ -1,6 +1,6 @@
 /**
  * A secondary's life as a primary: from the instant of its failover on, its guests' writes go through a mirror and a dirty map, so
- * that it can take a replica of its own, and the old primary can come back with what differs (design, promise 14).
+ * that it can take a replica of its own, and the old primary can come back with what differs.
  *
  * Invariant: before the first write that the old primary does not have, the dirty maps name every block in which this node may
  * differ from what it received: what the failover takes back, and what its own guest had written.
@@ -36,8 +36,8 @@ export function promote(
 }
 
 /**
- * The primary's dirty maps tell what the failover takes back or keeps, durably. Again, to another target even, they may tell more
- * than that.
+ * Makes the primary's dirty maps tell, durably, what the failover takes back or keeps. Called again, even for another target, it
+ * adds to what they tell.
  * @param isResumed whether the failover was asked for in an earlier life
  */
 export async function tellChanges(

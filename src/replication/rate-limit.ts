@@ -1,6 +1,6 @@
 /** Spreads background work over time: so many bytes a second, in small portions. */
 
-/** Work saved up while nothing was done; also how much may be done at once. */
+/** How much may be done at once: what the rate allows in this time, saved up while nothing was done. */
 const BURST_SECONDS = 0.1;
 /** What setTimeout() can do; beyond it, it would not wait at all. */
 const LONGEST_WAIT_MS = 2 ** 31 - 1;
@@ -21,7 +21,7 @@ export class RateLimit {
     return this.#bytesPerSecond;
   }
 
-  /** Holds for those who wait, too. */
+  /** The new rate holds for those who wait already, too. */
   set(bytesPerSecond: number): void {
     this.#bytesPerSecond = bytesPerSecond;
     this.#paidUntilMs = 0;

@@ -3,7 +3,7 @@
  *
  * Invariants:
  * - There is a link while, and only while, the stage is `running`, but for the moments in which it is begun or left.
- * - An error of the replica is recorded, and its blocks are in the dirty map, until a resync has sent them (design, promise 16).
+ * - An error of the replica is recorded, and its blocks are in the dirty map, until a resync has sent them.
  *
  * Its operations run one at a time: the caller sees to that.
  */

@@ -44,8 +44,8 @@ const welcomeSchema = z.object({
   /** What the replica changed by itself when it was a primary: disk by disk, ranges of bytes. */
   changed: z.record(z.string(), z.array(z.tuple([z.int().nonnegative(), z.int().positive()]))),
   /**
-   * Names what the replica has in memory: if it is the one of the last handshake, the replica has all that it acknowledged since, durable
-   * or not.
+   * Names what the replica has in memory: if it is the same as at the last handshake, the replica still has all that it acknowledged
+   * since, durable or not.
    */
   memory: z.uuid(),
   /** For writerExport(); null: the exports are as they are for anybody. */

@@ -2,8 +2,8 @@
  * Asks the secondary for digests of its disks, over a QMP connection of its own: a QMP server runs the commands of a
  * connection one after the other, and heartbeats and checkpoints must not wait for reads of the disk.
  *
- * Invariant: at most two commands are under way, one that the secondary works on and one that is with it when it is
- * done; what is asked meanwhile goes with the next, as far as a command's bound allows.
+ * Invariant: at most two commands are under way: one that the secondary works on, and one that is there when it has finished that.
+ * What is asked meanwhile goes with the next one, as far as the bound on a command allows.
  */
 import { asError, ProtocolError } from "../errors.js";
 import type { Endpoint } from "../net/endpoint.js";

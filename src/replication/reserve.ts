@@ -1,6 +1,6 @@
 /**
- * Room in the file system of a state directory that is held while it is there, for what has to be written when there is none
- * left: a failover is not to fail for want of it, nor the start before it.
+ * Space in the file system of a state directory, taken while there is some, for what has to be written when the file system is
+ * full: a failover must not fail for lack of it, nor the start before it.
  *
  * Invariant: the file counts for nothing, whatever is in it.
  */
@@ -14,14 +14,14 @@ const NAME = "reserve";
 const PIECE_BYTES = 1024 * 1024;
 /** Metadata, two of them while one replaces the other, and what the file system needs for names. */
 const RECORD_BYTES = 64 * 1024;
-/** Of a dirty map, by a file system. */
+/** What a file system may add to the size of a dirty map. */
 const ROUNDING_BYTES = 8 * 1024;
 
 export class Reserve {
   readonly #directory: StateDirectory;
   readonly #sizeBytes: number;
   readonly #log: Logger;
-  /** By this life of the node. */
+  /** Whether this life of the node holds it. */
   #isHeld = false;
 
   /** @param disks whose dirty maps a failover makes */
@@ -60,7 +60,7 @@ export class Reserve {
   }
 
   /**
-   * Before hold(): lets go of what the life before has held.
+   * Before hold(): gives up what an earlier life of the node holds.
    * @returns whether there is more room now
    * @throws DeviceError if it can't be removed
    */

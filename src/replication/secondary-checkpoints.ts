@@ -1,9 +1,9 @@
 /**
  * A secondary's checkpoints: on whose word one is taken, why it is refused, and the epochs that begin with them.
  *
- * Invariant: no checkpoint is taken while the disks may lack something that their writer believes to be there (design, promise
- * 10); nor, on the word of nobody, of what a writer left that was cut off, or beside a primary that introduced itself, whose epochs would
- * have other numbers then.
+ * Invariant: no checkpoint is taken while the disks may lack something that their writer believes to be there; nor, unless a primary
+ * of ours vouches for it, of what a writer left that was cut off; nor on a manager's word while a primary of ours replicates,
+ * whose epochs would have other numbers then.
  *
  * Its operations run one at a time: the caller sees to that.
  */
@@ -83,7 +83,7 @@ export class SecondaryCheckpoints {
     const { group, epochs, tracker } = this.#parts;
     // Before the first write of the epoch, so that none is lost unseen.
     if (group.epoch === null) tracker.begin();
-    // Who begins one says that it is whole, but for a primary that introduces itself.
+    // Whoever begins one vouches for what it begins on, except a primary that introduces itself: its lineage says why not.
     await epochs.begin(number ?? epochs.number + 1, { mixed: null, ...lineage });
   }
 

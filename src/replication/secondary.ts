@@ -10,7 +10,7 @@
  * - Operations run one at a time. What they change together changes with both gates shut, so that every request to any
  *   disk falls before or after it.
  * - metadata.json names the epoch whose overlays count. It moves on only after everything received before that
- *   epoch is durable on the disks; until then the older epoch's files are kept (design, promise 9).
+ *   epoch is durable on the disks; until then the older epoch's files are kept.
  */
 import { StateError } from "../errors.js";
 import { identifyDisks } from "../meta/disk-identity.js";

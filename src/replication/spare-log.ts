@@ -1,6 +1,6 @@
 /**
- * The spare log: what was the log of an epoch that is over, to become that of one to come. Space that was written before is
- * written much faster (docs/performance.md).
+ * The spare log: the log of an epoch that is over, kept to become the log of a later one. Space that was written before is written
+ * again much faster (docs/performance.md).
  *
  * Invariants:
  * - What it holds counts for nothing: a log that is made of it has an identity of its own, and is empty.
@@ -23,7 +23,7 @@ export class SpareLog implements SpareFile {
   readonly #log: Logger;
   readonly #serial = new Serial();
 
-  /** @param directory one in which no write waits for remove() */
+  /** @param directory not that of makingRoom(), whose writes wait for makeRoom() here */
   constructor(directory: StateDirectory, log: Logger) {
     this.#directory = directory;
     this.#log = log;

@@ -248,7 +248,7 @@ export class Succession {
     return isSame && group.pendingBytes === 0 ? null : "something was received since the checkpoint";
   }
 
-  /** That there is nothing to fail over to; why, where anything is known to be wrong with the disks, and what to do. */
+  /** There is nothing to fail over to: says why, if something is known to be wrong with the disks, and what to do. */
   #nothing(): StateError {
     const { stages, metadata } = this.#parts;
     const { mixed, copying } = metadata.current;

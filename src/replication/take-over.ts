@@ -6,7 +6,7 @@ import type { Endpoint } from "../net/endpoint.js";
 import type { ReplicaControlEvents } from "./replica-control.js";
 import type { ReplicaNetwork } from "./replica-network.js";
 
-/** How long to ask for. Guests wait. */
+/** For how long the secondary is asked; guests wait. */
 const DEADLINE_MS = 30_000;
 const RETRY_MS = 250;
 /** Code of the answer of a secondary that began to take over, and failed. */
@@ -24,7 +24,7 @@ export interface TakeOver {
   readonly network: ReplicaNetwork;
 }
 
-/** To what the replica tells beside the answer. */
+/** Nothing that the replica tells beside its answer matters here. */
 const DEAF: ReplicaControlEvents = {
   durable: () => undefined,
   checkpointFailed: () => undefined,

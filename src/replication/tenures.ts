@@ -1,9 +1,9 @@
 /**
  * The names by which a secondary knows how far to trust a primary's dirty map (docs/adr/0001).
  *
- * Invariant: maps are trusted only if each shows the name given at the last handshake, or the one before as long as nothing was
- * written under the newer one, whose announcement may have been lost. So neither side's state, restored
- * from a backup, passes for the present one.
+ * Invariant: maps are trusted only if each has the name given at the last handshake; or the name before that, as long as nothing was
+ * written since, because the answer with the newer name may have been lost. So neither side's state, restored from a backup, passes
+ * for the present one.
  */
 import { randomUUID } from "node:crypto";
 import type { SecondaryMetadata } from "../meta/metadata.js";
@@ -28,7 +28,7 @@ export class Tenures {
     const { tenure, offeredTenure } = this.#metadata.current;
     const [name, ...others] = shown;
     const isKnown = name !== undefined && shown.every((each) => each === tenure || each === offeredTenure);
-    // Of two names the newer one was offered, and nothing written under it: the older one names this time.
+    // It ended while it renamed its maps to the offered name, before it wrote anything: the older name is the present one.
     const kept = others.length === 0 ? (name ?? null) : tenure;
     const offered = randomUUID();
     await this.#metadata.save({ ...change, tenure: isKnown ? kept : null, offeredTenure: offered });

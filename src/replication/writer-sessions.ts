@@ -4,8 +4,8 @@
  *
  * Invariants:
  * - Whoever wrote before an introduction is cut off before it is answered; but nobody is cut off for another primary.
- * - Data of a line of history is not overwritten before it can be gone back to; what somebody has spoilt is on record as such before
- *   it is, and is gone back to by nobody.
+ * - Data that belongs to a line of history is overwritten only in an epoch, so that it can be gone back to, or after it is on record
+ *   that it is spoilt, so that nobody goes back to it.
  */
 import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
@@ -22,7 +22,7 @@ import { isPromoted } from "./stage.js";
 import { Tenures } from "./tenures.js";
 import type { SessionId, WriterTracker } from "./writer-tracker.js";
 
-/** Of SecondaryMetadata.mixed, outside an epoch. */
+/** A value of SecondaryMetadata.mixed, outside an epoch. */
 const UNFINISHED = "a primary's copy is not finished";
 
 /** The answer to an introduction. */
@@ -134,7 +134,7 @@ export class WriterSessions {
     return { generation, ancestors: [...ancestors], copying: false, discard: false, returning: false };
   }
 
-  /** Begins one in which what the disks hold can be gone back to, or is saved. */
+  /** Begins an epoch if there is data to go back to, or to save. */
   async #beginEpoch(): Promise<void> {
     const { stages, metadata, log } = this.#parts;
     const { generation, mixed, discard, returning } = metadata.current;
@@ -146,7 +146,7 @@ export class WriterSessions {
     await stages.apply({ type: "start", mode: "secondary" }, { number: null, lineage: { mixed } });
   }
 
-  /** What to put on record before somebody writes whose writes leave no before-images; null: that is on record, or there is nothing. */
+  /** What to put on record before writes of a stranger that leave no before-images; null: nothing, or it is on record already. */
   #spoilt(stranger: string): Partial<SecondaryMetadata> | null {
     const { group, metadata } = this.#parts;
     const { generation, mixed } = metadata.recorded;

@@ -1,12 +1,12 @@
 /**
- * Whether the secondary disks may lack something that their writer believes to be there (design, promise 10).
+ * Whether the secondary disks may lack something that their writer believes to be there.
  *
  * A primary of ours says hello (handshake), resyncs what it knows to be missing and then asks for a checkpoint. A QEMU
  * primary reconnects by itself after a reset and goes on, and the writes between are lost without a trace. So a hole is
  * assumed as soon as a writer went away with requests unanswered, had one refused, or came back without a resync.
  *
- * A writer that was cut off with everything answered leaves no hole but an end: it may have gone on without this replica, and nobody
- * here can tell where it is now. Only a writer that took leave (NBD_CMD_DISC) had nothing on its way.
+ * A writer that was cut off with everything answered leaves no hole, but its replica may be behind: the writer may have gone on
+ * without it. Only a writer that took leave (NBD_CMD_DISC) certainly had nothing on its way.
  *
  * A primary that introduced itself is told a name that its connections show (writerExport()). Nobody writes beside them, nor
  * while they are lost, for as long as the replication that the primary began goes on: that it may go on where it stopped is
@@ -15,13 +15,13 @@
  * Invariants:
  * - `gap` and `cutOff` only go from set to null through `begin()`, when replication is started anew, or `resynced()`, on the word of
  *   the session whose connections have all held since its handshake.
- * - Nobody is admitted while a connection of the session is open that was made since its handshake, but those; nor anybody
- *   while a primary introduces itself, for who was admitted then would not be cut off.
- * - Who is refused leaves nothing behind.
+ * - While connections of the session are open that were made since its handshake, only they may write. While a primary introduces
+ *   itself nobody is admitted, since whoever was would not be cut off.
+ * - A connection that is refused changes nothing here.
  */
 import type { ConnectionObserver, ConnectionSummary } from "../nbd/server/exports.js";
 
-/** How a primary of ours names a handshake; null: a writer that never introduced itself. */
+/** How a primary of ours names a handshake. */
 export type SessionId = string;
 
 /** What outlasts a restart. */
@@ -76,7 +76,7 @@ export class WriterTracker implements WriterTrace {
     return this.#session;
   }
 
-  /** By what the connections of the primary are known that introduced itself last; null: none has. */
+  /** What the connections show of the primary that introduced itself last (writerExport()); null: none has. */
   get writer(): string | null {
     return this.#writer;
   }
@@ -110,7 +110,7 @@ export class WriterTracker implements WriterTrace {
     this.#mended();
   }
 
-  /** Whoever writes is about to be cut off for a primary that introduces itself: nobody begins to before `introductionEnded()`. */
+  /** All writers are about to be cut off for a primary that introduces itself; no new one is admitted before introductionEnded(). */
   introductionBegins(): void {
     this.#isIntroducing = true;
   }
@@ -173,7 +173,7 @@ export class WriterTracker implements WriterTrace {
         // A connection that a handshake replaced has been accounted for by that handshake.
         if (handshake !== this.#handshakes) return;
         const wasAdmitted = this.#others.delete(connection);
-        // Whose requests were never to be carried out is nobody.
+        // Refused, or it never wrote.
         if (!isOfSession && !wasAdmitted) return;
         if (this.#own.delete(connection)) this.#session = null;
         this.#closed(peer, summary);

@@ -1,4 +1,4 @@
-/** Roles that change: an old primary comes back, histories that parted, an orderly switch-over (design, promises 14, 20). */
+/** Roles that change: an old primary comes back, histories that parted, an orderly switch-over. */
 import { expect } from "chai";
 import { existsSync } from "node:fs";
 import { readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";

@@ -1,4 +1,4 @@
-/** What a dirty map knows after a restart, a crash and a power loss (design, promise 18). */
+/** What a dirty map knows after a restart, a crash and a power loss. */
 import { expect } from "chai";
 
 import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";

@@ -1,4 +1,4 @@
-/** How the histories of two nodes part and are told apart (design, promise 20). */
+/** How the histories of two nodes part and are told apart. */
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";

@@ -1,4 +1,4 @@
-/** What a primary knows of its troubles, for its status (design, promise 23). */
+/** What a primary knows of its troubles, for its status. */
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";

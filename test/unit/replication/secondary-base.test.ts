@@ -1,4 +1,4 @@
-/** What an epoch begins on: only a checkpoint, or what the node had of its own, is gone back to (design, promises 9, 12, 19). */
+/** What an epoch begins on: only a checkpoint, or what the node had of its own, is gone back to. */
 import { expect } from "chai";
 import { randomUUID } from "node:crypto";
 

@@ -1,4 +1,4 @@
-/** When a secondary refuses a checkpoint because its disks may have a hole (design, promise 10), and when it takes one again. */
+/** When a secondary refuses a checkpoint because its disks may have a hole, and when it takes one again. */
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";

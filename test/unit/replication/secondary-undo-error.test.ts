@@ -1,4 +1,4 @@
-/** What a secondary does when a before-image can't be kept (design, promise 5), policy by policy. */
+/** What a secondary does when a before-image can't be kept, policy by policy. */
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
