@@ -173,11 +173,13 @@ export class PrimaryCheckpoints {
 
   #awaitNext(): void {
     if (this.#intervalMs === 0) return;
-    this.#cancelTimer = this.#parts.clock.after(this.#intervalMs, () => {
+    const cancel = this.#parts.clock.after(this.#intervalMs, () => {
       void this.#takePeriodic().finally(() => {
-        if (this.#cancelTimer !== null) this.#awaitNext();
+        // Else the replica was left, and another one may be attached by now, whose checkpoints are awaited already.
+        if (this.#cancelTimer === cancel) this.#awaitNext();
       });
     });
+    this.#cancelTimer = cancel;
   }
 
   async #takePeriodic(): Promise<void> {
