@@ -37,16 +37,6 @@ export class Gate {
     if (this.#inside === 0) this.#drained?.();
   }
 
-  /** Runs a request inside. */
-  async pass<T>(request: () => Promise<T>): Promise<T> {
-    if (!this.tryEnter()) await this.enter();
-    try {
-      return await request();
-    } finally {
-      this.leave();
-    }
-  }
-
   /** Resolves when the last request inside has left; nobody enters from now on. Not reentrant. */
   shut(): Promise<void> {
     if (this.#shut) throw new Error("gate is shut already");

@@ -24,11 +24,6 @@ export class GroupFlush {
     if (failure !== null) this.#failure = { error: failure };
   }
 
-  /** Whether a flush has failed, and with it every later one. */
-  get failed(): boolean {
-    return this.#failure !== null;
-  }
-
   /** Resolves when everything written before this call is durable; rejects with the first failure for ever. */
   flush(): Promise<void> {
     if (this.#failure !== null) return Promise.reject(asError(this.#failure.error));

@@ -40,7 +40,6 @@ export class Resync {
   readonly #claims = new Serial();
   readonly #stopping = new AbortController();
   #cursor = 0;
-  #sentBytes = 0;
 
   /** @param replica reachable for as long as run() runs */
   constructor(disk: PrimaryDisk, replica: BlockDevice, rate: RateLimit, clock: Clock) {
@@ -60,11 +59,6 @@ export class Resync {
 
   get elapsedSeconds(): number {
     return (this.#clock.nowMs() - this.#startMs) / 1000;
-  }
-
-  /** Content sent over the link; holes are not. */
-  get sentBytes(): number {
-    return this.#sentBytes;
   }
 
   /**
@@ -152,7 +146,6 @@ export class Resync {
         await this.disk.local.read(at, content);
         await this.#replica.write(at, content, 0);
       });
-      this.#sentBytes += lengthBytes;
       this.disk.resynced(lengthBytes);
     }
   }

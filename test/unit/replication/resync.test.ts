@@ -90,7 +90,7 @@ describe("Resync", () => {
     await subject.resync.run();
     expect(subject.isSame).to.equal(true);
     expect(subject.disk.dirty.missedBytes).to.equal(0);
-    expect(subject.resync.sentBytes).to.be.lessThan(5 * BLOCK);
+    expect(subject.disk.resyncedBytes).to.be.lessThan(5 * BLOCK);
     expect(subject.replicaMemory.allocatedBytes).to.equal(subject.localMemory.allocatedBytes);
     expect(subject.sent("zero"), "holes of both").to.deep.equal([]);
   });
