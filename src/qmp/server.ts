@@ -1,6 +1,10 @@
 /**
  * The QMP server of a node: several listeners, several clients, one table of commands. It knows the protocol and
  * the commands that belong to it (qmp_capabilities, query-version, query-commands); what a node can do comes from outside.
+ *
+ * Invariants:
+ * - Every open connection is in `#sessions`, or in `#handshakes` before that; they are MAXIMUM_CLIENTS at most.
+ * - Once close() was called no client is taken and no command is begun.
  */
 import { createServer } from "node:net";
 import type { Server, Socket } from "node:net";

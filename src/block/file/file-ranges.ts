@@ -4,6 +4,10 @@
  *
  * Block devices take the same calls (Linux 4.9): a hole is a discard that is sure to read as zeroes. They want
  * whole sectors, so the ends of a range are written or, for trim, left alone.
+ *
+ * Invariants:
+ * - What the file system has refused once (`#punches`, `#zeroes`, `#allocates`) is not asked of it again.
+ * - There is no hole in `#data` that was punched through this device.
  */
 import type { Extent, Flags } from "../device.js";
 import { Flag } from "../device.js";

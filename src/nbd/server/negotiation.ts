@@ -3,6 +3,11 @@
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types
  * Knows no sockets: replies go to `send`, what is to happen next is returned.
+ *
+ * Invariants:
+ * - While TLS is required and missing a client learns nothing of any export, not even whether there is one.
+ * - Of what a client agreed on before TLS nothing counts.
+ * - Selected metadata contexts are those of the last selection, and only if it was made for the export that is chosen.
  */
 import { ProtocolError } from "../../errors.js";
 import {
