@@ -10,9 +10,7 @@ import { ConfigError, describeError } from "../errors.js";
 import { NBD_PORT, formatAddress, unixAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
 import type { TlsParameters, TlsType } from "../net/tls/client.js";
-
-/** "Conventions" of the NBD document: no string is longer than this. */
-const EXPORT_NAME_MAXIMUM_BYTES = 4096;
+import { STRING_MAXIMUM_BYTES } from "./wire/constants.js";
 
 const TLS_TYPES: readonly TlsType[] = ["anon", "x509", "psk"];
 
@@ -144,8 +142,8 @@ function parseUnixUser(text: string, scheme: string, authority: string | undefin
 function parseExportName(text: string, path: string): string {
   const name = decode(text, path.startsWith("/") ? path.slice(1) : path);
   if (name.includes("\0")) throw badUri(text, "an export name holds no NUL character");
-  if (Buffer.byteLength(name) > EXPORT_NAME_MAXIMUM_BYTES) {
-    throw badUri(text, `the export name is longer than the protocol's ${EXPORT_NAME_MAXIMUM_BYTES} bytes`);
+  if (Buffer.byteLength(name) > STRING_MAXIMUM_BYTES) {
+    throw badUri(text, `the export name is longer than the protocol's ${STRING_MAXIMUM_BYTES} bytes`);
   }
   return name;
 }

@@ -5,7 +5,7 @@
  *
  * Invariant: no more than WIDE_SOCKETS have it at a time, for clients that don't read could fill it.
  */
-import { isIPv4, isIPv6, type Socket } from "node:net";
+import { isIP, type Socket } from "node:net";
 
 import { libc, SystemCallError } from "../os/libc.js";
 
@@ -42,6 +42,6 @@ export class SendRoom {
 function unixDescriptor(socket: Socket): number | null {
   const { _handle: handle } = socket as Socket & { _handle?: { readonly fd?: number } | null };
   const { remoteAddress = "" } = socket;
-  if (socket.destroyed || isIPv4(remoteAddress) || isIPv6(remoteAddress)) return null;
+  if (socket.destroyed || isIP(remoteAddress) !== 0) return null;
   return handle?.fd !== undefined && handle.fd >= 0 ? handle.fd : null;
 }
