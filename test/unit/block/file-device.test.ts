@@ -230,7 +230,7 @@ describe("a file device of a process that may have no more threads", () => {
     syncBuiltinESMExports();
   });
 
-  it("writes without its own", async () => {
+  it("writes without a thread of its own", async () => {
     const path = workspace.path("disk.img");
     const device = await openFileDevice(path, { writable: true, createSizeBytes: SIZE_BYTES });
     await device.write(5, Buffer.from("first"), Flag.None);

@@ -117,7 +117,7 @@ describe("NbdDevice's connection", () => {
       }
     });
 
-    it("by a reset, the same", async () => {
+    it("by a reset, all requests in flight reject with LinkError", async () => {
       const disk = await suite.open(
         {},
         async (peer) => {
@@ -266,7 +266,7 @@ describe("NbdDevice's connection", () => {
       expect(await disk.ended).to.equal(null);
     });
 
-    it("twice is no error", async () => {
+    it("twice, at once or later, is no error", async () => {
       const { disk } = await suite.openAgreeable({});
       await Promise.all([disk.close(), disk.close()]);
       await disk.close();

@@ -116,7 +116,7 @@ describe("NbdDevice, the status of several contexts", () => {
     expect(seen).to.deep.equal([]);
   });
 
-  it("fails as a whole", async () => {
+  it("fails as a whole where the server tells of one context and then of an error", async () => {
     const disk = await suite.open(
       { structuredReplies: true, ...CONTEXTS },
       async (peer) => {
