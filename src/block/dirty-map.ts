@@ -35,7 +35,7 @@ export interface DirtyMapOptions {
   readonly sizeBytes: number;
   /** Flushes the primary disk that the map is of. */
   readonly flushDisk: () => Promise<void>;
-  /** The file can't be written any more. @param isRemoved whether it is gone: if not, it must not be trusted */
+  /** The file can't be written any more; what this throws reaches who waits. @param isRemoved whether it is gone: if not, it must not be trusted */
   readonly onBroken: (error: Error, isRemoved: boolean) => void;
 }
 
@@ -308,7 +308,7 @@ export class DirtyMap {
     }
   }
 
-  /** Resolves when what is due is in the file, durably, or the file is broken. Never rejects. */
+  /** Resolves when what is due is in the file, durably, or the file is broken. Rejects only with what onBroken() throws. */
   #write(): Promise<void> {
     return this.#writes.flush().catch((error: unknown) => this.#break(asError(error)));
   }
