@@ -6,6 +6,15 @@
  * - It cools down only when nothing of it is under way or volatile, and after its part of the dirty map was made
  *   durable with no write since.
  *
+ * The life of an extent, and what a crash makes of it:
+ *
+ *   cold      its bits in the file count, block by block
+ *   heating   begin() found it cold: the next write of the file says that it is hot; who wants to write to it waits for that
+ *   hot       all of it counts as missed, whatever its bits say
+ *   chosen    by chooseCooling(), for nobody writes to it; as hot, while the disk is flushed
+ *   cooling   as hot, while its bits are written; a change that begins now makes it hot again, without a word to the file
+ *   cold      cooled(); until the next write of the file says so, a crash takes it for hot
+ *
  * No I/O here: the dirty map writes what this tells it to.
  */
 import { Bitmap } from "./bitmap.js";
