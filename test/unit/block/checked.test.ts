@@ -262,6 +262,26 @@ describe("checked", () => {
       expect(await Promise.all(writes)).to.deep.equal(["ENOMEM", "done"]);
     });
 
+    it("lets go of a block when the layer throws instead of rejecting", async () => {
+      const memory = new MemoryDevice(SIZE_BYTES, { minimumBytes: BLOCK_BYTES });
+      const device = checked(memory);
+      const write = memory.write.bind(memory);
+      memory.write = () => {
+        memory.write = write;
+        throw new Error("thrown");
+      };
+      const block = Buffer.alloc(BLOCK_BYTES);
+      const thrown = async (): Promise<void> => device.write(0, block, Flag.None);
+      expect(await errno(thrown())).to.equal("EIO");
+      expect(await errno(device.write(1, Buffer.from([1]), Flag.None))).to.equal("done");
+    });
+
+    it("takes any bytes for a write inside of a block, a plain Uint8Array too", async () => {
+      const { memory, device } = make({ minimumBytes: BLOCK_BYTES });
+      await device.write(1, Uint8Array.of(1, 2) as Buffer, Flag.None);
+      expect(memory.contents(0, 4)).to.deep.equal(Buffer.from([0, 1, 2, 0]));
+    });
+
     it("trims the whole blocks of a range only", async () => {
       const subject = make({ minimumBytes: BLOCK_BYTES });
       await subject.device.trim(1, 2 * BLOCK_BYTES, Flag.None);
@@ -289,6 +309,14 @@ describe("checked", () => {
         { lengthBytes: 4096, hole: false, zero: false },
         { lengthBytes: 808, hole: true, zero: true },
       ]);
+    });
+
+    it("tells of the block at hand, as data, where the only extent that it may ask for ends before the range", async () => {
+      const { memory, device } = make({ minimumBytes: 2 * BLOCK_BYTES });
+      memory.fill(BLOCK_BYTES, Buffer.alloc(BLOCK_BYTES, 1));
+      const data = { hole: false, zero: false };
+      expect(await device.extents(5000, 10_000, 1)).to.deep.equal([{ lengthBytes: 3192, ...data }]);
+      expect(await device.extents(5000, 100, 1)).to.deep.equal([{ lengthBytes: 100, ...data }]);
     });
   });
 });
