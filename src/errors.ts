@@ -57,12 +57,17 @@ export class UnreachableError extends ReplError {}
 
 /** One line that says what went wrong, for a log or a terminal, whatever was thrown. */
 export function describeError(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+  try {
+    return String(error instanceof Error ? error.message : error);
+  } catch {
+    // Others' code may throw what has no text, such as an object without a prototype.
+    return "an error that has no text";
+  }
 }
 
 /** What was thrown, as an Error; for `cause` chains and promise rejections. */
 export function asError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error));
+  return error instanceof Error ? error : new Error(describeError(error));
 }
 
 /** The errno to report for whatever a device threw; anything unforeseen is EIO. */

@@ -71,6 +71,7 @@ describe("NBD server, damaged sessions", () => {
     witness.disconnect();
     await witness.readToEnd();
     while (harness.server.connections().length > 0) await new Promise(setImmediate);
+    expect(harness.log.filter(({ code }) => code === "internal-error")).to.deep.equal([]);
     for (const summary of harness.summaries) {
       expect(summary.unansweredWrites).to.be.at.most(summary.writes);
       if (summary.clean) expect(summary.unansweredWrites).to.equal(0);

@@ -55,6 +55,8 @@ export async function inProcessServer(): Promise<LiveTarget> {
         () => harness.server.connections(),
         (left) => left.length === 0,
       );
+      const internal = harness.log.filter(({ code }) => code === "internal-error");
+      assert.deepEqual(internal, [], "the server met a mistake of ours");
       for (const { clean, unansweredWrites, writes } of harness.summaries) {
         assert(unansweredWrites <= (clean ? 0 : writes), "a write is miscounted");
       }
@@ -77,7 +79,7 @@ export async function primaryProcess(workspace: Workspace): Promise<LiveTarget> 
       assert(residentKib * 1024 < MEMORY_LIMIT_BYTES, `repl-primary holds ${residentKib} KiB`);
     },
     async close() {
-      const worst = node.log.filter(({ level }) => level > 40);
+      const worst = node.log.filter(({ level, code }) => level > 40 || code === "internal-error");
       assert.deepEqual(worst, [], "repl-primary logged errors");
       const { code } = await node.process.terminate();
       assert.equal(code, 0, "repl-primary ended badly");

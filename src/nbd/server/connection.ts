@@ -14,7 +14,7 @@ import type { Socket } from "node:net";
 
 import type { Logger } from "pino";
 
-import { ProtocolError, describeError } from "../../errors.js";
+import { ProtocolError, asError, describeError } from "../../errors.js";
 import { readInto, type Reader } from "../../net/read-into.js";
 import type { SendRoom } from "../../net/send-room.js";
 import type { SharedBuffer } from "../../block/buffer-pool.js";
@@ -224,8 +224,11 @@ export class Connection implements OptionSink, Reader {
 
   #enterTransmission(agreement: Agreement): void {
     clearTimeout(this.#handshakeTimer);
+    // Others' code: if it throws, nothing has been opened yet.
+    const observer = agreement.export.connected?.({ peer: this.peer }) ?? {};
     this.#transmission = new Transmission({
       agreement,
+      observer,
       writer: this.#writer,
       share: this.#share,
       later: this.#options.turns.later,
@@ -348,7 +351,7 @@ export class Connection implements OptionSink, Reader {
 
   /**
    * Runs the receiver over what there is; false when it kept a rest.
-   * A violation ends this connection and nothing else.
+   * A violation ends this connection and nothing else; so does what an export's hooks throw, or a mistake of ours.
    */
   #parse(run: () => boolean, hasJustCome = true): boolean {
     this.#stalled = false;
@@ -361,8 +364,8 @@ export class Connection implements OptionSink, Reader {
       this.#stalled = !run();
       if (this.#upgrade.isUnderWay) this.#holdInput();
     } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error;
-      this.#violation(error.code, error.message);
+      if (error instanceof ProtocolError) this.#violation(error.code, error.message);
+      else this.#violation("internal-error", `internal error: ${describeError(error)}`, asError(error));
     }
     if (!this.#stalled) this.#releaseSource();
     else if (this.#hasRoom) this.#awaitTurn();
@@ -405,15 +408,16 @@ export class Connection implements OptionSink, Reader {
     this.#stream.pause();
   }
 
-  #violation(code: string, message: string): void {
+  #violation(code: string, message: string, err?: Error): void {
     if (this.#stream.destroyed) return;
-    this.#warnOfEnd(code, message);
+    this.#warnOfEnd(code, message, err);
     this.destroy();
   }
 
-  #warnOfEnd(code: string, message: string): void {
+  /** @param err with a stack that is of use */
+  #warnOfEnd(code: string, message: string, err?: Error): void {
     const { peer, host, exportName } = this;
-    const details = () => ({ peer, export: exportName });
+    const details = () => ({ peer, export: exportName, err });
     this.#options.clientLog.warn({ host, code }, details, `connection closed: ${message}`);
   }
 

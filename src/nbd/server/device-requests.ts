@@ -1,6 +1,7 @@
 /** What each command asks of the device of an export, and how its answer is made. */
 import type { Flags } from "../../block/device.js";
 import { Flag } from "../../block/device.js";
+import { asError } from "../../errors.js";
 import { ChunkFlag, Command, CommandFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
 import type { Agreement } from "./agreement.js";
@@ -40,6 +41,15 @@ export class DeviceRequests {
 
   /** Of a request that refusalOf() does not refuse. @param payload null: it has none */
   perform(open: OpenRequest, payload: Buffer | null): void {
+    try {
+      this.#perform(open, payload);
+    } catch (error) {
+      // Devices are others' code: what they throw is as good as what they reject with.
+      this.#sink.begun(open, Promise.reject(asError(error)), successReply(open.header));
+    }
+  }
+
+  #perform(open: OpenRequest, payload: Buffer | null): void {
     const { header } = open;
     const { device } = this.#agreement.export;
     const { offset, lengthBytes } = header;
@@ -117,7 +127,7 @@ export class DeviceRequests {
       this.#sink.begun(open, done, whole);
       return;
     }
-    const all = done.then(() => pieces);
+    const all = Promise.resolve(done).then(() => pieces);
     this.#sink.begunInPieces(open, all);
   }
 }

@@ -32,12 +32,17 @@ export async function sparseRead(device: BlockDevice, request: RequestHeader, lo
     } else {
       const { pieces, data } = dataChunk(request, flags, at, run.lengthBytes, loan);
       chunks.push(...pieces);
-      reads.push(device.read(at, data).catch(failedAt(at)));
+      reads.push(readPart(device, at, data));
     }
     at += run.lengthBytes;
   }
   await settleAll(reads);
   return chunks;
+}
+
+/** One that throws must not leave the others behind, which still fill what is lent to them. */
+async function readPart(device: BlockDevice, offset: number, into: Buffer): Promise<void> {
+  await device.read(offset, into).catch(failedAt(offset));
 }
 
 interface Run {

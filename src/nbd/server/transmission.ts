@@ -38,6 +38,8 @@ import type { Share, Soon } from "./turns.js";
 
 export interface TransmissionOptions {
   readonly agreement: Agreement;
+  /** The export's, of this connection. */
+  readonly observer: ConnectionObserver;
   readonly writer: ReplyWriter<OpenRequest>;
   /** For payloads; closed with the transmission. */
   readonly memory: MemoryAccount;
@@ -67,7 +69,6 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   readonly #place: DevicePlace;
   /** For replies to short reads; nothing is kept while no request is open. */
   readonly #arena = new Arena(SMALLEST_BYTES);
-  readonly #observer: ConnectionObserver;
   #current: OpenRequest | null = null;
   /** The last request whose header came has no memory yet; nothing is parsed meanwhile. */
   #awaitsMemory = false;
@@ -113,7 +114,6 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       this,
       () => !this.#inputOver && !this.#shuttingDown,
     );
-    this.#observer = e.connected?.({ peer: options.peer }) ?? {};
   }
 
   /** Requests whose answer the kernel has not taken. */
@@ -170,7 +170,17 @@ export class Transmission implements RequestSink, DeviceRequestSink {
     this.#place.close();
     this.#arena.letGo();
     this.#options.memory.close();
-    this.#observer.closed?.(summary);
+    this.#tell(summary);
+  }
+
+  #tell(summary: ConnectionSummary): void {
+    const { observer, peer, host, clientLog } = this.#options;
+    try {
+      observer.closed?.(summary);
+    } catch (error) {
+      const details = () => ({ peer, export: this.export.name, err: error });
+      clientLog.warn({ host, code: "internal-error" }, details, `internal error: ${describeError(error)}`);
+    }
   }
 
   /** The kernel has taken the answers to these requests. */
@@ -290,7 +300,7 @@ export class Transmission implements RequestSink, DeviceRequestSink {
 
   #refusalToWrite(): Refusal | null {
     if (this.#writeRefusal === undefined) {
-      const message = this.#observer.firstWrite?.() ?? null;
+      const message = this.#options.observer.firstWrite?.() ?? null;
       this.#writeRefusal = message === null ? null : { errno: "EPERM", message };
       if (message !== null) {
         const { peer, host, clientLog } = this.#options;
@@ -315,7 +325,8 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   begun(open: OpenRequest, done: Promise<void>, reply: Buffer): void {
     this.#deviceRequests++;
     if (isAtDevice(open)) this.#place.begun();
-    done.then(
+    // The very promise that it is; but devices are others' code, and may return something else.
+    Promise.resolve(done).then(
       () => {
         this.#succeeded(open, reply);
       },

@@ -1,0 +1,132 @@
+/** The server around devices, hooks and contexts of others, which may do anything. */
+import { expect } from "chai";
+
+import type { BlockDevice } from "../../src/block/device.js";
+import type { NbdExport } from "../../src/nbd/server/exports.js";
+import { Command, Option } from "../../src/nbd/wire/constants.js";
+import { encodeInfoRequest, encodeOption } from "../../src/nbd/wire/option.js";
+import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
+import { MemoryDevice } from "../tools/memory-device.js";
+import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
+import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { RawNbdClient } from "../tools/raw-nbd-client.js";
+
+const SIZE = 1024 * 1024;
+const EIO = errorNumberOf("EIO");
+const COMMANDS = ["Read", "Write", "Flush", "Trim", "WriteZeroes", "Cache"] as const;
+
+/** Whatever is asked of it does this. */
+function deviceThat(does: () => unknown): BlockDevice {
+  const device = new MemoryDevice(SIZE);
+  for (const operation of ["read", "write", "zero", "trim", "flush", "extents"]) {
+    Object.assign(device, { [operation]: does });
+  }
+  return device;
+}
+
+function throwing(reason: unknown): () => never {
+  return () => {
+    throw reason;
+  };
+}
+
+describe("NBD server around others' code", () => {
+  let harness: NbdServerHarness;
+  let clients: RawNbdClient[];
+
+  beforeEach(async () => {
+    harness = await startNbdServer();
+    harness.add("good", new MemoryDevice(SIZE));
+    clients = [];
+  });
+
+  afterEach(async () => {
+    for (const client of clients) client.destroy();
+    await harness.close();
+  });
+
+  /** Exports the device as it is, not wrapped by checked(). */
+  const serve = (device: BlockDevice, options: Partial<NbdExport> = {}): void => {
+    harness.exports.add({ name: "odd", readOnly: false, device, ...options });
+  };
+  const enter = async (name = "odd", structuredReplies = false): Promise<RawNbdClient> => {
+    const client = await RawNbdClient.negotiating(harness.address);
+    clients.push(client);
+    if (structuredReplies) await client.option(Option.StructuredReply);
+    await client.option(Option.Go, encodeInfoRequest({ exportName: name, infoTypes: [] }));
+    return client;
+  };
+  const expectAlive = async (): Promise<void> => {
+    const witness = await enter("good");
+    expect(await witness.ask(Command.Read, { cookie: 5, lengthBytes: 512 })).to.include({ errorNumber: 0 });
+  };
+
+  describe("answers each request with EIO when a device", () => {
+    const manners: [string, () => unknown][] = [
+      ["throws", throwing(new Error("thrown"))],
+      ["throws what has no text", throwing(Object.create(null))],
+      // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors
+      ["rejects with what has no text", () => Promise.reject(Object.create(null))],
+      [
+        "rejects with an error whose message is none",
+        () => Promise.reject(Object.assign(new Error("odd"), { message: { odd: true } })),
+      ],
+    ];
+    for (const [manner, does] of manners) {
+      for (const structuredReplies of [false, true]) {
+        it(`${manner}, ${structuredReplies ? "structured" : "simple"} replies`, async () => {
+          serve(deviceThat(does));
+          const client = await enter("odd", structuredReplies);
+          for (const [cookie, command] of COMMANDS.entries()) {
+            const lengthBytes = command === "Flush" ? 0 : 512;
+            const payload = command === "Write" ? Buffer.alloc(512) : undefined;
+            const reply = await client.ask(Command[command], { cookie, lengthBytes }, payload);
+            expect(reply, command).to.include({ cookie, errorNumber: EIO });
+          }
+          const long = await client.ask(Command.Read, { cookie: 77, lengthBytes: SIZE });
+          expect(long).to.include({ cookie: 77, errorNumber: EIO });
+          await expectAlive();
+        });
+      }
+    }
+  });
+
+  it("takes a device that returns no promise for one that is done", async () => {
+    serve(deviceThat(() => undefined));
+    const client = await enter();
+    for (const [cookie, command] of COMMANDS.entries()) {
+      const lengthBytes = command === "Flush" ? 0 : 512;
+      const payload = command === "Write" ? Buffer.alloc(512) : undefined;
+      if (command === "Cache") continue;
+      const reply = await client.ask(Command[command], { cookie, lengthBytes }, payload);
+      expect(reply, command).to.include({ cookie, errorNumber: 0 });
+    }
+  });
+
+  describe("closes the connection at hand, with one line in the log, when an export's hook throws:", () => {
+    const hooks: Record<string, Partial<NbdExport>> = {
+      "refusal()": { refusal: throwing(new Error("boom")) },
+      "connected()": { connected: throwing(new Error("boom")) },
+      "firstWrite()": { connected: () => ({ firstWrite: throwing(new Error("boom")) }) },
+      "closed()": { connected: () => ({ closed: throwing(new Error("boom")) }) },
+    };
+    for (const [name, hook] of Object.entries(hooks)) {
+      it(name, async () => {
+        serve(new MemoryDevice(SIZE), hook);
+        const witness = await enter("good");
+        const client = await RawNbdClient.negotiating(harness.address);
+        clients.push(client);
+        client.send(encodeOption(Option.Go, encodeInfoRequest({ exportName: "odd", infoTypes: [] })));
+        client.request(Command.Write, { lengthBytes: 512 }, Buffer.alloc(512));
+        client.disconnect();
+        await client.readToEnd();
+        client.socket.end();
+        while (harness.server.connections().length > 1) await new Promise(setImmediate);
+        expect(await witness.ask(Command.Read, { lengthBytes: 512 })).to.include({ errorNumber: 0 });
+        const lines = harness.log.filter(({ code }) => code === "internal-error");
+        expect(lines.map(({ msg }) => msg)).to.have.length(1);
+        expect(lines[0]?.msg).to.include("boom");
+      });
+    }
+  });
+});
