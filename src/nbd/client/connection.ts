@@ -21,7 +21,7 @@ import { ReplyReceiver } from "./reply-receiver.js";
 import type { ReplyFormat, RequestTable } from "./reply-receiver.js";
 import { RequestSlots } from "./request-slots.js";
 import type { Slot } from "./request-slots.js";
-import type { Request } from "./request.js";
+import { type Request, rangeError } from "./request.js";
 import type { Transport, TransportUser } from "./transport.js";
 
 /** How long a connection that is being closed waits for answers still due; callers of close() have awaited theirs. */
@@ -34,6 +34,8 @@ export class NbdConnection implements TransportUser, RequestTable {
   readonly #receiver: ReplyReceiver;
   readonly #slots: RequestSlots;
   readonly #extended: boolean;
+  /** What the header of a request can tell. */
+  readonly #lengthMaximumBytes: number;
   /** A FIFO, linked by Request.next. */
   #firstWaiting: Request | null = null;
   #lastWaiting: Request | null = null;
@@ -50,6 +52,7 @@ export class NbdConnection implements TransportUser, RequestTable {
     this.#transport = transport;
     this.#receiver = new ReplyReceiver(this, format);
     this.#extended = format.extendedHeaders;
+    this.#lengthMaximumBytes = format.extendedHeaders ? Number.MAX_SAFE_INTEGER : 0xffff_ffff;
     this.#slots = new RequestSlots(maxInFlight, format.extendedHeaders, (slot) => {
       slot.sent = true;
       if (slot.answered) this.#complete(slot);
@@ -67,7 +70,9 @@ export class NbdConnection implements TransportUser, RequestTable {
 
   /** Sends the request as soon as a slot is free; the caller awaits `request.settled`. */
   submit(request: Request): Promise<void> {
-    if (this.#refusal !== null) request.abandon(this.#refusal);
+    const refusal: Error | null =
+      this.#refusal ?? rangeError(request.offset, request.rangeBytes, this.#lengthMaximumBytes);
+    if (refusal !== null) request.abandon(refusal);
     else if (this.#slots.isFull) this.#wait(request);
     else this.#send(request);
     return request.settled;

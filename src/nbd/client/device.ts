@@ -12,7 +12,7 @@ import { BASE_ALLOCATION, BlockState, Command, CommandFlag } from "../wire/const
 import type { BlockDescriptor } from "../wire/structured-reply.js";
 import type { NbdConnection } from "./connection.js";
 import type { ExportAbilities } from "./export-info.js";
-import { Request } from "./request.js";
+import { Request, rangeError } from "./request.js";
 import { StatusQuery } from "./status-query.js";
 import type { Transport } from "./transport.js";
 
@@ -176,6 +176,8 @@ export class NbdDevice implements BlockDevice {
       if (id === undefined) return notSupported(`block status of ${context}`);
       idOf.set(context, id);
     }
+    const refusal = rangeError(offset, lengthBytes);
+    if (refusal !== null) throw refusal;
     const answers =
       idOf.size === 0 || lengthBytes === 0
         ? new Map<number, BlockDescriptor[]>()
@@ -227,6 +229,8 @@ export class NbdDevice implements BlockDevice {
     flags: Flags,
     maximumBytes = this.#effectMaximumBytes,
   ): Promise<void> {
+    const refusal = rangeError(offset, lengthBytes);
+    if (refusal !== null) throw refusal;
     const end = offset + lengthBytes;
     for (let at = offset; at < end; at += maximumBytes) {
       const pieceBytes = Math.min(maximumBytes, end - at);

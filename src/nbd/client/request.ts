@@ -50,14 +50,15 @@ export class Request implements RequestHeader {
     flags: number,
     offset: number,
     lengthBytes: number,
-    buffer: Buffer | null,
+    buffer: Uint8Array | null,
     status: StatusQuery | null = null,
   ) {
     this.type = type;
     this.flags = flags;
     this.offset = offset;
     this.lengthBytes = lengthBytes;
-    this.buffer = buffer;
+    // Callers in JavaScript have plain arrays of bytes, too, which lack what is needed further on.
+    this.buffer = buffer === null || Buffer.isBuffer(buffer) ? buffer : bufferOver(buffer);
     this.status = status;
     this.settled = new Promise((resolve, reject) => {
       this.#resolve = resolve;
@@ -111,6 +112,24 @@ export class Request implements RequestHeader {
     const name = COMMAND_NAMES.get(this.type) ?? `command ${this.type}`;
     return this.rangeBytes === 0 ? name : `${name} of ${this.rangeBytes} bytes at ${this.offset}`;
   }
+}
+
+function bufferOver(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/**
+ * Why no request can be about this range; null: one can. Callers in JavaScript may give anything.
+ * @param maximumBytes what the header has room for
+ */
+export function rangeError(
+  offset: number,
+  lengthBytes: number,
+  maximumBytes = Number.MAX_SAFE_INTEGER,
+): DeviceError | null {
+  const areIntegers = Number.isSafeInteger(offset) && Number.isSafeInteger(lengthBytes);
+  if (areIntegers && offset >= 0 && lengthBytes >= 0 && lengthBytes <= maximumBytes) return null;
+  return new DeviceError("EINVAL", `there is no range of ${lengthBytes} bytes at ${offset}`);
 }
 
 function never(): void {

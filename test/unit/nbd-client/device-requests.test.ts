@@ -43,6 +43,54 @@ describe("NbdDevice", () => {
       ]);
     });
 
+    it("without a range that there can be are refused, and take nobody's place", async () => {
+      const { disk, seen } = await suite.openAgreeable({
+        extendedHeaders: true,
+        transmissionFlags: WITH_DF | TransmissionFlag.SendCache,
+      });
+      const one = Buffer.alloc(1);
+      const odd: unknown[] = [NaN, Infinity, -1, 0.5, 1n, "0", undefined, 2 ** 53];
+      for (const value of odd) {
+        const number = value as number;
+        const requests = [
+          disk.read(number, one),
+          disk.readWhole(number, one),
+          disk.write(number, one, Flag.None),
+          disk.zero(number, 1, Flag.None),
+          disk.zero(0, number, Flag.None),
+          disk.trim(number, 1, Flag.None),
+          disk.trim(0, number, Flag.None),
+          disk.cache(number, 1),
+        ];
+        for (const request of requests) {
+          expect(await failureOf(request), String(value))
+            .to.be.instanceOf(DeviceError)
+            .with.property("errno", "EINVAL");
+        }
+      }
+      expect(disk.inFlight).to.equal(0);
+      await disk.flush();
+      expect(seen).to.deep.equal([[Command.Flush, 0, 0, 0]]);
+    });
+
+    it("take any bytes, those of a plain Uint8Array too", async () => {
+      const seen: Buffer[] = [];
+      const disk = await suite.open({}, async (peer) => {
+        for (const request of await peer.requests(2)) {
+          seen.push(request.payload);
+          peer.send(simpleReply(request, 0, Buffer.from(request.type === Command.Read ? [7, 8] : [])));
+        }
+      });
+      const bytes = Uint8Array.of(0, 1, 2, 0);
+      const into = new Uint8Array(4);
+      await Promise.all([
+        disk.write(0, bytes.subarray(1, 3) as Buffer, Flag.None),
+        disk.read(0, into.subarray(1, 3) as Buffer),
+      ]);
+      expect(seen[0]).to.deep.equal(Buffer.from([1, 2]));
+      expect([...into]).to.deep.equal([0, 7, 8, 0]);
+    });
+
     it("of one turn of the event loop arrive whole and in order, content included", async () => {
       const contents = Array.from({ length: 20 }, (_, i) => Buffer.alloc(i * 1000 + 1, i));
       const received: Buffer[] = [];
