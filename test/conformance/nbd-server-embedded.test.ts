@@ -1,11 +1,14 @@
 /** The server around devices, hooks and contexts of others, which may do anything. */
 import { expect } from "chai";
 
-import type { BlockDevice } from "../../src/block/device.js";
+import type { BlockDevice, Extent } from "../../src/block/device.js";
+import { errnoOf } from "../../src/errors.js";
+import { connectNbd } from "../../src/nbd/client/connect.js";
 import type { NbdExport } from "../../src/nbd/server/exports.js";
 import { Command, Option } from "../../src/nbd/wire/constants.js";
 import { encodeInfoRequest, encodeOption } from "../../src/nbd/wire/option.js";
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
+import type { BlockDescriptor } from "../../src/nbd/wire/structured-reply.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
@@ -100,6 +103,53 @@ describe("NBD server around others' code", () => {
       if (command === "Cache") continue;
       const reply = await client.ask(Command[command], { cookie, lengthBytes }, payload);
       expect(reply, command).to.include({ cookie, errorNumber: 0 });
+    }
+  });
+
+  describe("tells a client that asks for block status nothing malformed where a device has", () => {
+    const whole = { lengthBytes: SIZE, hole: true, zero: true };
+    const answers: [string, Extent[], string | { lengthBytes: number; status: number }[]][] = [
+      ["no extent", [], "EIO"],
+      ["an empty extent", [{ ...whole, lengthBytes: 0 }], "EIO"],
+      [
+        "an extent that goes past the range",
+        [{ ...whole, lengthBytes: 2 * SIZE }],
+        [{ lengthBytes: SIZE, status: 3 }],
+      ],
+      ["extents behind the range", [whole, { ...whole, hole: false }], [{ lengthBytes: SIZE, status: 3 }]],
+      ["an extent of half a byte", [{ ...whole, lengthBytes: 0.5 }], "EIO"],
+    ];
+    for (const [what, extents, told] of answers) {
+      it(what, async () => {
+        const device = new MemoryDevice(SIZE);
+        device.fill(0, Buffer.alloc(SIZE, 7));
+        device.extents = () => Promise.resolve(extents);
+        serve(device);
+        for (const extendedHeaders of [false, true]) {
+          const client = await connectNbd({ address: harness.address, exportName: "odd", extendedHeaders });
+          const status = await client.blockStatus("base:allocation", 0, SIZE, 9).catch(errnoOf);
+          expect(status).to.deep.equal(told);
+          const read = await client.read(0, Buffer.alloc(SIZE)).then(() => "done", errnoOf);
+          expect(read).to.equal(told === "EIO" && extents.length > 0 ? "EIO" : "done");
+          // It has not hung up.
+          await client.flush();
+          await client.close();
+        }
+      });
+    }
+  });
+
+  it("tells the lower 32 bits of a longer status, and what the contexts beside it tell", async () => {
+    const describe = (_offset: number, lengthBytes: number): Promise<BlockDescriptor[]> =>
+      Promise.resolve([{ lengthBytes, status: 2 ** 33 + 5 }]);
+    serve(new MemoryDevice(SIZE), { contexts: [{ name: "x:long", describe }] });
+    for (const extendedHeaders of [false, true]) {
+      const options = { exportName: "odd", extendedHeaders, metaContexts: ["x:long"] };
+      const client = await connectNbd({ address: harness.address, ...options });
+      const statuses = await client.blockStatuses(["base:allocation", "x:long"], 0, SIZE, 9);
+      expect(statuses.get("base:allocation")).to.deep.equal([{ lengthBytes: SIZE, status: 3 }]);
+      expect(statuses.get("x:long")).to.deep.equal([{ lengthBytes: SIZE, status: 5 }]);
+      await client.close();
     }
   });
 

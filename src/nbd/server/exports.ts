@@ -32,7 +32,8 @@ export interface MetadataContext {
   /** Namespace, colon, leaf. */
   readonly name: string;
   /**
-   * Describes the range from `offset` on: one descriptor or more, none empty, none past the range.
+   * Describes the range from `offset` on: one descriptor or more, none empty, none past the range. Statuses have 32 bits;
+   * of a longer one the lower 32 are told.
    * @throws DeviceError by rejection
    */
   describe(offset: number, lengthBytes: number, maxDescriptors: number): Promise<BlockDescriptor[]>;

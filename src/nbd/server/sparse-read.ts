@@ -8,6 +8,7 @@ import type { RequestHeader } from "../wire/request.js";
 import { encodeOffsetHoleChunk } from "../wire/structured-reply.js";
 import { SPARSE_READ_EXTENTS, SPARSE_READ_MINIMUM_BYTES } from "./limits.js";
 import { dataChunk } from "./replies.js";
+import { cutRuns } from "./runs.js";
 
 /** Whether looking for holes is likely to pay; the client must have negotiated structured replies. */
 export function isWorthLookup(device: BlockDevice, request: RequestHeader): boolean {
@@ -59,7 +60,7 @@ function zeroRuns(extents: readonly Extent[], lengthBytes: number): Run[] {
     else runs.push({ lengthBytes: addedBytes, zero });
   };
   let describedBytes = 0;
-  for (const extent of extents) {
+  for (const extent of cutRuns(extents, lengthBytes)) {
     add(extent.lengthBytes, extent.zero);
     describedBytes += extent.lengthBytes;
   }
