@@ -30,7 +30,7 @@ export function parseAddress(text: string): Address {
 }
 
 /** @throws ConfigError where the kernel would not take the path */
-export function unixAddress(path: string): Address {
+export function unixAddress(path: string): Address & { readonly kind: "unix" } {
   if (path === "" || path.includes("\0")) {
     throw new ConfigError("bad-address", `"unix:${path}" is not an address: a path must follow unix:`);
   }
@@ -49,7 +49,14 @@ export function formatAddress(address: Address): string {
   return `${address.host.includes(":") ? `[${address.host}]` : address.host}:${address.port}`;
 }
 
-/** As net.connect() and net.Server.listen() take it. */
+/**
+ * As net.connect() and net.Server.listen() take it. They would cut a long path, and listen on all addresses for want of a host.
+ * @throws ConfigError bad-address: callers in JavaScript may give anything
+ */
 export function socketOptions(address: Address): { path: string } | { host: string; port: number } {
-  return address.kind === "unix" ? { path: address.path } : { host: address.host, port: address.port };
+  const { kind, host, port, path } = address as { [member in "kind" | "host" | "port" | "path"]?: unknown };
+  if (kind === "unix" && typeof path === "string") return { path: unixAddress(path).path };
+  const isPort = Number.isInteger(port) && Number(port) >= 0 && Number(port) <= 65535;
+  if (kind === "tcp" && typeof host === "string" && isPort) return { host, port: Number(port) };
+  throw new ConfigError("bad-address", "an address has kind tcp, a host and a port, or kind unix and a path");
 }

@@ -25,9 +25,11 @@ export const OWNER_ONLY: SocketAccess = { mode: 0o600 };
 
 /**
  * Makes `server` listen; returns the address with the port that the kernel chose for port 0.
- * @throws ReplError "address-in-use", or "cannot-listen" with the reason
+ * @throws ReplError "address-in-use", or "cannot-listen" with the reason; ConfigError "bad-address"
  */
 export async function listen(server: Server, address: Address, access: SocketAccess): Promise<Address> {
+  // What is wrong with it is told before anything is looked at or opened.
+  socketOptions(address);
   if (address.kind === "unix") await removeStaleSocket(address.path);
   const listening = once(server, "listening");
   try {
@@ -53,11 +55,16 @@ export async function listenOn(server: Server, fd: number): Promise<Address> {
   try {
     server.listen({ fd });
     await listening;
+    return boundAddress(server, fd);
   } catch (error) {
+    server.close();
     throw new ReplError("cannot-listen", `can't listen on descriptor ${fd}: ${describeError(error)}`, {
       cause: error,
     });
   }
+}
+
+function boundAddress(server: Server, fd: number): Address {
   const bound = server.address();
   if (bound !== null && typeof bound === "object") {
     return { kind: "tcp", host: bound.address, port: bound.port };

@@ -4,8 +4,12 @@ import { rename, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join } from "node:path";
 
+import { pino } from "pino";
+
 import { ReplError } from "../../src/errors.js";
 import type { Address } from "../../src/net/address.js";
+import { connectNbd } from "../../src/nbd/client/connect.js";
+import { NbdServer } from "../../src/nbd/server/server.js";
 import { Command, Option, OptionReplyType } from "../../src/nbd/wire/constants.js";
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import { encodeInfoRequest, encodeOption } from "../../src/nbd/wire/option.js";
@@ -13,6 +17,7 @@ import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
+import { failureOf } from "../tools/outcome.js";
 import { RawNbdClient, requestBytes } from "../tools/raw-nbd-client.js";
 
 const MEBIBYTE = 1024 * 1024;
@@ -72,6 +77,35 @@ describe("NBD server, life cycle", () => {
     expect(await client.readToEnd()).to.have.length(0);
     const [summary] = await summaries(1);
     expect(summary).to.include({ clean: true, writes: 1, unansweredWrites: 0, failedWrites: 0 });
+  });
+
+  it("has no limit of time where it is told none", async () => {
+    await harness.close();
+    await start({ handshakeTimeoutMs: Infinity, stallTimeoutMs: 2 ** 31 });
+    const { address } = harness;
+    const disk = await connectNbd({ address, exportName: "disk0", connectTimeoutMs: Infinity });
+    const waiting = await negotiate();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(await waiting.option(Option.List)).to.have.length(2);
+    const held = device.hold({});
+    const read = disk.read(0, Buffer.alloc(512));
+    await held.arrived(1);
+    const closed = harness.server.close(Infinity);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    held.release();
+    await read;
+    await closed;
+  });
+
+  it("goes on listening nowhere when listen() fails", async () => {
+    const sink = { info: () => expect.fail("the log is full") };
+    const log = Object.assign(pino({ level: "silent" }), sink);
+    const server = new NbdServer({ exports: harness.exports, log });
+    const path = join(harness.directory, "other.sock");
+    await failureOf(server.listen({ kind: "unix", path }));
+    expect(server.addresses).to.deep.equal([]);
+    await failureOf(RawNbdClient.connect({ kind: "unix", path }));
+    await server.close(0);
   });
 
   it("answers a client that sends its requests and then FIN", async () => {

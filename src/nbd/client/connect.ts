@@ -3,6 +3,7 @@ import { ConfigError, LinkError, NegotiationError, asError } from "../../errors.
 import type { Address } from "../../net/address.js";
 import { tlsClientOptions } from "../../net/tls/client.js";
 import type { TlsParameters } from "../../net/tls/client.js";
+import { delayOf } from "../delay.js";
 import { STRING_MAXIMUM_BYTES } from "../wire/constants.js";
 import { NbdConnection } from "./connection.js";
 import { NbdDevice } from "./device.js";
@@ -49,7 +50,7 @@ export interface NbdClientOptions extends NbdEndpoint {
  * @throws NegotiationError if it refuses; the code tells why, the message is the server's. Or if there can be no TLS:
  *   it refuses that ("tls-refused"), or one of the two distrusts the other ("tls-failed", with the reason)
  * @throws ProtocolError if what it says is not NBD
- * @throws ConfigError if the files for TLS can't be used, or the name can't be one of an export
+ * @throws ConfigError if the files for TLS can't be used, or the address or the name of the export can't be one
  */
 export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> {
   requireExportName(options.exportName);
@@ -97,7 +98,7 @@ export async function shakeHands<T>(
   const timer = setTimeout(() => {
     const message = `${transport.peer} did not complete the NBD handshake in ${timeoutMs} ms`;
     transport.drop(new LinkError("connect-timeout", message));
-  }, timeoutMs);
+  }, delayOf(timeoutMs));
   try {
     return { transport, channel, result: await negotiate(channel) };
   } catch (error) {

@@ -49,11 +49,12 @@ export class Transport implements Reader {
 
   readonly #buffer = Buffer.allocUnsafe(RECEIVE_BUFFER_BYTES);
 
-  /** Begins to connect; the user is told if that fails. */
+  /** Begins to connect; the user is told if that fails. @throws ConfigError bad-address */
   constructor(address: Address) {
+    const place = socketOptions(address);
     this.peer = formatAddress(address);
     const onread = { buffer: this.#buffer, callback: (lengthBytes: number) => this.received(lengthBytes) };
-    this.#socket = connect({ ...socketOptions(address), noDelay: true, onread });
+    this.#socket = connect({ ...place, noDelay: true, onread });
     this.#watch(this.#socket);
     this.#socket.on("connect", () => {
       this.#connected = true;

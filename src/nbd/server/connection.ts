@@ -19,6 +19,7 @@ import { readInto, type Reader } from "../../net/read-into.js";
 import type { SendRoom } from "../../net/send-room.js";
 import type { SharedBuffer } from "../../block/buffer-pool.js";
 import type { TlsSession } from "../../net/tls/acceptor.js";
+import { delayOf } from "../delay.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
@@ -148,7 +149,7 @@ export class Connection implements OptionSink, Reader {
     });
     this.#handshakeTimer = setTimeout(() => {
       this.#violation("handshake-timeout", `no export chosen within ${options.handshakeTimeoutMs} ms`);
-    }, options.handshakeTimeoutMs);
+    }, delayOf(options.handshakeTimeoutMs));
     this.#read();
     this.#listen();
     this.#stream.resume();

@@ -9,6 +9,7 @@
 import type { Writable } from "node:stream";
 
 import { writeGathered } from "../../net/gather.js";
+import { delayOf } from "../delay.js";
 import { HANDOVER_BYTES, LONG_HANDOVER_BYTES } from "./limits.js";
 import type { Soon } from "./turns.js";
 
@@ -165,7 +166,7 @@ export class ReplyWriter<Answered> {
       if (!this.#busy) return;
       if (this.#progress === progressBefore) this.#options.onStalled();
       else this.#stallTimer = this.#armStallTimer();
-    }, this.#options.stallTimeoutMs);
+    }, delayOf(this.#options.stallTimeoutMs));
     return timer.unref();
   }
 }

@@ -17,6 +17,7 @@ import { formatAddress } from "../../net/address.js";
 import type { SocketAccess } from "../../net/listen.js";
 import type { PeerFilter } from "../../net/peer-filter.js";
 import { SendRoom } from "../../net/send-room.js";
+import { delayOf } from "../delay.js";
 import { ClientLog } from "./client-log.js";
 import type { ConnectionInfo } from "./connection.js";
 import { Connection } from "./connection.js";
@@ -88,7 +89,7 @@ export class NbdServer {
 
   /**
    * Returns the bound address, a port of 0 resolved. A unix socket file that nobody listens on is replaced.
-   * @throws ReplError address-in-use, cannot-listen; StateError server-closed
+   * @throws ReplError address-in-use, cannot-listen; ConfigError bad-address; StateError server-closed
    */
   listen(address: Address): Promise<Address> {
     return this.#open(address);
@@ -110,10 +111,15 @@ export class NbdServer {
         this.#options.log.error({ address: bound, err: error }, `can't accept: ${describeError(error)}`);
       },
     });
-    if (this.#stopping) await listener.close();
-    this.#requireOpen();
-    this.#listeners.set(formatAddress(listener.address), listener);
-    this.#options.log.info({ address: formatAddress(listener.address) }, "NBD server listens");
+    const address = formatAddress(listener.address);
+    try {
+      this.#requireOpen();
+      this.#options.log.info({ address }, "NBD server listens");
+    } catch (error) {
+      await listener.close();
+      throw error;
+    }
+    this.#listeners.set(address, listener);
     return listener.address;
   }
 
@@ -240,7 +246,7 @@ async function endAll(connections: readonly Connection[], deadlineMs: number): P
   for (const connection of connections) connection.shutDown();
   const deadline = setTimeout(() => {
     for (const connection of connections) connection.destroy();
-  }, deadlineMs);
+  }, delayOf(deadlineMs));
   await Promise.all(connections.map((connection) => connection.ended));
   clearTimeout(deadline);
 }
