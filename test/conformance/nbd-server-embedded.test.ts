@@ -2,7 +2,7 @@
 import { expect } from "chai";
 
 import type { BlockDevice, Extent } from "../../src/block/device.js";
-import { errnoOf } from "../../src/errors.js";
+import { DeviceError, type Errno, errnoOf } from "../../src/errors.js";
 import { connectNbd } from "../../src/nbd/client/connect.js";
 import type { NbdExport } from "../../src/nbd/server/exports.js";
 import { Command, Option } from "../../src/nbd/wire/constants.js";
@@ -94,6 +94,15 @@ describe("NBD server around others' code", () => {
     }
   });
 
+  it("answers with EIO when a device fails with an errno that NBD doesn't know", async () => {
+    for (const errno of ["ENOENT", undefined]) {
+      harness.exports.remove("odd");
+      serve(deviceThat(() => Promise.reject(new DeviceError(errno as Errno, "odd"))));
+      const client = await enter();
+      expect(await client.ask(Command.Read, { lengthBytes: 512 })).to.include({ errorNumber: EIO });
+    }
+  });
+
   it("takes a device that returns no promise for one that is done", async () => {
     serve(deviceThat(() => undefined));
     const client = await enter();
@@ -137,6 +146,17 @@ describe("NBD server around others' code", () => {
         }
       });
     }
+  });
+
+  it("advertises no preferred block size above the maximum, and a power of two", async () => {
+    serve(new MemoryDevice(SIZE, { preferredBytes: 65536, maximumBytes: 40_000 }));
+    const client = await connectNbd({ address: harness.address, exportName: "odd" });
+    expect(client.info.blockSize).to.deep.equal({
+      minimumBytes: 1,
+      preferredBytes: 32768,
+      maximumBytes: 40_000,
+    });
+    await client.close();
   });
 
   it("tells the lower 32 bits of a longer status, and what the contexts beside it tell", async () => {

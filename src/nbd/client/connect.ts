@@ -5,6 +5,7 @@ import { tlsClientOptions } from "../../net/tls/client.js";
 import type { TlsParameters } from "../../net/tls/client.js";
 import { delayOf } from "../delay.js";
 import { STRING_MAXIMUM_BYTES } from "../wire/constants.js";
+import { isString } from "../wire/strings.js";
 import { NbdConnection } from "./connection.js";
 import { NbdDevice } from "./device.js";
 import { deviceInfo, exportAbilities } from "./export-info.js";
@@ -69,9 +70,8 @@ export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> 
   }
 }
 
-/** "Strings ... MUST be no longer than 4096 bytes" and hold no NUL; half a surrogate pair has no UTF-8. */
 export function requireExportName(name: string): void {
-  if (Buffer.byteLength(name) <= STRING_MAXIMUM_BYTES && !/\0|\p{Surrogate}/u.test(name)) return;
+  if (isString(name)) return;
   throw new ConfigError(
     "bad-export-name",
     `an export name is at most ${STRING_MAXIMUM_BYTES} bytes of UTF-8 without NUL, unlike "${printable(name.slice(0, 40))}"`,

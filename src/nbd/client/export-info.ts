@@ -5,6 +5,7 @@
  */
 import type { BlockSize, DeviceInfo } from "../../block/device.js";
 import { NegotiationError, ProtocolError } from "../../errors.js";
+import { cappedBlockSize } from "../block-size.js";
 import { BASE_ALLOCATION, PAYLOAD_MAXIMUM_BYTES, TransmissionFlag } from "../wire/constants.js";
 import type { AdvertisedBlockSize } from "./ask-info.js";
 import type { NegotiatedExport } from "./negotiate.js";
@@ -100,8 +101,7 @@ function judgeBlockSize(advertised: AdvertisedBlockSize | null): BlockSize {
     );
   }
   // 2^32-1 stands for "no limit", but a peer may take more than the default for an attack.
-  const limitBytes = Math.min(maximumBytes, PAYLOAD_MAXIMUM_BYTES);
-  return { minimumBytes, preferredBytes, maximumBytes: limitBytes - (limitBytes % minimumBytes) };
+  return cappedBlockSize(advertised);
 }
 
 function isPowerOfTwo(value: number): boolean {

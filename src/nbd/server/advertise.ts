@@ -1,6 +1,7 @@
 /** What a server tells of an export: transmission flags and size constraints. */
 import type { BlockSize } from "../../block/device.js";
-import { PAYLOAD_MAXIMUM_BYTES, TransmissionFlag } from "../wire/constants.js";
+import { cappedBlockSize } from "../block-size.js";
+import { TransmissionFlag } from "../wire/constants.js";
 import type { Agreement } from "./agreement.js";
 import type { NbdExport } from "./exports.js";
 
@@ -36,11 +37,11 @@ export function transmissionFlagsOf(agreement: Agreement): number {
 /** https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#size-constraints */
 export function blockSizeOf(e: NbdExport): BlockSize {
   const { minimumBytes, preferredBytes, maximumBytes } = e.device.info.blockSize;
-  return {
+  return cappedBlockSize({
     minimumBytes,
     preferredBytes: Math.max(preferredBytes, minimumBytes, PREFERRED_BLOCK_MINIMUM_BYTES),
-    maximumBytes: Math.min(maximumBytes, PAYLOAD_MAXIMUM_BYTES),
-  };
+    maximumBytes,
+  });
 }
 
 /** Whether a client that did not ask for the constraints would run into them: without, any byte can be addressed. */

@@ -1,6 +1,8 @@
 /** The exports of a server, by name. */
 import type { BlockDevice } from "../../block/device.js";
-import { StateError } from "../../errors.js";
+import { ConfigError, StateError } from "../../errors.js";
+import { BASE_ALLOCATION } from "../wire/constants.js";
+import { isString } from "../wire/strings.js";
 import type { BlockDescriptor } from "../wire/structured-reply.js";
 
 /** What became of a connection, once nothing of it is left. */
@@ -59,8 +61,9 @@ export interface NbdExport {
 export class ExportTable {
   readonly #exports = new Map<string, NbdExport>();
 
-  /** @throws StateError export-exists */
+  /** @throws StateError export-exists; ConfigError bad-export: no client could live with it */
   add(added: NbdExport): void {
+    requireServable(added);
     if (this.#exports.has(added.name)) {
       throw new StateError("export-exists", `there is an export "${added.name}" already`);
     }
@@ -83,4 +86,17 @@ export class ExportTable {
   list(): NbdExport[] {
     return [...this.#exports.values()];
   }
+}
+
+function requireServable({ name, description = "", contexts = [], device }: NbdExport): void {
+  const contextNames = [BASE_ALLOCATION, ...contexts.map((context) => context.name)];
+  const { sizeBytes } = device.info;
+  const mistake = ![name, description, ...contextNames].every(isString)
+    ? "its name, its description and its contexts' names have at most 4096 bytes of UTF-8 without NUL"
+    : new Set(contextNames).size < contextNames.length
+      ? `its contexts are to have different names, none of them ${BASE_ALLOCATION}`
+      : !Number.isSafeInteger(sizeBytes) || sizeBytes < 0
+        ? `it can't have ${sizeBytes} bytes`
+        : null;
+  if (mistake !== null) throw new ConfigError("bad-export", `can't serve the export "${name}": ${mistake}`);
 }

@@ -5,30 +5,24 @@
  */
 import type { Errno } from "../../errors.js";
 
-const NUMBER_OF: Readonly<Record<Errno, number>> = {
-  EPERM: 1,
-  EIO: 5,
-  ENOMEM: 12,
-  EINVAL: 22,
-  ENOSPC: 28,
-  EOVERFLOW: 75,
-  ENOTSUP: 95,
-  ESHUTDOWN: 108,
-};
+const EIO = 5;
 
-const ERRNO_OF = new Map<number, Errno>([
-  [1, "EPERM"],
-  [5, "EIO"],
-  [12, "ENOMEM"],
-  [22, "EINVAL"],
-  [28, "ENOSPC"],
-  [75, "EOVERFLOW"],
-  [95, "ENOTSUP"],
-  [108, "ESHUTDOWN"],
+const NUMBER_OF = new Map<Errno, number>([
+  ["EPERM", 1],
+  ["EIO", EIO],
+  ["ENOMEM", 12],
+  ["EINVAL", 22],
+  ["ENOSPC", 28],
+  ["EOVERFLOW", 75],
+  ["ENOTSUP", 95],
+  ["ESHUTDOWN", 108],
 ]);
 
+const ERRNO_OF = new Map([...NUMBER_OF].map(([errno, number]) => [number, errno]));
+
+/** EIO of one that the document doesn't know: devices are others' code, and 0 would be success. */
 export function errorNumberOf(errno: Errno): number {
-  return NUMBER_OF[errno];
+  return NUMBER_OF.get(errno) ?? EIO;
 }
 
 /** `number` is not 0; one that the document doesn't know counts as EINVAL, as it asks of clients. */

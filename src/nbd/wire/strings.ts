@@ -19,6 +19,12 @@ export function decodeString(bytes: Buffer): string {
   }
 }
 
+/** Whether the other side can take it as a string; half a surrogate pair has no UTF-8. */
+export function isString(text: unknown): boolean {
+  if (typeof text !== "string") return false;
+  return Buffer.byteLength(text) <= STRING_MAXIMUM_BYTES && !/\0|\p{Surrogate}/u.test(text);
+}
+
 /** The UTF-8 bytes of a message of ours, cut at a character when it is too long. */
 export function encodeMessage(text: string): Buffer {
   const bytes = Buffer.from(text.replaceAll("\0", ""), "utf8");

@@ -94,6 +94,15 @@ describe("NBD client handshake", () => {
       });
     });
 
+    it("prefers no larger blocks than a payload may have", async () => {
+      const { device } = await suite.connectGranted({ blockSize: [512, 1 << 26, 0xffff_ffff] });
+      expect(device.info.blockSize).to.deep.equal({
+        minimumBytes: 512,
+        preferredBytes: 1 << 25,
+        maximumBytes: 1 << 25,
+      });
+    });
+
     it("falls back to EXPORT_NAME without GO", async () => {
       const { device, said } = await suite.connectGranted({ go: false, sizeBytes: 4096 });
       expect(said?.options).to.deep.equal([

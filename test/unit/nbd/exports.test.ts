@@ -1,6 +1,6 @@
 import { expect } from "chai";
 
-import { StateError } from "../../../src/errors.js";
+import { ConfigError, StateError } from "../../../src/errors.js";
 import { ExportTable } from "../../../src/nbd/server/exports.js";
 import type { NbdExport } from "../../../src/nbd/server/exports.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
@@ -34,6 +34,37 @@ describe("ExportTable", () => {
     })
       .to.throw(StateError, '"a"')
       .with.property("code", "export-exists");
+  });
+
+  describe("refuses with bad-export what no client could live with:", () => {
+    const context = (name: string) => ({ name, describe: () => Promise.resolve([]) });
+    const sized = (sizeBytes: number): NbdExport["device"] => {
+      const device = new MemoryDevice(4096);
+      return Object.assign(device, { info: { ...device.info, sizeBytes } });
+    };
+    const wrong: [string, Partial<NbdExport>][] = [
+      ["a name of 4097 bytes of UTF-8", { name: "a".repeat(4095) + "é" }],
+      ["a name with NUL", { name: "a\0" }],
+      ["a description of 4097 bytes", { description: "a".repeat(4097) }],
+      ["a context whose name is too long", { contexts: [context("a:".padEnd(4097, "b"))] }],
+      ["a context that is there already", { contexts: [context("base:allocation")] }],
+      ["two contexts of one name", { contexts: [context("a:b"), context("a:b")] }],
+      ...[NaN, -1, 0.5, 2 ** 53].map((size): [string, Partial<NbdExport>] => [
+        `a size of ${size}`,
+        { device: sized(size) },
+      ]),
+    ];
+    for (const [what, options] of wrong) {
+      it(what, () => {
+        const table = new ExportTable();
+        expect(() => {
+          table.add({ ...exportNamed("a"), ...options });
+        })
+          .to.throw(ConfigError)
+          .with.property("code", "bad-export");
+        expect(table.list()).to.deep.equal([]);
+      });
+    }
   });
 
   it("takes the empty name for an export of that name, the only one, or the default one, in this order", () => {
