@@ -70,9 +70,13 @@ export function asError(error: unknown): Error {
   return error instanceof Error ? error : new Error(describeError(error));
 }
 
+/** Of Node's errors, those that tell of a full disk. */
+const FULL = ["ENOSPC", "EDQUOT", "EFBIG"];
+
 /** The errno to report for whatever a device threw; anything unforeseen is EIO. */
 export function errnoOf(error: unknown): Errno {
-  return error instanceof DeviceError ? error.errno : "EIO";
+  if (error instanceof DeviceError) return error.errno;
+  return FULL.some((code) => isErrno(error, code)) ? "ENOSPC" : "EIO";
 }
 
 /** For catch() of a part of a request: a DeviceError that knows no better gets the offset at which that part begins. */

@@ -14,9 +14,11 @@ export {
   NegotiationError,
   ProtocolError,
   ReplError,
+  StateError,
 } from "../errors.js";
 export type { Errno } from "../errors.js";
 export type { Address } from "../net/address.js";
+export { PeerFilter } from "../net/peer-filter.js";
 export { TlsAcceptor } from "../net/tls/acceptor.js";
 export type { TlsAcceptorOptions, TlsCredentials, TlsSession } from "../net/tls/acceptor.js";
 export type { TlsParameters } from "../net/tls/client.js";

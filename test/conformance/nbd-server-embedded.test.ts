@@ -103,6 +103,16 @@ describe("NBD server around others' code", () => {
     }
   });
 
+  it("answers with ENOSPC when a device fails with an error of Node's that tells of a full disk", async () => {
+    for (const code of ["ENOSPC", "EDQUOT", "EFBIG"]) {
+      harness.exports.remove("odd");
+      serve(deviceThat(() => Promise.reject(Object.assign(new Error("full"), { code }))));
+      const client = await enter();
+      const reply = await client.ask(Command.Write, {}, Buffer.alloc(512));
+      expect(reply.errorNumber, code).to.equal(errorNumberOf("ENOSPC"));
+    }
+  });
+
   it("takes a device that returns no promise for one that is done", async () => {
     serve(deviceThat(() => undefined));
     const client = await enter();

@@ -47,7 +47,8 @@ export interface NbdClientOptions extends NbdEndpoint {
 
 /**
  * @throws LinkError if the server can't be reached, or hangs up or falls silent in the handshake
- *   (codes connect-failed, link-lost, connect-timeout)
+ *   (codes connect-failed, link-lost, connect-timeout); with TLS 1.3, where a client is done before the server has looked at
+ *   its certificate, a missing one shows so, too
  * @throws NegotiationError if it refuses; the code tells why, the message is the server's. Or if there can be no TLS:
  *   it refuses that ("tls-refused"), or one of the two distrusts the other ("tls-failed", with the reason)
  * @throws ProtocolError if what it says is not NBD
