@@ -86,6 +86,17 @@ describe("verb at the wrong moment", () => {
     expect(await secondary.status()).to.deep.include({ stage: "none", error: null });
   });
 
+  it("failover: asked of a primary", async () => {
+    const { stateDirectory } = await startPrimary();
+    for (const option of ["--yes", "--dry-run"]) {
+      expectRefusal(
+        await runNode("secondary", ["failover", option, "--state-dir", stateDirectory]),
+        Exit.WrongState,
+        "this is a primary: there is nothing to fail over; ask its secondary, or hand over to that (switch-over)",
+      );
+    }
+  });
+
   it("failover: a second time, by whatever name", async () => {
     const pair = await startPair(workspace);
     await writePattern(pair.primaryUri(), 0x11, "0", "64k");

@@ -1,6 +1,6 @@
 /** Commands of our own: what the two nodes of a pair say to each other, and what operators do with them. */
 import { z } from "zod";
-import { NegotiationError } from "../../errors.js";
+import { NegotiationError, StateError } from "../../errors.js";
 import { addressField, durationField, replicaField } from "../../config/fields.js";
 import { answerDigests, digestRequestSchema } from "../../replication/digest.js";
 import type { Primary } from "../../replication/primary.js";
@@ -10,12 +10,29 @@ import { FAILOVER_TARGETS, type FailoverOutcome, type FailoverPlan } from "../..
 import { type QmpCommand, qmpCommand } from "../command.js";
 import { type LinkTls, replicaOf } from "../../replication/replica-uri.js";
 
+const failoverArguments = z.strictObject({
+  to: z.enum(FAILOVER_TARGETS).optional(),
+  "dry-run": z.boolean().optional(),
+});
+
 export function primaryPairCommands(primary: Primary, quit: () => void, tls: LinkTls): QmpCommand[] {
   return [
     qmpCommand({
       name: "x-repl-checkpoint",
       arguments: z.strictObject({}),
       run: async () => ({ epoch: await primary.checkpoint() }),
+    }),
+    // Who asks for it has the wrong node, and is told so.
+    qmpCommand({
+      name: "x-repl-failover",
+      arguments: failoverArguments,
+      run: () =>
+        Promise.reject(
+          new StateError(
+            "not-secondary",
+            "this is a primary: there is nothing to fail over; ask its secondary, or hand over to that (switch-over)",
+          ),
+        ),
     }),
     ...replicaCommands(() => primary, quit, tls),
   ];
@@ -128,10 +145,7 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
     }),
     qmpCommand({
       name: "x-repl-failover",
-      arguments: z.strictObject({
-        to: z.enum(FAILOVER_TARGETS).optional(),
-        "dry-run": z.boolean().optional(),
-      }),
+      arguments: failoverArguments,
       run: async ({ to = "checkpoint", "dry-run": isDryRun = false }) => {
         const plan = failoverPlan(secondary, to, isDryRun);
         if (!isDryRun) await secondary.failOver(to);
