@@ -21,6 +21,8 @@ export interface AskedSecondary extends Lineage {
   readonly writer: string | null;
   /** The primary that was admitted last, in an earlier life of the node too, or null. */
   readonly primary: string | null;
+  /** Whether that primary is connected, and told of a time since then that the one that asks knows nothing of. */
+  readonly isOutdated: boolean;
   /** Whether what only it has may be given up. */
   readonly discard: boolean;
   /** What it changed by itself and knows of; null: it knows of nothing. */
@@ -44,11 +46,13 @@ export class Introductions {
 
   /** @throws StateError if another primary is connected, or the histories forbid it */
   admit(introduction: Introduction, secondary: AskedSecondary): void {
-    const { writer, primary, discard, changed } = secondary;
-    if (writer !== null && introduction.primary !== primary) {
+    const { writer, primary, isOutdated, discard, changed } = secondary;
+    const isOther = introduction.primary !== primary;
+    if (writer !== null && (isOther || isOutdated)) {
+      const what = isOther ? "" : ", and this one may be an older copy of it";
       throw new StateError(
         "other-writer",
-        `another primary replicates to this node, from ${writer}: stop that first`,
+        `another primary replicates to this node, from ${writer}${what}: stop that first`,
       );
     }
     try {

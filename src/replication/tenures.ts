@@ -16,6 +16,12 @@ export class Tenures {
     this.#metadata = metadata;
   }
 
+  /** Whether these names, which a primary shows, are all of the time since which nobody else wrote. */
+  areKnown(shown: readonly string[]): boolean {
+    const { tenure, offeredTenure } = this.#metadata.current;
+    return shown.length > 0 && shown.every((each) => each === tenure || each === offeredTenure);
+  }
+
   /**
    * A primary shows the names that its dirty maps have: one, unless it ended in the middle of renaming them.
    * @param change what goes on record with it
@@ -25,9 +31,9 @@ export class Tenures {
     shown: readonly string[],
     change: Partial<SecondaryMetadata>,
   ): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
-    const { tenure, offeredTenure } = this.#metadata.current;
+    const { tenure } = this.#metadata.current;
     const [name, ...others] = shown;
-    const isKnown = name !== undefined && shown.every((each) => each === tenure || each === offeredTenure);
+    const isKnown = this.areKnown(shown);
     // It ended while it renamed its maps to the offered name, before it wrote anything: the older name is the present one.
     const kept = others.length === 0 ? (name ?? null) : tenure;
     const offered = randomUUID();

@@ -163,6 +163,7 @@ export class WriterSessions {
       this.#introductions.admit(introduction, {
         ...metadata.current,
         writer: tracker.peer,
+        isOutdated: tracker.isSessionConnected && !this.#tenures.areKnown(introduction.tenures),
         changed: own.summary(),
       });
     } catch (error) {

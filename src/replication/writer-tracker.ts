@@ -87,6 +87,11 @@ export class WriterTracker implements WriterTrace {
     return peer ?? null;
   }
 
+  /** Whether the primary that introduced itself is connected. */
+  get isSessionConnected(): boolean {
+    return this.#own.size > 0;
+  }
+
   /** From now on lost writes matter: replication runs. Before that the first copy may start over as it likes. */
   begin(): void {
     this.#isWatching = true;

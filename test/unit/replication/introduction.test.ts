@@ -17,7 +17,14 @@ const PRIMARY: Introduction = {
   ...{ generation: "aaaaaaaa", ancestors: ["0"] },
 };
 const SECONDARY: Omit<AskedSecondary, "changed"> = {
-  ...{ writer: null, primary: null, discard: false, generation: "bbbbbbbb", ancestors: ["0"] },
+  ...{
+    writer: null,
+    primary: null,
+    isOutdated: false,
+    discard: false,
+    generation: "bbbbbbbb",
+    ancestors: ["0"],
+  },
 };
 
 describe("introduction in a split brain", () => {

@@ -97,13 +97,13 @@ describe("secondary: what an epoch begins on", () => {
   });
 
   it("is no checkpoint after replication was stopped under a primary that went on over its connections", async () => {
-    await introduce(pair.node, "s");
+    const { tenure } = await introduce(pair.node, "s");
     const client = await pair.connectWriter();
     await put(client, 0, PAGE, 0x21);
     await sessionCheckpoint(pair.node, "s");
     await pair.node.secondary.stop(null);
     await put(client, 0, 2 * PAGE, 0x22);
-    await introduce(pair.node, "s");
+    await introduce(pair.node, "s", { tenures: [tenure] });
     await expectNothingToGoBackTo(stopped);
     await resync();
   });

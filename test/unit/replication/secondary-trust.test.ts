@@ -138,6 +138,37 @@ describe("secondary: trust in its writers", () => {
     expect(await outcome(put(stranger, 0, PAGE, 0x23)), "cut off").to.not.equal("done");
   });
 
+  it("keeps the primary that is connected when an older copy of it introduces itself, and lets it in again itself", async () => {
+    const first = await introduce(pair.node, "s");
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
+    const second = await introduce(pair.node, "s", { tenures: [first.tenure] });
+    const writer = await pair.connectWriter();
+    await put(writer, 0, PAGE, 0x23);
+    const before = pair.node.secondary.metadata;
+    const [peer] = pair.node.connections.peers;
+    for (const tenures of [[first.tenure], [], [second.tenure, first.tenure]]) {
+      await expectFailure(
+        introduce(pair.node, "copy", { tenures }),
+        `another primary replicates to this node, from ${String(peer)}, and this one may be an older copy of it: stop that first`,
+      );
+    }
+    expect(pair.node.secondary.metadata).to.deep.equal(before);
+    await put(writer, PAGE, PAGE, 0x24);
+    await sessionCheckpoint(pair.node, "s");
+    await expectContent(pair.view(), content(0, [0, PAGE, 0x23], [PAGE, PAGE, 0x24]));
+
+    const third = await introduce(pair.node, "it lost its link", { tenures: [second.tenure] });
+    expect(third.isKnown).to.equal(true);
+    expect(await outcome(put(writer, 0, PAGE, 0x25)), "its old connection is cut off").to.not.equal("done");
+  });
+
+  it("lets a primary in that ended between its first handshake and putting the tenure on record", async () => {
+    await introduce(pair.node, "s");
+    const { tenure } = await introduce(pair.node, "again");
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
+    expect((await introduce(pair.node, "later", { tenures: [tenure] })).isKnown).to.equal(true);
+  });
+
   it("refuses after a write failed here, and after one was refused", async () => {
     await pair.node.start();
     const client = await pair.connectWriter();
@@ -322,6 +353,7 @@ describe("secondary: trust in its writers", () => {
     const next = await introduce(pair.node, "s", { tenures: [first.tenure] });
     expect([lost.isKnown, next.isKnown]).to.deep.equal([true, true]);
     await put(await pair.connectWriter(), 0, PAGE, 0x23);
+    await pair.loseWriters();
     // As of a primary whose state directory was restored from a backup.
     expect((await introduce(pair.node, "s", { tenures: [first.tenure] })).isKnown).to.equal(false);
   });
@@ -452,13 +484,13 @@ describe("secondary: trust in its writers", () => {
 
   it("a handshake cuts old connections off: no late write of theirs lands behind it", async () => {
     await pair.node.start();
-    await introduce(pair.node, "s");
+    const { tenure } = await introduce(pair.node, "s");
     const old = await pair.connectWriter();
     const held = pair.node.disk().hold({ operation: "write" });
     const late = outcome(put(old, 0, PAGE, 0x21, Flag.Fua));
     const later = outcome(put(old, PAGE, PAGE, 0x21));
     await held.arrived(2);
-    const introduced = introduce(pair.node, "s");
+    const introduced = introduce(pair.node, "s", { tenures: [tenure] });
     expect(await isSettled(introduced), "the handshake waits for what is under way").to.equal(false);
     const tooLate = outcome(put(old, 2 * PAGE, PAGE, 0x21));
     await turns();
