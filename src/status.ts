@@ -178,6 +178,8 @@ export interface PrimaryStatus {
   readonly onReplicaError: ReplicaErrorPolicy;
   /** Changes of guests that wait for the replica; 0 if they never do. */
   readonly waitingChanges: number;
+  /** How a disk is another file than the one on record, while no replica has taken its content; null: none is. */
+  readonly newData: string | null;
   readonly checkpointIntervalMs: number;
   readonly replicaTimeoutMs: number;
   /** Null: the last checkpoint that was tried was taken, or none was tried since the replica was attached. */

@@ -1,13 +1,15 @@
 /** Opens the disks of a node: raw files and block devices, or exports of an NBD server for any other format. */
-import { stat } from "node:fs/promises";
+import { stat, unlink } from "node:fs/promises";
 import type { Logger } from "pino";
 import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import { openFileDevice } from "../block/file/file-device.js";
 import { unsafeCache } from "../block/filters/unsafe-cache.js";
-import { ConfigError } from "../errors.js";
+import { ConfigError, isErrno, MetadataError } from "../errors.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import type { FileIdentity } from "../meta/disk-identity.js";
+import { metadataPath, readMetadata } from "../meta/metadata.js";
+import type { StateDirectory } from "../meta/state-directory.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import type { DiskConfig } from "../config/fields.js";
 import type { CacheMode } from "../status.js";
@@ -15,24 +17,54 @@ import type { NamedDisk } from "../replication/secondary-disk.js";
 import type { Lifecycle } from "./lifecycle.js";
 
 /**
- * @param options afterCrash: whether the node did not end in order the last time
- * @throws ConfigError or StateError that names the disk and what would be right
+ * @param options directory: the node's, whose record tells whether the disks are to be made, and whether it ended in order
+ * @throws ConfigError, StateError or MetadataError that names the disk and what would be right
  */
 export async function openDisks(
   disks: readonly DiskConfig[],
   createSizeBytes: number | null,
   log: Logger,
   lifecycle: Lifecycle,
-  { cache, afterCrash }: { readonly cache: CacheMode; readonly afterCrash: boolean },
+  { cache, directory }: { readonly cache: CacheMode; readonly directory: StateDirectory },
 ): Promise<NamedDisk[]> {
+  const known = await readMetadata(directory);
+  const afterCrash = cache !== "unsafe" && known?.cleanShutdown === false;
+  const missing = new Set<string>();
+  for (const { name, path } of disks) {
+    if (!(await isMissing(path))) continue;
+    // The disks that a node has were there once: an empty one in place of one that is not mounted would be replicated.
+    if (known !== null) {
+      throw new MetadataError(
+        "disk-missing",
+        `disk ${name}: ${path} does not exist, but ${metadataPath(directory)} is of a node that has its disks: put it back; to begin with a new disk, use another --state-dir`,
+      );
+    }
+    missing.add(path);
+  }
   const opened: NamedDisk[] = [];
   for (const { name, path } of disks) {
     const disk = await openDisk(path, createSizeBytes, afterCrash, log);
     const device = checked(cache === "unsafe" ? unsafeCache(disk) : disk);
     lifecycle.add(() => device.close());
+    if (missing.has(path)) lifecycle.add(() => removeUnused(path, directory));
     opened.push({ name, path, device, identify: () => identifyFile(path) });
   }
   return opened;
+}
+
+async function isMissing(path: string): Promise<boolean> {
+  if (path.startsWith("nbd")) return false;
+  return stat(path).then(
+    () => false,
+    (error: unknown) => isErrno(error, "ENOENT"),
+  );
+}
+
+/** Takes back a file that was made for a start that was refused: nothing was written to it, and no node has it. */
+async function removeUnused(path: string, directory: StateDirectory): Promise<void> {
+  if ((await readMetadata(directory)) !== null) return;
+  const { blocks } = await stat(path);
+  if (blocks === 0) await unlink(path);
 }
 
 /** Files are told by inode and time of change; devices and other servers' exports have neither. */

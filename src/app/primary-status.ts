@@ -50,6 +50,7 @@ export function primaryPart(
     ackMode: config.ackMode,
     onReplicaError: config.onReplicaError,
     waitingChanges: primary.waitingChanges,
+    newData: primary.newData,
     checkpointIntervalMs,
     replicaTimeoutMs: config.replicaTimeoutMs,
     checkpointFailure,

@@ -1,6 +1,6 @@
 /** The composition root of repl-primary. */
 import type { PrimaryConfig } from "../config/schema.js";
-import { LinkError } from "../errors.js";
+import { LinkError, StateError } from "../errors.js";
 import { ExportTable } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
 import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
@@ -45,6 +45,12 @@ async function startPrimary(
     events: linkEvents(emit, () => primary.rate.bytesPerSecond),
   });
   lifecycle.add(() => primary.close());
+  if (replica?.control === null && primary.newData !== null) {
+    throw new StateError(
+      "other-disk",
+      `${primary.newData}, and a replica without --replica-qmp can't refuse its content: put the disk back; to begin with a new disk, use another --state-dir`,
+    );
+  }
   // Before the first guest: a node that was replaced by its secondary must not serve the disk that it lost.
   if (replica !== null) await primary.attach(replica);
 

@@ -6,7 +6,6 @@ import { clientParameters, type TlsConfig } from "../config/tls.js";
 import { Deferred } from "../deferred.js";
 import { describeError } from "../errors.js";
 import { createLogger } from "../log.js";
-import { readMetadata } from "../meta/metadata.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
 import { unsafeDirectory } from "../meta/unsafe-directory.js";
 import { type Address, formatAddress } from "../net/address.js";
@@ -118,8 +117,7 @@ async function startNode(
   // The QMP server is closed last of all that serves, so that its clients see the node's end.
   let qmp: QmpServer | null = null;
   lifecycle.add(async () => qmp?.close());
-  const afterCrash = cache !== "unsafe" && (await readMetadata(directory))?.cleanShutdown === false;
-  const disks = await openDisks(config.disks, config.createSizeBytes, log, lifecycle, { cache, afterCrash });
+  const disks = await openDisks(config.disks, config.createSizeBytes, log, lifecycle, { cache, directory });
   const node = await build({
     directory,
     disks,

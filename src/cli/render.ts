@@ -98,6 +98,11 @@ function troublesOf(status: NodeStatus, nowMs: number): string[] {
   }
   if (secondary !== undefined && secondary.conflict !== null)
     troubles.push(`a primary was refused: ${secondary.conflict}`);
+  const newData = primary?.newData ?? null;
+  if (newData !== null)
+    troubles.push(
+      `new data, ${newData}: put the disk back; or start the secondary once with --discard-local-changes, to replace what it has`,
+    );
   if (primary?.link.state === "refused")
     troubles.push(`the replica refuses: ${primary.link.lastError ?? "no reason given"}`);
   // Whom an operator detached has no error any more.

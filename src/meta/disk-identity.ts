@@ -30,24 +30,33 @@ export async function identifyDisks(
   );
 }
 
+/** A disk that is not as the node left it. */
+export interface ForeignDisk {
+  /** Whether it is another file, not the same one with other content. */
+  readonly isOtherFile: boolean;
+  /** In words. */
+  readonly reason: string;
+}
+
 /**
- * The first disk that is not as the node left it, in words, or null. After a crash only another file is noticed, not
- * what was written to the same one.
+ * The first disk that is another file, else the first that is not as the node left it, or null. After a crash only another file is
+ * noticed, not what was written to the same one.
  */
 export function findForeignDisk(
   known: readonly DiskIdentity[],
   found: readonly DiskIdentity[],
   disks: readonly IdentifiableDisk[],
-): string | null {
-  for (const [index, disk] of disks.entries()) {
-    const [before, now] = [known[index], found[index]];
-    if (before === undefined || now === undefined) continue;
-    const differs = (one: string | null, other: string | null): boolean =>
-      one !== null && other !== null && one !== other;
-    if (differs(before.inode, now.inode)) return `disk ${disk.name}: ${disk.path} is another file`;
-    if (differs(before.modifiedNs, now.modifiedNs)) {
-      return `disk ${disk.name}: ${disk.path} was written to while this node did not run`;
-    }
-  }
-  return null;
+): ForeignDisk | null {
+  const differing = (member: "inode" | "modifiedNs"): IdentifiableDisk | undefined =>
+    disks.find((_disk, index) => {
+      const [before, now] = [known[index]?.[member] ?? null, found[index]?.[member] ?? null];
+      return before !== null && now !== null && before !== now;
+    });
+  const other = differing("inode");
+  if (other !== undefined)
+    return { isOtherFile: true, reason: `disk ${other.name}: ${other.path} is another file` };
+  const changed = differing("modifiedNs");
+  if (changed === undefined) return null;
+  const reason = `disk ${changed.name}: ${changed.path} was written to while this node did not run`;
+  return { isOtherFile: false, reason };
 }

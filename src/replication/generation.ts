@@ -35,6 +35,11 @@ export function relationOf(replica: Lineage, writer: Lineage): Relation {
     : "unrelated";
 }
 
+/** A line of data that has nothing to do with any other. */
+export function newLine(): { readonly generation: string; readonly ancestors: string[] } {
+  return { generation: randomUUID(), ancestors: [] };
+}
+
 /** A new line that begins where the given one is now. */
 export function branch({ generation, ancestors }: Lineage): {
   readonly generation: string;

@@ -10,7 +10,8 @@ import {
   writeMetadata,
 } from "../meta/metadata.js";
 import type { StateDirectory } from "../meta/state-directory.js";
-import { findForeignDisk, identifyDisks } from "../meta/disk-identity.js";
+import { findForeignDisk, type ForeignDisk, identifyDisks } from "../meta/disk-identity.js";
+import { newLine } from "./generation.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
 import { asPrimary, comingBack } from "./roles.js";
 import type { NamedDisk } from "./secondary-disk.js";
@@ -33,20 +34,28 @@ export interface PrimaryKeeper {
 }
 
 /**
- * Reads, or makes, the metadata of a node that is started as a primary; nothing is written yet.
- * @returns foreign: how a disk is another one than when the node stopped, or null
+ * Reads, or makes, the metadata of a node that is started as a primary; nothing is written yet. With a disk that is another file the
+ * data is new, of a line of history that has nothing to do with the one on record.
+ * @returns known: what is on record, or null; foreign: how a disk is not as the node left it, or null
  * @throws MetadataError if the state directory can't be trusted or belongs to other disks
  */
 export async function openPrimaryKeeper(
   directory: StateDirectory,
   disks: readonly NamedDisk[],
   log: Logger,
-): Promise<{ readonly keeper: PrimaryKeeper; readonly foreign: string | null }> {
+): Promise<{
+  readonly keeper: PrimaryKeeper;
+  readonly known: PrimaryMetadata | null;
+  readonly foreign: ForeignDisk | null;
+}> {
   const identities = await identifyDisks(disks, true);
   const found = await readMetadata(directory);
   const known = found === null ? null : asPrimary(found, metadataPath(directory));
   if (known !== null) checkDisks(directory, known.disks, identities);
-  const metadata = new MetadataKeeper(directory, known ?? newPrimaryMetadata(identities), log);
+  const foreign = known === null ? null : findForeignDisk(known.disks, identities, disks);
+  const line = foreign?.isOtherFile === true ? { ...newLine(), replicaGeneration: null } : {};
+  const initial = { ...(known ?? newPrimaryMetadata(identities)), ...line };
+  const metadata = new MetadataKeeper<PrimaryMetadata>(directory, initial, log);
   const keeper: PrimaryKeeper = {
     get current() {
       return metadata.current;
@@ -58,7 +67,7 @@ export async function openPrimaryKeeper(
     saveSoon: (change) => metadata.saveSoon(change),
     comeBack: (tenure) => writeMetadata(directory, comingBack(metadata.current, tenure)),
   };
-  return { keeper, foreign: known === null ? null : findForeignDisk(known.disks, identities, disks) };
+  return { keeper, known, foreign };
 }
 
 /** The dirty map of each disk. @throws MetadataError if one can't be trusted: none is open then */

@@ -12,7 +12,8 @@ import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import { systemClock } from "../clock.js";
 import { StateError } from "../errors.js";
-import { identifyDisks } from "../meta/disk-identity.js";
+import { type ForeignDisk, identifyDisks } from "../meta/disk-identity.js";
+import { writeMetadata } from "../meta/metadata.js";
 import type { CheckpointFailure, SwallowedError } from "../status.js";
 import { GuestHold } from "./guest-hold.js";
 import { HandOver } from "./hand-over.js";
@@ -44,6 +45,7 @@ export class Primary {
   readonly #attachment: ReplicaAttachment;
   readonly #checkpoints: PrimaryCheckpoints;
   readonly #handOver: HandOver;
+  #newData: string | null = null;
 
   private constructor(
     options: PrimaryOptions,
@@ -125,13 +127,26 @@ export class Primary {
     });
   }
 
+  /**
+   * Why the data is new: how a disk is another file than the one on record, which may be put back; the record stays as it is until
+   * a replica takes the new data. null: the record is of these disks.
+   */
+  get newData(): string | null {
+    return this.#newData;
+  }
+
   /** @throws MetadataError if the state directory can't be trusted or belongs to other disks */
   static async open(options: PrimaryOptions): Promise<Primary> {
     const { directory, disks } = options;
-    const { keeper, foreign } = await openPrimaryKeeper(directory, disks, options.log);
+    const { keeper, known, foreign } = await openPrimaryKeeper(directory, disks, options.log);
     const primary = await Primary.#open(options, keeper);
-    await keeper.save({ cleanShutdown: false, disks: await identifyDisks(disks, false) });
+    // Before the disks are on record as they are now: a start that ends in between has to find out once more.
     if (foreign !== null) await primary.#takeForeignDisk(foreign);
+    if (known !== null && primary.newData !== null) {
+      await writeMetadata(directory, { ...known, cleanShutdown: false });
+    } else {
+      await keeper.save({ cleanShutdown: false, disks: await identifyDisks(disks, false) });
+    }
     return primary;
   }
 
@@ -221,6 +236,8 @@ export class Primary {
     return this.#serial.run(async () => {
       this.#attachment.refuseSecond();
       this.#checkpoints.setInterval(checkpointIntervalMs);
+      // It can't refuse what it is sent.
+      if (replica.control === null) await this.#recordNewData();
       await this.#attachment.attach(replica);
     });
   }
@@ -281,7 +298,7 @@ export class Primary {
         await local.flush();
         await dirty.close();
       }
-      if (this.isHandedOver) return;
+      if (this.isHandedOver || this.#newData !== null) return;
       const disks = await identifyDisks(this.#options.disks, true);
       await this.#metadata.save({ cleanShutdown: true, disks });
     });
@@ -306,6 +323,7 @@ export class Primary {
       checkpointFailed: (failed) => {
         this.#checkpoints.failed(failed);
       },
+      admitted: () => this.#recordNewData(),
       attached: () => {
         this.#checkpoints.begin();
       },
@@ -316,10 +334,29 @@ export class Primary {
     };
   }
 
-  /** Somebody changed a disk, by what right is not ours to say: it is new data, all of which the replica lacks. */
-  async #takeForeignDisk(foreign: string): Promise<void> {
-    this.#options.log.warn({ reason: foreign }, "the replica lacks everything: a full copy");
+  /** Somebody changed a disk, by what right is not ours to say: no dirty map tells what a replica lacks. */
+  async #takeForeignDisk({ isOtherFile, reason }: ForeignDisk): Promise<void> {
+    const { log } = this.#options;
     for (const { dirty } of this.disks) await dirty.describe(null, false);
+    if (isOtherFile) {
+      this.#newData = reason;
+      log.warn(
+        { reason },
+        "new data: a replica of the old takes it when started with --discard-local-changes",
+      );
+      return;
+    }
+    log.warn({ reason }, "the replica lacks everything: a full copy");
     await this.#lineage.goAlone();
+  }
+
+  /** Before a replica is sent any of it: from here on the old disk is another file. */
+  async #recordNewData(): Promise<void> {
+    if (this.#newData === null) return;
+    await this.#metadata.save({
+      cleanShutdown: false,
+      disks: await identifyDisks(this.#options.disks, false),
+    });
+    this.#newData = null;
   }
 }

@@ -2,7 +2,8 @@
  * A QEMU as secondary (driver=replication,mode=secondary), commanded by its own QMP: docs/colo.md has its command line.
  *
  * It knows neither sessions nor epochs, and forgets its checkpoint when it ends. What is kept in it by us is one object
- * whose name has the tenure: it goes with the process, and so do the before-images. Its driver is not asked to do what
+ * whose name has the tenure, and one whose name has the generation of a whole copy: they go with the process, and so do the
+ * before-images. Its driver is not asked to do what
  * it can't: a checkpoint beside a write aborts it, so the caller has drained (Checkpointer); a failover doesn't close
  * its NBD server, so it is looked at once a second.
  *
@@ -18,6 +19,9 @@ import type { Hello, ReplicaControl, ReplicaControlEvents, Welcome } from "./rep
 /** Name of the object that says which tenure the QEMU is in. */
 const TENURE_PREFIX = "nbd-replication-tenure-";
 
+/** Name of the object that says of which generation the copy is that it has. */
+const GENERATION_PREFIX = "nbd-replication-generation-";
+
 const nodesSchema = z.array(z.object({ drv: z.string() }));
 const exportsSchema = z.array(z.object({ id: z.string(), "node-name": z.string() }));
 const objectsSchema = z.array(z.object({ name: z.string() }));
@@ -30,6 +34,10 @@ export class QemuControl implements ReplicaControl {
   readonly #client: QmpClient;
   readonly #timeoutMs: number;
   readonly #events: Pick<ReplicaControlEvents, "durable">;
+  /** Of the primary, at the handshake. */
+  #generation = "";
+  /** The one that the QEMU's object is known to have; empty: not known. */
+  #toldGeneration = "";
 
   /** @param events told of each checkpoint at once: nothing of QEMU's is durable, nor will be */
   constructor(client: QmpClient, timeoutMs: number, events: Pick<ReplicaControlEvents, "durable">) {
@@ -42,20 +50,18 @@ export class QemuControl implements ReplicaControl {
     return this.#client.ended;
   }
 
-  async handshake({ disks, epoch, tenures: shown }: Hello): Promise<Welcome> {
+  async handshake({ disks, epoch, tenures: shown, generation, ancestors }: Hello): Promise<Welcome> {
     const stage = await this.#stage();
     refusePromoted(stage);
+    refuseOtherData(await this.#objects(GENERATION_PREFIX), [generation, ...ancestors]);
+    this.#generation = generation;
     await this.#cutOff(disks.map(({ name }) => name));
-    const tenures = await this.#tenures();
+    const tenures = await this.#objects(TENURE_PREFIX);
     const known = shown.length > 0 && shown.every((name) => tenures.includes(TENURE_PREFIX + name));
     // The old name first: to lose the new one costs a full copy, to keep both might trust a map from a backup.
     for (const id of tenures) await this.#execute("object-del", { id });
     const tenure = randomUUID();
-    await this.#execute("object-add", {
-      "qom-type": "secret",
-      id: TENURE_PREFIX + tenure,
-      data: "no secret: this object's name tells a primary what this QEMU has",
-    });
+    await this.#addObject(TENURE_PREFIX + tenure);
     // Whether a QEMU failed in between can't be asked.
     return { known, tenure, changed: {}, memory: randomUUID(), writer: null, epoch, stage };
   }
@@ -77,6 +83,7 @@ export class QemuControl implements ReplicaControl {
       }
       await this.#execute("xen-colo-do-checkpoint", {});
     }
+    await this.#tellGeneration();
     this.#events.durable(epoch);
   }
 
@@ -121,9 +128,24 @@ export class QemuControl implements ReplicaControl {
     }
   }
 
-  async #tenures(): Promise<string[]> {
+  /** It has everything of the primary that introduced itself. */
+  async #tellGeneration(): Promise<void> {
+    const id = GENERATION_PREFIX + this.#generation;
+    if (this.#generation === this.#toldGeneration) return;
+    const known = await this.#objects(GENERATION_PREFIX);
+    if (!known.includes(id)) await this.#addObject(id);
+    for (const other of known) if (other !== id) await this.#execute("object-del", { id: other });
+    this.#toldGeneration = this.#generation;
+  }
+
+  #addObject(id: string): Promise<unknown> {
+    const data = "no secret: this object's name tells a primary what this QEMU has";
+    return this.#execute("object-add", { "qom-type": "secret", id, data });
+  }
+
+  async #objects(prefix: string): Promise<string[]> {
     const objects = await this.#ask(objectsSchema, "qom-list", { path: "/objects" });
-    return objects.map(({ name }) => name).filter((name) => name.startsWith(TENURE_PREFIX));
+    return objects.map(({ name }) => name).filter((name) => name.startsWith(prefix));
   }
 
   #status(): Promise<z.output<typeof statusSchema>> {
@@ -151,4 +173,14 @@ function refusePromoted(stage: QemuStage): void {
       "the QEMU secondary was promoted by a failover: it must not be written to",
     );
   }
+}
+
+/** @param known the objects that tell of the QEMU's copy; none: it has no whole one */
+function refuseOtherData(known: readonly string[], line: readonly string[]): void {
+  const [id] = known;
+  if (id === undefined || known.some((name) => line.includes(name.slice(GENERATION_PREFIX.length)))) return;
+  throw new StateError(
+    "unrelated-data",
+    `the QEMU secondary holds other data, of a line of history that is not this primary's: to give up what it has, start the QEMU anew, or remove its object ${id} (object-del)`,
+  );
 }

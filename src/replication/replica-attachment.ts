@@ -41,6 +41,8 @@ export interface ReplicaAttachmentEvents extends Pick<
   LinkEvents,
   "synchronised" | "stateChanged" | "jobEnded" | "durable" | "checkpointFailed"
 > {
+  /** A replica that has none of this data takes it; it is sent nothing before this resolves. */
+  admitted(): Promise<void>;
   /** A replica is attached, whether it can be reached or not. */
   attached(): void;
   /** The link is about to be stopped. Resolves when nobody uses it any more. */
@@ -205,6 +207,7 @@ export class ReplicaAttachment {
           events.stateChanged(state);
         },
         otherReplica: async () => {
+          await events.admitted();
           const { isShared } = lineage;
           // Else what is written from now on would pass for the line that the one before was left with.
           if (isShared) await lineage.goAlone();

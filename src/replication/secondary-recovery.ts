@@ -41,7 +41,7 @@ export async function readSecondaryState(
   if (foreign !== null && (metadata.generation !== null || metadata.stage !== "none")) {
     throw new MetadataError(
       "foreign-disk",
-      `${foreign}: ${directory.path} does not belong to it: put the disk back as it was, or remove the directory, which costs a full copy`,
+      `${foreign.reason}: ${directory.path} does not belong to it: put the disk back as it was, or remove the directory, which costs a full copy`,
     );
   }
   return { metadata, isNew: known === null, hasChangedRole: found !== metadata };

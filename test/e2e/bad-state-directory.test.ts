@@ -20,6 +20,7 @@ import { flipByte } from "../tools/disk-files.js";
 import { NodeProcess, runNode } from "../tools/node-process.js";
 import { Pair, startPair } from "../tools/pair.js";
 import type { Outcome } from "../tools/process.js";
+import { failureOf } from "../tools/outcome.js";
 import { Exit, expectRefusal } from "../tools/refusal.js";
 import { expectUnharmed, settledSnapshot, snapshot } from "../tools/snapshot.js";
 import { useWorkspace } from "../tools/workspace.js";
@@ -300,6 +301,107 @@ describe("state directory that can't be used", () => {
       await writeFile(path, good);
     }
     await rm(path);
+    await pair.startSecondary();
+    await pair.startPrimary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0x11, "0", "512k"], [0x22, "512k", "1M"], [0, "1536k", "1M"]);
+  });
+
+  it("of a disk whose file is not there: refused with --size too, and none is made", async () => {
+    const pair = await stopPair();
+    for (const role of ["primary", "secondary"] as const) {
+      const file = role === "primary" ? pair.primaryFile() : pair.secondaryFile();
+      await rename(file, `${file}.away`);
+      const before = await snapshot(workspace.directory);
+      for (const size of [[], ["--size", "4M"]]) {
+        const refused = await runNode(role, [
+          ...["--disk", `disk0=${file}`, "--listen", `unix:${workspace.path("listen.sock")}`, ...size],
+          ...["--state-dir", workspace.path(role)],
+        ]);
+        expectRefusal(
+          refused,
+          Exit.Failed,
+          `disk disk0: ${file} does not exist, but ${workspace.path(role)}/metadata.json is of a node that has its disks: put it back; to begin with a new disk, use another --state-dir`,
+        );
+        expectUnharmed(before, await snapshot(workspace.directory));
+      }
+      await rename(`${file}.away`, file);
+    }
+    await expectIntact(pair);
+  });
+
+  it("none yet, and a start that is refused: the disk that was made for it is gone again, one that was there is not", async () => {
+    await writeFile(workspace.path("there.img"), Buffer.alloc(4096));
+    await mkdir(workspace.path("none.img"));
+    for (const role of ["primary", "secondary"] as const) {
+      const disks = ["there", "new", "none"].flatMap((name) => [
+        "--disk",
+        `${name}=${workspace.path(`${name}.img`)}`,
+      ]);
+      const options = ["--size", "4096", "--listen", `unix:${workspace.path("listen.sock")}`];
+      const refused = await runNode(role, [...disks, ...options, "--state-dir", workspace.path(role)]);
+      expectRefusal(refused, Exit.Usage, "none.img is a directory");
+      expect(Object.keys(await snapshot(workspace.directory))).to.include.members(["there.img"]);
+      expect(Object.keys(await snapshot(workspace.directory))).to.not.include("new.img");
+    }
+  });
+
+  it("of a primary whose disk is another file: its replica refuses that, until an operator gives up what it has; put back, it is as before", async () => {
+    const pair = await stopPair();
+    const file = pair.primaryFile();
+    await copyFile(file, `${file}.other`);
+    await writePattern(`${file}.other`, 0x77, "0", "4M");
+    await rename(file, `${file}.away`);
+    await rename(`${file}.other`, file);
+    await pair.startSecondary();
+    for (let start = 1; start <= 2; start++) {
+      const { message } = await failureOf(pair.startPrimary());
+      expect(message).to.match(/is another file.*new data/);
+      expect(message).to.match(/repl-primary: the secondary holds other data: .*--discard-local-changes/);
+      await expectPattern(pair.viewUri(), [0xaa, "0", "64k"], [0x11, "64k", "960k"], [0, "1M", "3M"]);
+    }
+    await rename(file, `${file}.other`);
+    await rename(`${file}.away`, file);
+    await pair.startPrimary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0x11, "0", "512k"], [0x22, "512k", "1M"], [0, "1536k", "1M"]);
+
+    await pair.primary.succeed("stop");
+    await pair.secondary.succeed("stop");
+    await rename(`${file}.other`, file);
+    await pair.startPrimary();
+    expect((await pair.primary.status()).primary?.newData).to.equal(`disk disk0: ${file} is another file`);
+    expect(await pair.primary.succeed("status")).to.match(
+      /^! new data, disk disk0: \S+ is another file: put the disk back; or start the secondary once with --discard-local-changes/m,
+    );
+    await writePattern(pair.primaryUri(), 0x78, "0", "64k");
+    await pair.startSecondary("--discard-local-changes", "--yes");
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0x78, "0", "64k"], [0x77, "64k", "4032k"]);
+    expect((await pair.primary.status()).primary?.newData).to.equal(null);
+    await pair.primary.succeed("stop");
+    await pair.startPrimary();
+    await pair.synchronised();
+    expect((await pair.primary.status()).disks[0]?.primary?.bytesResynced, "it is its disk now").to.equal(0);
+  });
+
+  it("of a primary whose disk is another file: a new secondary takes it, one without a control can't refuse it", async () => {
+    const pair = await stopPair();
+    const file = pair.primaryFile();
+    await copyFile(file, `${file}.other`);
+    await rename(`${file}.other`, file);
+    const refused = await runNode("primary", [
+      ...["--disk", `disk0=${file}`, "--listen", `unix:${workspace.path("listen.sock")}`],
+      ...["--replica", "nbd://127.0.0.1:1", "--state-dir", workspace.path("primary")],
+    ]);
+    const remedy = "put the disk back; to begin with a new disk, use another --state-dir";
+    expectRefusal(
+      refused,
+      Exit.WrongState,
+      `disk disk0: ${file} is another file, and a replica without --replica-qmp can't refuse its content: ${remedy}`,
+    );
+    await rm(workspace.path("secondary"), { recursive: true });
+    await rm(pair.secondaryFile());
     await pair.startSecondary();
     await pair.startPrimary();
     await pair.synchronised();

@@ -1,10 +1,12 @@
 /** Our primary with a QEMU as its secondary, commanded by QEMU's own QMP. */
 import { expect } from "chai";
+import { copyFile, rename } from "node:fs/promises";
 
 import { expectPattern, fioResult, startFio, tryQemuIo, writePattern } from "../tools/clients.js";
 import { expectSameContent } from "../tools/disk-files.js";
 import { NodeProcess } from "../tools/node-process.js";
 import { MEBIBYTE } from "../tools/pair.js";
+import { failureOf } from "../tools/outcome.js";
 import { Qemu } from "../tools/qemu.js";
 import { waitFor } from "../tools/wait-for.js";
 import { useWorkspace } from "../tools/workspace.js";
@@ -96,6 +98,27 @@ describe("QEMU as the secondary of our primary", () => {
     await primary.waitForStatus("replicating", (status) => status.primary?.link.state === "replicating");
     await checkpoint();
     await expectPattern(qemu.uri("view"), [0x11, "0", "1M"], [0x22, "1M", "64k"]);
+  });
+
+  it("a primary whose disk is another file is refused, and QEMU keeps what it has, until its operator gives that up", async () => {
+    await writePattern(guest(), 0x11, "0", "8M");
+    await checkpoint();
+    await primary.succeed("stop");
+    const file = workspace.path("primary.img");
+    await copyFile(file, `${file}.other`);
+    await writePattern(`${file}.other`, 0x77, "0", "1M");
+    await rename(`${file}.other`, file);
+    const { message } = await failureOf(startPrimary());
+    expect(message).to.match(
+      /repl-primary: the QEMU secondary holds other data, .* remove its object \S+ \(/,
+    );
+    await expectPattern(qemu.uri("view"), [0x11, "0", "8M"]);
+    await expectPattern(qemu.uri("disk0"), [0x11, "0", "8M"]);
+    const id = /its object (\S+)/.exec(message)?.[1];
+    await qemu.execute("object-del", { id });
+    await startPrimary();
+    await synchronised();
+    await expectPattern(qemu.uri("view"), [0x77, "0", "1M"], [0x11, "1M", "7M"]);
   });
 
   it("a restarted primary copies only what is dirty to the same QEMU, everything to another", async () => {

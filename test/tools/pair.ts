@@ -82,11 +82,13 @@ export class Pair {
   }
 
   /** Starts or restarts the secondary, at the same addresses as the last time. */
-  async startSecondary(): Promise<NodeProcess> {
+  /** @param options for this start only */
+  async startSecondary(...options: readonly string[]): Promise<NodeProcess> {
     const { replication, qmp } = this.#addresses;
     this.#secondary = await this.#start("secondary", [
       ...["--listen", replication, "--qmp", `tcp:${qmp}`],
       ...(this.#options.secondary ?? []),
+      ...options,
     ]);
     const isFirst = replication.endsWith(":0");
     this.#addresses = {

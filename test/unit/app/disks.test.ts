@@ -8,6 +8,7 @@ import { pino } from "pino";
 import { openDisks } from "../../../src/app/disks.js";
 import { Lifecycle } from "../../../src/app/lifecycle.js";
 import { CACHE_MODES } from "../../../src/status.js";
+import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
 
 const LENGTH_BYTES = 64 * 1024;
 
@@ -22,7 +23,7 @@ describe("the disks of a node", () => {
         const content = Buffer.alloc(LENGTH_BYTES, "content of the disk");
         await writeFile(path, content);
         const log = pino({ level: "silent" });
-        const options = { cache, afterCrash: false };
+        const options = { cache, directory: new MemoryStateDirectory() };
         const [disk] = await openDisks([{ name: "disk0", path }], null, log, lifecycle, options);
         const into = Buffer.alloc(4096);
         expect(disk?.device.tryRead?.(8192, into)).to.equal(true);

@@ -65,6 +65,7 @@ export const primaryStatus: NodeStatus = {
     ackMode: "memsync",
     onReplicaError: "continue",
     waitingChanges: 0,
+    newData: null,
     checkpointIntervalMs: 5000,
     replicaTimeoutMs: 5000,
     checkpointFailure: null,
