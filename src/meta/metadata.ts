@@ -58,6 +58,8 @@ const secondarySchema = z.strictObject({
   discard: z.boolean(),
   /** Whether the node was a primary and has its dirty maps from then, which tell what it changed by itself. */
   returning: z.boolean(),
+  /** Whether it handed its disks over to another node, which goes on with them. Absent in what older releases wrote. */
+  handedOver: z.boolean().default(false),
   /** The epoch whose before-images hold what this node gave up; they are kept for people. */
   salvage: z.int().positive().nullable(),
   /** Why the disks may lack writes. */
@@ -91,6 +93,7 @@ export const UNTOUCHED_SECONDARY: Omit<SecondaryMetadata, keyof typeof common> =
   mixed: null,
   discard: false,
   returning: false,
+  handedOver: false,
   salvage: null,
   gap: null,
   cutOff: null,

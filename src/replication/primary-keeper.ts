@@ -13,7 +13,7 @@ import type { StateDirectory } from "../meta/state-directory.js";
 import { findForeignDisk, type ForeignDisk, identifyDisks } from "../meta/disk-identity.js";
 import { newLine } from "./generation.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
-import { asPrimary, comingBack } from "./roles.js";
+import { asPrimary, handedOver } from "./roles.js";
 import type { NamedDisk } from "./secondary-disk.js";
 
 export type PrimaryFacts = Pick<
@@ -65,7 +65,7 @@ export async function openPrimaryKeeper(
     },
     save: (change) => metadata.save(change),
     saveSoon: (change) => metadata.saveSoon(change),
-    comeBack: (tenure) => writeMetadata(directory, comingBack(metadata.current, tenure)),
+    comeBack: (tenure) => writeMetadata(directory, handedOver(metadata.current, tenure)),
   };
   return { keeper, known, foreign };
 }

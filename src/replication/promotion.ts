@@ -13,7 +13,7 @@ import type { MetadataKeeper } from "./metadata-keeper.js";
 import { Primary } from "./primary.js";
 import type { PrimaryKeeper } from "./primary-keeper.js";
 import type { PrimaryOptions } from "./primary-options.js";
-import { comingBack } from "./roles.js";
+import { handedOver } from "./roles.js";
 import type { SecondaryDisk } from "./secondary-disk.js";
 import type { FailoverTarget } from "./stage.js";
 
@@ -82,6 +82,6 @@ function keeperOf(metadata: MetadataKeeper<SecondaryMetadata>): PrimaryKeeper {
     },
     save: (change) => metadata.save(change),
     saveSoon: (change) => metadata.saveSoon(change),
-    comeBack: (tenure) => metadata.save(comingBack(metadata.current, tenure)),
+    comeBack: (tenure) => metadata.save(handedOver(metadata.current, tenure)),
   };
 }

@@ -45,14 +45,41 @@ export function comingBack(metadata: NodeMetadata, tenure: string | null): Secon
   return { ...common(metadata), generation, ...UNTOUCHED_SECONDARY, tenure, returning: true };
 }
 
-/** @throws MetadataError if it is a secondary's that was not promoted */
+/** As comingBack(), of a node whose disks the other one took over: it must not be a primary with them again. */
+export function handedOver(metadata: NodeMetadata, tenure: string | null): SecondaryMetadata {
+  return { ...comingBack(metadata, tenure), handedOver: true };
+}
+
+/**
+ * Whether a node that came back as a secondary has its own data, as when it was a primary: nothing was written to it since. Whoever
+ * writes begins an epoch or puts `mixed` on record first.
+ */
+export function hasOwnData({ stage, returning, copying, mixed, handedOver }: SecondaryMetadata): boolean {
+  return stage === "none" && returning && !copying && mixed === null && !handedOver;
+}
+
+/** How a secondary without an epoch is promoted with what its disks hold. */
+export function promotionRemedy({ copying }: SecondaryMetadata): string {
+  const how = copying ? "give that copy up and start replication" : "start replication";
+  return `to take the disks as they are, ${how} (QMP xen-set-replication, ${copying ? "enable false, then true" : "enable true"}), then fail over (repl-secondary failover --to latest)`;
+}
+
+/**
+ * A secondary that was promoted, or came back and has its own data still: its dirty maps go on telling what its replica lacks.
+ * @throws MetadataError if it is another secondary's
+ */
 export function asPrimary(metadata: NodeMetadata, path: string): PrimaryMetadata {
   if (metadata.role === "primary") return metadata;
   const { generation, stage } = metadata;
-  if (stage !== "done" || generation === null) {
+  if (generation === null || (stage !== "done" && !hasOwnData(metadata))) {
+    const what = metadata.handedOver
+      ? "a node that handed its disks over to another one: start it as the secondary of that"
+      : "a secondary that was not promoted";
+    const remedy = stage === "none" ? ` (${promotionRemedy(metadata)})` : " (repl-secondary failover)";
+    const or = metadata.handedOver ? ", or if that is lost, fail over first" : ": fail over first";
     throw new MetadataError(
       "other-role",
-      `${path} belongs to a secondary that was not promoted: fail over first (repl-secondary failover), or give another --state-dir`,
+      `${path} belongs to ${what}${or}${remedy}, or give another --state-dir`,
     );
   }
   return { ...common(metadata), generation, role: "primary" };

@@ -20,6 +20,7 @@ import type { OwnData } from "./own-data.js";
 import type { Primary } from "./primary.js";
 import type { WriterSessions } from "./writer-sessions.js";
 import { guestExportsOf, type PrimarySettings, promote, tellChanges } from "./promotion.js";
+import { hasOwnData, promotionRemedy } from "./roles.js";
 import type { Reserve } from "./reserve.js";
 import type { SecondaryCheckpoints } from "./secondary-checkpoints.js";
 import type { SecondaryStages } from "./secondary-stages.js";
@@ -256,7 +257,13 @@ export class Succession {
     const first = isStopping ? "finish the stop and " : copying ? "give that copy up and " : "";
     const how = isStopping || copying ? "enable false, then true" : "enable true";
     const remedy = `wait for the end of a primary's copy; or, to take the disks as they are, ${first}start replication (QMP xen-set-replication, ${how}), then fail over`;
-    const why = mixed === null ? "" : `, for ${mixed}: ${remedy}`;
+    const own = hasOwnData(metadata.current)
+      ? ": this node came back and has its own data still; to go on with that, start it as a primary again (repl-primary on its state directory)"
+      : "";
+    const given = metadata.current.handedOver
+      ? `, for this node handed its disks over to another one: if that is lost, ${promotionRemedy(metadata.current)}`
+      : own;
+    const why = mixed === null ? given : `, for ${mixed}: ${remedy}`;
     return new StateError(
       "not-running",
       `Block replication is not running: there is nothing to fail over to${why}`,

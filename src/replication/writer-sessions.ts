@@ -131,7 +131,8 @@ export class WriterSessions {
   adopted(): Partial<SecondaryMetadata> {
     if (this.#introductions.last === null) return {};
     const { generation, ancestors } = this.#introductions.last;
-    return { generation, ancestors: [...ancestors], copying: false, discard: false, returning: false };
+    const settled = { copying: false, discard: false, returning: false, handedOver: false };
+    return { generation, ancestors: [...ancestors], ...settled };
   }
 
   /** Begins an epoch if there is data to go back to, or to save. */

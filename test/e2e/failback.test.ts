@@ -148,6 +148,56 @@ describe("roles that change", () => {
     expect(stderr).to.match(/belongs to a secondary that was not promoted: fail over first/);
   });
 
+  it("a primary that was started as a secondary once, or with --demote, goes on as a primary: what its replica lacks is known", async () => {
+    await startPair();
+    await a.node.succeed("detach");
+    await writePattern(a.uri, 0x44, "10M", "3M");
+    await a.kill();
+    await a.startSecondary("--demote");
+    for (const to of ["checkpoint", "latest"]) {
+      const { code, stderr } = await a.node.verb("failover", "--yes", "--to", to);
+      expect(`${code},${stderr}`).to.match(
+        /^3,.*nothing to fail over to: this node came back and has its own data still; .*\(repl-primary on its state directory\)\n$/,
+      );
+    }
+    await a.kill();
+    await a.startPrimary(b);
+    await a.synchronised();
+    expect(await sentBytes(a)).to.be.within(3 * MEBIBYTE, 32 * MEBIBYTE);
+    await expectPattern(b.uri, [0x44, "10M", "3M"], [0x11, "13M", "8M"]);
+    await a.kill();
+    await b.failOver("latest");
+    await writePattern(b.uri, 0x55, "20M", "1M");
+    await b.node.succeed("stop");
+    await b.startSecondary("--demote");
+    await b.node.succeed("stop");
+    await b.startPrimary(null);
+    await a.startSecondary();
+    await b.attach(a);
+    await expectPattern(a.uri, [0x44, "10M", "3M"], [0x55, "20M", "1M"], [0x11, "21M", "8M"]);
+    await expectSameDisks();
+  });
+
+  it("a node that handed over is no primary again, unless the other one is lost and it fails over", async () => {
+    await startPair();
+    await writePattern(a.uri, 0x44, "10M", "3M");
+    await a.switchOver();
+    const args = ["--disk", `disk0=${a.file}`, "--listen", "127.0.0.1:0", "--state-dir", a.path("")];
+    const { code, stderr } = await runNode("primary", args);
+    expect(`${code},${stderr}`).to.match(/^1,.*belongs to a node that handed its disks over to another one/);
+    await b.kill();
+    await a.startSecondary();
+    const nothing = await a.node.verb("failover", "--yes", "--to", "latest");
+    expect(`${nothing.code},${nothing.stderr}`).to.match(
+      /^3,.*handed its disks over to another one: if that is lost, to take the disks as they are, start replication/,
+    );
+    await a.node.withQmp((client) => client.execute("xen-set-replication", { enable: true, primary: false }));
+    await a.failOver("latest");
+    await a.node.succeed("stop");
+    await a.startPrimary(null);
+    await expectPattern(a.uri, [0x44, "10M", "3M"], [0x11, "13M", "8M"]);
+  });
+
   it("a promoted secondary goes on as a primary after a restart, as either program", async () => {
     await startPair();
     await a.kill();

@@ -108,7 +108,8 @@ describe("metadata", () => {
     const whole = newSecondaryMetadata(DISKS);
     for (const field of Object.keys(whole)) {
       if (["format", "version", "role"].includes(field)) continue;
-      for (const bad of [undefined, { an: "object" }]) {
+      const bads = field === "handedOver" ? [{ an: "object" }] : [undefined, { an: "object" }];
+      for (const bad of bads) {
         putJson({ ...whole, [field]: bad });
         const text = await refusal(() => readMetadata(directory));
         expect(text).to.match(new RegExp(`^damaged: /state/metadata.json is damaged: ${field}: `));
@@ -120,6 +121,12 @@ describe("metadata", () => {
     expect(await refusal(() => readMetadata(directory))).to.include("is damaged: disks.0.sizeBytes: ");
     putJson({ ...whole, novelty: true });
     expect(await refusal(() => readMetadata(directory))).to.match(/^damaged: .*novelty/);
+  });
+
+  it("reads what an older release wrote, which does not say whether the disks were handed over", async () => {
+    const whole = newSecondaryMetadata(DISKS);
+    putJson({ ...whole, handedOver: undefined });
+    expect(await readMetadata(directory)).to.deep.equal(whole);
   });
 
   describe("checkDisks", () => {

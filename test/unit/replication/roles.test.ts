@@ -32,6 +32,44 @@ describe("a state directory in the other role", () => {
     expect(metadata).to.deep.include({ role: "primary", generation: GENERATION, epoch: 3 });
   });
 
+  it("that of a node that came back as a secondary, and that nothing was written to, is a primary's as before", () => {
+    const primary = { ...newPrimaryMetadata(DISKS), ancestors: [GENERATION], replicaGeneration: GENERATION };
+    const back = asSecondary(primary, AS_IT_IS);
+    expect(asPrimary(back, "metadata.json")).to.deep.equal(primary);
+    const demoted = asSecondary(secondary({ stage: "done", epoch: 3 }), DEMOTE);
+    expect(asPrimary(demoted, "metadata.json")).to.deep.include({
+      ...{ role: "primary", generation: GENERATION, epoch: 3 },
+    });
+  });
+
+  for (const [what, change, message] of [
+    [
+      "somebody wrote to",
+      { mixed: "a writer wrote" },
+      "metadata.json belongs to a secondary that was not promoted: fail over first (to take the disks as they are, start replication (QMP xen-set-replication, enable true), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
+    ],
+    [
+      "a primary is copying to",
+      { copying: true, mixed: "a copy" },
+      "metadata.json belongs to a secondary that was not promoted: fail over first (to take the disks as they are, give that copy up and start replication (QMP xen-set-replication, enable false, then true), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
+    ],
+    [
+      "is in an epoch of another primary",
+      { stage: "running" },
+      "metadata.json belongs to a secondary that was not promoted: fail over first (repl-secondary failover), or give another --state-dir",
+    ],
+    [
+      "handed its disks over",
+      { handedOver: true },
+      "metadata.json belongs to a node that handed its disks over to another one: start it as the secondary of that, or if that is lost, fail over first (to take the disks as they are, start replication (QMP xen-set-replication, enable true), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
+    ],
+  ] as const) {
+    it(`that of a node that came back is no primary's if it ${what}`, () => {
+      const back = asSecondary(newPrimaryMetadata(DISKS), AS_IT_IS);
+      expect(() => asPrimary({ ...back, ...change }, "metadata.json")).to.throw(MetadataError, message);
+    });
+  }
+
   for (const stage of ["none", "running", "failover", "failover-failed"] as const) {
     it(`a secondary's in stage ${stage} is no primary's`, () => {
       expect(() => asPrimary(secondary({ stage }), "metadata.json")).to.throw(
