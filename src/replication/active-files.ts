@@ -6,7 +6,7 @@
  */
 import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
 import type { StateDirectory, StateFile } from "../meta/state-directory.js";
-import { activeName, dataName } from "./epoch-files.js";
+import { activeName, dataName, epochOf, isHidden } from "./epoch-files.js";
 
 export class ActiveFiles {
   readonly #directory: StateDirectory;
@@ -49,6 +49,14 @@ export class ActiveFiles {
   /** Null: no client has written to a view. */
   async log(): Promise<OverlayLog | null> {
     return this.#log;
+  }
+
+  /** Gives back their space: nothing is written to them any more, and a restart leaves them alone. */
+  async letGo(): Promise<void> {
+    const { epoch } = this.#options;
+    for (const file of await this.#directory.list()) {
+      if (epochOf(file) === epoch && !isHidden(file)) await this.#directory.truncate(file, 0);
+    }
   }
 
   async close(): Promise<void> {

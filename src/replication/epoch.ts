@@ -10,6 +10,7 @@ import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
 import { ActiveOverlay } from "../block/overlay/active.js";
 import { HiddenOverlay } from "../block/overlay/hidden.js";
+import { settleAll } from "../block/settle-all.js";
 import type { LogEnd } from "../meta/metadata.js";
 import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
 import type { LogRecord } from "../meta/overlay-log-format.js";
@@ -43,7 +44,7 @@ export interface Epoch {
   readonly lost: string | null;
   /** Gives up the checkpoint, for good and on stable storage. */
   breakCheckpoint(): Promise<void>;
-  /** Gives back the space of before-images that can't be gone back to any more. */
+  /** Gives back the space of what counts for nothing once the checkpoint is given up: before-images, and what was written to the views. */
   letGo(): Promise<void>;
   /**
    * Nothing of it is shown any more in this life of the node, though before-images are kept on: it may not be what it has to be,
@@ -126,7 +127,9 @@ export class EpochStore {
     const activeRecords: RecoveredRecord[] = [];
     const files = await directory.list();
     const active = activeName(number);
-    const isThere = logEnds.some(({ name }) => name === active) || (await this.#wasMade(active, files));
+    // What was written over a checkpoint that is lost is lost with it, and its files may have been cut.
+    const isThere =
+      !log.isBroken && (logEnds.some(({ name }) => name === active) || (await this.#wasMade(active, files)));
     const activeLog = isThere
       ? await OverlayLog.recover(directory, active, optionsOf(active), (record) => {
           activeRecords.push(record);
@@ -144,6 +147,7 @@ export class EpochStore {
       if (later > number && (await this.#wasMade(hiddenName(later), files)))
         await this.#mergeLater(epoch, later);
     }
+    if (epoch.isBroken) await epoch.letGo();
     await this.removeAllBut(number);
     return epoch;
   }
@@ -270,9 +274,18 @@ export class EpochStore {
         await log.markBroken();
         tell();
       },
-      letGo: () => log.letGo(),
+      letGo: async () => {
+        const activeLetGo = async (): Promise<void> => {
+          await settleAll(
+            overlays.map(({ active }) => active.giveUp(`the last checkpoint is lost: ${BROKEN}`)),
+          );
+          await files.letGo();
+        };
+        await settleAll([log.letGo(), activeLetGo()]);
+      },
       distrust: doubt,
       flush: async () => {
+        if (log.isBroken) return;
         for (const { active } of overlays) await active.flush();
       },
       logEnds: async () => {

@@ -65,10 +65,11 @@ export class IoTrouble {
       throw failure;
     }
     const { log } = this.#parts;
-    const what = { epoch: overlays.number, ...fields(disk, cause) };
+    const viewBytes = overlays.overlays.reduce((sum, { active }) => sum + active.mappedBytes, 0);
+    const what = { epoch: overlays.number, viewBytes, ...fields(disk, cause) };
     log.error(what, "checkpoint lost: no rollback until the next checkpoint");
     await overlays.letGo().catch((failure: unknown) => {
-      log.warn({ error: describeError(failure) }, "the space of its before-images could not be given back");
+      log.warn({ error: describeError(failure) }, "the space of the lost checkpoint could not be given back");
     });
     this.failed(disk, { ...cause, operation: "copy-before-write" });
   }

@@ -213,6 +213,28 @@ describe("failure of block replication", () => {
     await expectPattern(pair.viewUri(), [pattern, "0", "16M"]);
   });
 
+  it("3, backup, break-checkpoint, where a view's client fills the file system: what it wrote makes room for what comes next", async () => {
+    const pair = await startCrampedPair();
+    const lose = async (pattern: number): Promise<void> => {
+      await writePattern(pair.primaryUri(), pattern, "12M", "64k");
+      const filling = await tryQemuIo(pair.viewUri(), "write -P 0x55 0 8M");
+      expect(filling.stdout + filling.stderr).to.include("No space left on device");
+      await fill();
+      await writePattern(pair.primaryUri(), pattern, "8M", "64k");
+      await pair.secondary.waitForStatus("rollback lost", ({ secondary }) => secondary?.rollback === "lost");
+    };
+    await lose(0x11);
+    await checkpointWhenMended(pair);
+    await expectPattern(pair.viewUri(), [0, "0", "8M"], [0x11, "8M", "64k"], [0x11, "12M", "64k"]);
+    await rm(workspace.path("secondary/filler"));
+    await lose(0x22);
+    pair.secondary.process.signal("SIGKILL");
+    await pair.secondary.process.ended();
+    await pair.startSecondary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0, "0", "8M"], [0x22, "8M", "64k"], [0x22, "12M", "64k"]);
+  });
+
   it("3, backup, break-replication: the write is refused, the rollback stays, the guest goes on, and a failover has room", async () => {
     const pair = await startCrampedPair({ secondary: ["--on-undo-error", "break-replication"] });
     await writePattern(pair.primaryUri(), 0x11, "0", "8M");

@@ -11,6 +11,7 @@
  *   log never names bytes that were not written.
  * - Once a sync of the data file has failed nothing is read from it any more: where it was never durable it may have holes by
  *   now. A restart finds what the log names.
+ * - Once it is given up nothing is read from its files or written to them: they are about to be cut.
  */
 import type { OverlayLog } from "../../meta/overlay-log.js";
 import type { LogRecord } from "../../meta/overlay-log-format.js";
@@ -43,6 +44,8 @@ export class ActiveOverlay implements BlockDevice {
   #opened: Promise<{ readonly file: StateFile; readonly log: OverlayLog }> | null = null;
   #unlogged: LogRecord[] = [];
   #failure: DeviceError | null = null;
+  /** What is on its way to the files. */
+  readonly #underWay = new Set<Promise<unknown>>();
   readonly #group = new GroupFlush(() => this.#flushOnce());
 
   constructor(backing: BlockDevice, storage: ActiveStorage, diskIndex: number) {
@@ -98,7 +101,7 @@ export class ActiveOverlay implements BlockDevice {
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     this.#refuseIfLost();
     const { file } = await this.#open();
-    await file.write(offset, [from]);
+    await this.#toFiles(() => file.write(offset, [from]));
     this.#enter(offset, from.length, "mapped");
     await this.#afterWrite(flags);
   }
@@ -125,6 +128,17 @@ export class ActiveOverlay implements BlockDevice {
     return extentsThrough(this.#layer, offset, lengthBytes, maxExtents);
   }
 
+  /**
+   * What it lies over is lost for good, and it with that: each request fails from now on. Resolves when its files are left alone, which
+   * may be before they are made: that waits for the epoch to be in force, and so may wait for who calls.
+   */
+  async giveUp(reason: string): Promise<void> {
+    this.#failure ??= new DeviceError("EIO", reason);
+    this.#map.clear();
+    this.#unlogged = [];
+    await Promise.allSettled(this.#underWay);
+  }
+
   async close(): Promise<void> {
     if (this.#opened === null) return;
     await (await this.#opened).file.close();
@@ -142,7 +156,20 @@ export class ActiveOverlay implements BlockDevice {
     return this.#opened;
   }
 
+  /** @throws DeviceError also if it was given up meanwhile */
+  async #toFiles(write: () => Promise<unknown>): Promise<void> {
+    this.#refuseIfLost();
+    const written = write();
+    this.#underWay.add(written);
+    try {
+      await written;
+    } finally {
+      this.#underWay.delete(written);
+    }
+  }
+
   #enter(offset: number, lengthBytes: number, kind: "mapped" | "zero"): void {
+    this.#refuseIfLost();
     const end = offset + lengthBytes;
     if (this.#isEntered(offset, end, kind)) return;
     this.#map.set(offset, end, kind === "zero" ? ZERO : offset);
@@ -173,6 +200,7 @@ export class ActiveOverlay implements BlockDevice {
       this.#storage.lost();
       throw this.#failure;
     }
-    if (records.length > 0) await log.append(records);
+    if (records.length > 0) await this.#toFiles(() => log.append(records));
+    this.#refuseIfLost();
   }
 }

@@ -39,6 +39,16 @@ describe("secondary: a before-image can't be kept, policy break-checkpoint", () 
     await put(node.replication(), PAGE, PAGE, 0x23, Flag.Fua);
   }
 
+  /** Of the files of what was written to the view. */
+  async function activeSizes(): Promise<Record<string, number>> {
+    const { state } = node.options;
+    const sizes: Record<string, number> = {};
+    for (const name of await state.list()) {
+      if (name.startsWith("active-")) sizes[name] = (await state.open(name)).sizeBytes;
+    }
+    return sizes;
+  }
+
   it("goes on receiving, and says loudly that there is no rollback", async () => {
     await loseImage();
     await put(node.replication(), 2 * PAGE, PAGE, 0x24);
@@ -86,10 +96,83 @@ describe("secondary: a before-image can't be kept, policy break-checkpoint", () 
     for (const offset of [0, PAGE, 2 * PAGE]) {
       expect(await outcome(node.view().read(offset, Buffer.alloc(PAGE)))).to.equal("EIO");
     }
-    // What the view's client wrote itself is whole.
-    const own = Buffer.alloc(PAGE);
-    await node.view().read(50 * PAGE, own);
-    expect(own.equals(Buffer.alloc(PAGE, 0x33))).to.equal(true);
+  });
+
+  it("what was written to the view fails with it, is not said to be lost by a failover again, and takes no room", async () => {
+    await node.view().flush();
+    expect(await activeSizes()).to.deep.equal({ "active-1.log": 8192, "active-1-0.data": 51 * PAGE });
+    await loseImage();
+    const view = node.view();
+    expect(await outcome(view.read(50 * PAGE, Buffer.alloc(PAGE)))).to.equal("EIO");
+    expect(await outcome(view.extents(50 * PAGE, PAGE, 1))).to.equal("EIO");
+    expect(await outcome(put(view, 50 * PAGE, PAGE, 0x34))).to.equal("EIO");
+    expect(await outcome(view.zero(50 * PAGE, PAGE, Flag.None))).to.equal("EIO");
+    expect(await outcome(view.flush())).to.equal("EIO");
+    expect(node.secondary.failoverOptions()[1]).to.deep.include({
+      to: "latest",
+      lost: { bytes: 0, seconds: 0 },
+    });
+    expect(await activeSizes()).to.deep.equal({ "active-1.log": 0, "active-1-0.data": 0 });
+  });
+
+  for (const operation of ["write", "sync"] as const) {
+    it(`a ${operation} of the view that was under way fails and leaves nothing behind`, async () => {
+      const held = node.state.hold({ operation, name: /^active/, count: 1 });
+      const request = outcome(put(node.view(), 40 * PAGE, PAGE, 0x35, Flag.Fua));
+      await held.arrived;
+      const lost = loseImage();
+      await turns(20);
+      held.release();
+      await lost;
+      expect(await request).to.equal("EIO");
+      expect(await activeSizes()).to.deep.equal({ "active-1.log": 0, "active-1-0.data": 0 });
+    });
+  }
+
+  it("a view's first write that waits for its epoch to be on record is not waited for by those that lose their image", async () => {
+    const held = node.state.hold({ operation: "close", name: /^hidden-1\.log$/, count: 1 });
+    await node.secondary.checkpoint({ session: null, epoch: null });
+    await held.arrived;
+    const request = outcome(put(node.view(), 40 * PAGE, PAGE, 0x35));
+    await loseImage();
+    held.release();
+    expect(await request).to.equal("EIO");
+    await node.secondary.checkpointDurable();
+    expect(await activeSizes()).to.deep.equal({ "active-2.log": PAGE, "active-2-0.data": 0 });
+  });
+
+  for (const isCut of [true, false]) {
+    it(`after a crash ${isCut ? "" : "before the view's files were cut "}a restart finds them empty, and the failover to the latest works`, async () => {
+      await node.view().flush();
+      if (!isCut) node.state.fail({ operation: "truncate", name: /^active/ });
+      await loseImage();
+      await node.applied();
+      expect(Object.values(await activeSizes()).every((size) => size === 0)).to.equal(isCut);
+      await node.crashAndReopen();
+      expect(await activeSizes()).to.deep.equal({ "active-1.log": 0, "active-1-0.data": 0 });
+      expect(await outcome(node.view().read(50 * PAGE, Buffer.alloc(PAGE)))).to.equal("EIO");
+      await node.failover("latest");
+      const expected = content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23]);
+      await expectContent(node.view(), expected);
+      expectMedium(media[0], expected);
+    });
+  }
+
+  it("a clean restart finds the checkpoint lost, and the next one mends it", async () => {
+    await introduce(node, "s");
+    await loseImage();
+    await node.restart();
+    expect(node.secondary.brokenPromise()).to.match(/last checkpoint is lost/);
+    expect(await outcome(node.view().read(50 * PAGE, Buffer.alloc(PAGE)))).to.equal("EIO");
+    await introduce(node, "s");
+    await sessionCheckpoint(node, "s");
+    const expected = content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23]);
+    await expectContent(node.view(), expected);
+    await put(node.view(), 50 * PAGE, PAGE, 0x36);
+    await expectContent(
+      node.view(),
+      content(0, [0, PAGE, 0x22], [PAGE, PAGE, 0x23], [50 * PAGE, PAGE, 0x36]),
+    );
   });
 
   it("a read of the view that was under way fails too, or shows the checkpoint", async () => {
@@ -182,12 +265,15 @@ describe("secondary: a before-image can't be kept, policy break-replication", ()
     expectMedium(media[0], content(0, [0, PAGE, 0x22]));
   });
 
-  it("refuses checkpoints, and the failover to the checkpoint still works", async () => {
+  it("refuses checkpoints, and the failover to the checkpoint and what was written to the view still works", async () => {
+    await put(node.view(), 50 * PAGE, PAGE, 0x33);
     await put(node.replication(), PAGE, PAGE, 0x23);
     await node.applied();
     await expectFailure(node.checkpoint(), /checkpoint refused: .*was lost/);
+    const expected = content(0, [50 * PAGE, PAGE, 0x33]);
+    await expectContent(node.view(), expected);
     await node.failover("checkpoint");
-    await expectContent(node.view(), content(0));
-    expectMedium(media[0], content(0));
+    await expectContent(node.view(), expected);
+    expectMedium(media[0], expected);
   });
 });
