@@ -25,7 +25,7 @@ export type PrimaryFacts = Pick<
 export interface PrimaryKeeper {
   readonly current: PrimaryFacts;
   /** The last that is on record for certain. */
-  readonly recorded: Pick<PrimaryFacts, "replicaGeneration">;
+  readonly recorded: Pick<PrimaryFacts, "replicaGeneration"> & { readonly generation: string | null };
   save(change: Partial<PrimaryFacts>): Promise<void>;
   /** As MetadataKeeper.saveSoon(). */
   saveSoon(change: Partial<PrimaryFacts>): Promise<void>;

@@ -4,22 +4,32 @@
  * Invariants:
  * - The present generation is on record as the replica's before a replica is told that it has everything.
  * - Before a change is acknowledged that such a replica lacks, another generation is on record, unless that can't be
- *   written: then the log says so and the guest goes on.
+ *   written: then the guest goes on, and until it could be written, which is tried again, a promise is broken.
  * - Epochs only grow, also when the replica is another one or comes back from an older state.
  */
 import type { Logger } from "pino";
+import type { Cancel, Clock } from "../clock.js";
 import { describeError } from "../errors.js";
 import { branch, type Lineage } from "./generation.js";
-import type { PrimaryKeeper } from "./primary-keeper.js";
+import type { PrimaryFacts, PrimaryKeeper } from "./primary-keeper.js";
+
+/** Between two attempts to record what could not be. */
+const RETRY_MS = 1000;
 
 export class PrimaryLineage {
   readonly #metadata: PrimaryKeeper;
+  readonly #clock: Clock;
   readonly #log: Logger;
   /** Resolves when it is on record that this side goes on without its replica. */
   #alone: Promise<void> = Promise.resolve();
+  /** Why that could not be recorded the last time it was tried; null: it could. */
+  #failure: string | null = null;
+  #cancelRetry: Cancel | null = null;
+  #isClosed = false;
 
-  constructor(metadata: PrimaryKeeper, log: Logger) {
+  constructor(metadata: PrimaryKeeper, clock: Clock, log: Logger) {
     this.#metadata = metadata;
+    this.#clock = clock;
     this.#log = log;
   }
 
@@ -51,11 +61,42 @@ export class PrimaryLineage {
    */
   goAlone(): Promise<void> {
     if (!this.isShared) return this.#alone;
-    this.#alone = this.#metadata.save(branch(this.#metadata.current)).catch((error: unknown) => {
-      // An error of the replica never stops the guest. But what it writes now would pass for the replica's line if this node fails too.
-      this.#log.error({ error: describeError(error) }, "the new generation could not be written");
-    });
+    this.#alone = this.#record(branch(this.#metadata.current));
     return this.#alone;
+  }
+
+  /** Which promise can't be kept because the present generation is not on record, or null. */
+  brokenPromise(): string | null {
+    const { generation } = this.#metadata.current;
+    // Whatever else was written has put it on record as well.
+    if (this.#failure === null || this.#metadata.recorded.generation === generation) return null;
+    return `generation ${generation} is not on record, so that after a crash what guests write without the replica would pass for the replica's: ${this.#failure}`;
+  }
+
+  /** Nothing is tried again any more. */
+  close(): void {
+    this.#isClosed = true;
+    this.#cancelRetry?.();
+  }
+
+  /** Never rejects: an error of the replica never stops the guest. */
+  async #record(change: Partial<PrimaryFacts>): Promise<void> {
+    try {
+      await this.#metadata.save(change);
+      if (this.#failure !== null) this.#log.info("the new generation is on record now");
+      this.#failure = null;
+    } catch (error) {
+      const reason = describeError(error);
+      if (reason !== this.#failure)
+        this.#log.error({ error: reason }, "the new generation could not be written");
+      this.#failure = reason;
+      this.#cancelRetry?.();
+      if (this.#isClosed) return;
+      this.#cancelRetry = this.#clock.after(RETRY_MS, () => {
+        if (this.brokenPromise() === null) this.#failure = null;
+        else void this.#record({});
+      });
+    }
   }
 
   /** The pair is in this epoch, or was. */

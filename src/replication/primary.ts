@@ -60,7 +60,7 @@ export class Primary {
     const gate = new Gate();
     const link = (): Link | null => this.link;
     this.rate = new RateLimit(options.resyncBytesPerSecond);
-    this.#lineage = new PrimaryLineage(metadata, log);
+    this.#lineage = new PrimaryLineage(metadata, clock, log);
     this.#guests = new GuestHold({
       policy: options.onReplicaError,
       ackMode,
@@ -285,7 +285,7 @@ export class Primary {
   /** Which promise can't be kept any more, or null; for the exit code. */
   brokenPromise(): string | null {
     if (this.#handOver.isUndecided) return "whether the secondary has taken over is unknown";
-    return troubleOf(this.disks);
+    return troubleOf(this.disks) ?? this.#lineage.brokenPromise();
   }
 
   /** Takes leave of the replica and records a clean state. The guests' exports are closed already. */
@@ -298,6 +298,7 @@ export class Primary {
         await local.flush();
         await dirty.close();
       }
+      this.#lineage.close();
       if (this.isHandedOver || this.#newData !== null) return;
       const disks = await identifyDisks(this.#options.disks, true);
       await this.#metadata.save({ cleanShutdown: true, disks });

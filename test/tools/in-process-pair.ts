@@ -61,6 +61,7 @@ export class InProcessPair {
   readonly secondaryMedia: readonly MemoryDevice[];
   /** Where faults of the primary disks are injected. */
   readonly primaryDisks: readonly FailingDevice[];
+  readonly primaryState = new MemoryStateDirectory();
   readonly #directory: string;
   readonly #options: InProcessPairOptions;
   #servers: Servers | null = null;
@@ -216,7 +217,7 @@ export class InProcessPair {
 
   async #openPrimary(): Promise<void> {
     this.#primary = await Primary.open({
-      directory: this.#primaryState,
+      directory: this.primaryState,
       disks: this.primaryDisks.map((device, index) => ({
         name: `disk${index}`,
         path: `memory:${index}`,
@@ -242,8 +243,6 @@ export class InProcessPair {
       },
     });
   }
-
-  readonly #primaryState = new MemoryStateDirectory();
 
   #wake(): void {
     const waiting = this.#waiting;

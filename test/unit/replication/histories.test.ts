@@ -2,9 +2,11 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
+import { DeviceError } from "../../../src/errors.js";
 import type { AckMode } from "../../../src/status.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
 import { turns } from "../../tools/outcome.js";
+import { waitFor } from "../../tools/wait-for.js";
 import { expectFailure, introduce } from "./secondary-fixture.js";
 
 const SIZE_BYTES = 1024 * 1024;
@@ -67,6 +69,33 @@ describe("histories of a pair", () => {
     const [alone] = generations();
     await pair.restartPrimary();
     expect(generations()[0]).to.equal(alone);
+  });
+
+  it("a generation that can't be put on record breaks a promise until it can, which is tried again", async () => {
+    await open();
+    await pair.attach();
+    const { primaryState: state } = pair;
+    state.intercept = ({ kind }) =>
+      kind === "replace" ? Promise.reject(new DeviceError("ENOSPC", "the file system is full")) : undefined;
+    const recorded = (): unknown =>
+      (JSON.parse(state.contents("metadata.json").toString()) as { generation: unknown }).generation;
+    const [before] = generations();
+    await pair.primary.detach();
+    expect(pair.primary.brokenPromise()).to.equal(null);
+    await pair.guest().write(0, BLOCK, Flag.None);
+    const [alone] = generations();
+    expect([recorded(), alone === before]).to.deep.equal([before, false]);
+    const broken = `generation ${alone ?? ""} is not on record, so that after a crash what guests write without the replica would pass for the replica's: the file system is full`;
+    expect(pair.primary.brokenPromise()).to.equal(broken);
+    await pair.guest().write(4096, BLOCK, Flag.None);
+    expect(pair.primary.brokenPromise()).to.equal(broken);
+    state.intercept = () => undefined;
+    await waitFor(
+      "the record",
+      () => pair.primary.brokenPromise(),
+      (promise) => promise === null,
+    );
+    expect(recorded()).to.equal(alone);
   });
 
   it("a promoted secondary refuses its old primary", async () => {

@@ -8,6 +8,7 @@ import { StateError } from "../../../src/errors.js";
 import { newSecondaryMetadata, readMetadata } from "../../../src/meta/metadata.js";
 import { QmpError } from "../../../src/qmp/errors.js";
 import { MetadataKeeper } from "../../../src/replication/metadata-keeper.js";
+import { systemClock } from "../../../src/clock.js";
 import { openPrimaryKeeper } from "../../../src/replication/primary-keeper.js";
 import { PrimaryLineage } from "../../../src/replication/primary-lineage.js";
 import type { ReplicaNetwork } from "../../../src/replication/replica-network.js";
@@ -563,7 +564,7 @@ describe("a primary whose storage fails", () => {
   it("does not share a generation before that is on record, also when the first attempt to write it failed", async () => {
     const directory = new FailingStateDirectory(new MemoryStateDirectory());
     const { keeper } = await openPrimaryKeeper(directory, [], pino({ level: "silent" }));
-    const lineage = new PrimaryLineage(keeper, pino({ level: "silent" }));
+    const lineage = new PrimaryLineage(keeper, systemClock, pino({ level: "silent" }));
     directory.fail({ operation: "replace", count: 1 });
     expect(await outcome(lineage.share())).to.equal("EIO");
     await lineage.share();
