@@ -2,10 +2,13 @@
 import { asError } from "../errors.js";
 
 export class Lifecycle {
-  readonly #closers: (() => Promise<void>)[] = [];
+  readonly #closers: ((failure: Error | null) => Promise<void>)[] = [];
 
-  /** To be closed before everything that was added earlier. */
-  add(close: () => Promise<void>): void {
+  /**
+   * To be closed before everything that was added earlier.
+   * @param close is told the first failure of what was closed before it
+   */
+  add(close: (failure: Error | null) => Promise<void>): void {
     this.#closers.push(close);
   }
 
@@ -14,7 +17,7 @@ export class Lifecycle {
     let failure: Error | null = null;
     for (let close = this.#closers.pop(); close !== undefined; close = this.#closers.pop()) {
       try {
-        await close();
+        await close(failure);
       } catch (error) {
         failure ??= asError(error);
       }

@@ -12,7 +12,7 @@ import { type Address, formatAddress } from "../net/address.js";
 import { libc } from "../os/libc.js";
 import { lockStateDirectory } from "../os/lock.js";
 import type { QmpCommand } from "../qmp/command.js";
-import { nodeCommands } from "../qmp/commands/node.js";
+import { ENDED_EVENT, nodeCommands } from "../qmp/commands/node.js";
 import { QmpServer } from "../qmp/server.js";
 import type { LinkTls } from "../replication/replica-uri.js";
 import type { NamedDisk } from "../replication/secondary-disk.js";
@@ -114,9 +114,14 @@ async function startNode(
   const directory = cache === "unsafe" ? unsafeDirectory(safeDirectory) : safeDirectory;
   const lock = await lockStateDirectory(config.stateDir);
   lifecycle.add(() => lock.release());
-  // The QMP server is closed last of all that serves, so that its clients see the node's end.
+  // The QMP server is closed last of all that serves, so that its clients see the node's end, and how it came.
   let qmp: QmpServer | null = null;
-  lifecycle.add(async () => qmp?.close());
+  let running: RunningNode | null = null;
+  lifecycle.add(async (failure) => {
+    const reason = failure === null ? (running?.brokenPromise() ?? null) : describeError(failure);
+    qmp?.emit(ENDED_EVENT, { reason });
+    await qmp?.close();
+  });
   const disks = await openDisks(config.disks, config.createSizeBytes, log, lifecycle, { cache, directory });
   const node = await build({
     directory,
@@ -134,6 +139,7 @@ async function startNode(
     quit,
     qmpListeners: () => listenerStatus("qmp", qmp?.addresses ?? [], qmp?.clientCount ?? 0),
   });
+  running = node;
   qmp = new QmpServer({
     commands: [...nodeCommands({ status: node.status, quit }), ...node.commands],
     log: log.child({ component: "qmp" }),

@@ -3,6 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { addressField, durationField, rateField, readField, replicaField } from "../config/fields.js";
 import { ConfigError, LinkError, ReplError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
+import { ENDED_EVENT } from "../qmp/commands/node.js";
 import type { NodeStatus } from "../status.js";
 import type { Verb } from "./program.js";
 import { renderMetrics } from "./metrics.js";
@@ -62,6 +63,7 @@ export const stopVerb: Verb = {
   options: {},
   run: ({ terminal, withNode }) =>
     withNode(async (client) => {
+      const ends = client.waitForEvent(ENDED_EVENT, { timeoutMs: OPERATION_TIMEOUT_MS }).catch(() => null);
       await client.execute("quit");
       const timer = new AbortController();
       const late = sleep(OPERATION_TIMEOUT_MS, "late" as const, { signal: timer.signal });
@@ -70,6 +72,11 @@ export const stopVerb: Verb = {
       if (outcome === "late") {
         throw new LinkError("timeout", `the node has not ended within ${OPERATION_TIMEOUT_MS / 1000} s`);
       }
+      const word = await ends;
+      if (word === null)
+        throw new ReplError("no-word", "the node ended without a word: its log may tell why");
+      const { reason } = word.data as { readonly reason: string | null };
+      if (reason !== null) throw new ReplError("ended-badly", `the node ended with exit code 1: ${reason}`);
       terminal.print("stopped");
     }),
 };

@@ -1,6 +1,7 @@
 /** SIGTERM to a primary whose clients are at work: what each of them sees, and what is left behind. */
 import { expect } from "chai";
 import { existsSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
 
 import { Command } from "../../src/nbd/wire/constants.js";
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
@@ -9,6 +10,7 @@ import { MemoryDevice } from "../tools/memory-device.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
 import { NodeProcess } from "../tools/node-process.js";
 import { failureOf } from "../tools/outcome.js";
+import { succeed } from "../tools/process.js";
 import { RawNbdClient } from "../tools/raw-nbd-client.js";
 import { useWorkspace } from "../tools/workspace.js";
 
@@ -72,5 +74,27 @@ describe("a primary that gets SIGTERM while its clients are at work", () => {
     expect(disk.log.at(-1)?.operation).to.equal("flush");
     deaf.socket.resume();
     expect((await deaf.readToEnd()).length).to.be.below(LONG_READS * MEBIBYTE);
+  });
+});
+
+describe("a node that is stopped and can't record that", () => {
+  const workspace = useWorkspace();
+
+  it("tells who stopped it, whose exit code is 1 as its own is", async () => {
+    const directory = workspace.path("primary");
+    await mkdir(directory, { mode: 0o700 });
+    await succeed("mount", ["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", directory]);
+    workspace.onEnd(() => succeed("umount", ["--lazy", directory]));
+    const node = await NodeProcess.start(workspace, "primary", [
+      ...["--disk", `disk0=${workspace.path("disk")}`, "--size", "1M"],
+      ...["--listen", `unix:${workspace.path("guest.sock")}`],
+    ]);
+    await succeed("sh", ["-c", 'dd if=/dev/zero of="$0" bs=4k 2>/dev/null || true', `${directory}/filler`]);
+    const { code, stdout, stderr } = await node.verb("stop");
+    expect([code, stdout]).to.deep.equal([1, ""]);
+    expect(stderr).to.match(
+      /^repl-primary: the node ended with exit code 1: replacement of .*metadata\.json failed: ENOSPC: [^\n]*\n$/,
+    );
+    expect((await node.process.ended()).code).to.equal(1);
   });
 });

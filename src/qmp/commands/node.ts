@@ -3,6 +3,9 @@ import { z } from "zod";
 import type { NodeStatus } from "../../status.js";
 import { type QmpCommand, qmpCommand } from "../command.js";
 
+/** The last word of a node that ends: `reason` is why its exit code is 1, or null. */
+export const ENDED_EVENT = "X_REPL_ENDED";
+
 const none = z.strictObject({});
 
 export interface NodeCommandsParts {

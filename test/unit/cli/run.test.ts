@@ -29,6 +29,8 @@ describe("cli/run", () => {
   let started: (PrimaryConfig | SecondaryConfig)[];
   let startOutcome: () => Promise<number>;
   let checkpointOutcome: () => Promise<unknown>;
+  /** What the node tells when it ends; null: nothing. */
+  let lastWord: { reason: string | null } | null;
 
   beforeEach(async () => {
     stateDir = await mkdtemp(join(tmpdir(), "cli-"));
@@ -36,6 +38,7 @@ describe("cli/run", () => {
     started = [];
     startOutcome = () => Promise.resolve(0);
     checkpointOutcome = () => Promise.resolve({ epoch: 13 });
+    lastWord = { reason: null };
     const log = createLogger({ level: "error", format: "json", destination: { write: () => undefined } });
     server = new QmpServer({ commands: nodeCommands(), log, version: "1" });
     await server.listen({ kind: "unix", path: join(stateDir, "qmp.sock") });
@@ -54,7 +57,10 @@ describe("cli/run", () => {
       "x-repl-attach": () => Promise.resolve({}),
       "x-repl-detach": () => Promise.resolve({}),
       quit: () => {
-        setImmediate(() => void server.close());
+        setImmediate(() => {
+          if (lastWord !== null) server.emit("X_REPL_ENDED", lastWord);
+          void server.close();
+        });
         return Promise.resolve({});
       },
     };
@@ -182,6 +188,21 @@ describe("cli/run", () => {
     const { code, terminal } = await primary("stop", "--state-dir", stateDir);
     expect([code, terminal.printed]).to.deep.equal([0, ["stopped"]]);
   });
+
+  for (const [what, word, complaint] of [
+    ["with exit code 1", { reason: "the disk is full" }, "the node ended with exit code 1: the disk is full"],
+    ["without a word", null, "the node ended without a word: its log may tell why"],
+  ] as const) {
+    it(`says of a node that it stopped and that ended ${what} what is known, and ends with 1`, async () => {
+      lastWord = word;
+      const { code, terminal } = await primary("stop", "--state-dir", stateDir);
+      expect([code, terminal.printed, terminal.complaints]).to.deep.equal([
+        1,
+        [],
+        [`repl-primary: ${complaint}`],
+      ]);
+    });
+  }
 
   it("attaches and detaches a replica", async () => {
     const options = ["--replica", "nbd://h", "--replica-qmp", "tcp:h:1"];
