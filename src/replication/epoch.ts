@@ -204,7 +204,6 @@ export class EpochStore {
     files: readonly string[],
   ): Promise<void> {
     const { directory } = this.#options;
-    const remedy = "restore it, or remove the directory, which costs a full copy";
     const ends = new Map<number, number>();
     for (const { disk, kind, offset, lengthBytes } of records) {
       if (kind !== "zero") ends.set(disk, Math.max(ends.get(disk) ?? 0, offset + lengthBytes));
@@ -214,14 +213,14 @@ export class EpochStore {
       const path = `${directory.path}/${name}`;
       const log = activeName(number);
       if (!files.includes(name))
-        throw new MetadataError("missing", `${path} is missing although ${log} names its content: ${remedy}`);
+        throw new MetadataError("missing", `${path} is missing although ${log} names its content`);
       const file = await directory.open(name);
       const { sizeBytes } = file;
       await file.close();
       if (sizeBytes < end) {
         throw new MetadataError(
           "damaged",
-          `${path} is damaged: it has ${sizeBytes} bytes and ${log} names its content up to ${end}: ${remedy}`,
+          `${path} is damaged: it has ${sizeBytes} bytes and ${log} names its content up to ${end}`,
         );
       }
     }

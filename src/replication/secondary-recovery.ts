@@ -13,7 +13,7 @@ import type { MetadataKeeper } from "./metadata-keeper.js";
 import { asSecondary, type SecondaryStart } from "./roles.js";
 import type { NamedDisk } from "./secondary-disk.js";
 import type { SecondaryStages } from "./secondary-stages.js";
-import { resumedStage } from "./stage.js";
+import { hasChangedDisks, resumedStage } from "./stage.js";
 import type { Succession } from "./succession.js";
 import type { WriterTracker } from "./writer-tracker.js";
 
@@ -72,7 +72,12 @@ export async function recover(parts: RecoveryParts): Promise<void> {
   const { disks, metadata, store, group, stages, succession, tracker } = parts;
   const { epoch, failoverTarget: target, cleanShutdown, logs, mixed } = metadata.current;
   const stage = resumedStage(metadata.current);
-  const overlays = stage === "none" || stage === "done" ? null : await store.recover(epoch, logs);
+  const overlays =
+    stage === "none" || stage === "done"
+      ? null
+      : await store.recover(epoch, logs).catch((error: unknown) => {
+          throw withRemedy(error, metadata.current);
+        });
   if (overlays === null) await store.removeAllBut(null);
   else if (mixed !== null) overlays.distrust(mixed);
   stages.recovered(stage, target);
@@ -88,4 +93,17 @@ export async function recover(parts: RecoveryParts): Promise<void> {
   tracker.resume();
   if (cleanShutdown) return;
   tracker.writeFailed("the secondary was not shut down cleanly and may have lost acknowledged writes");
+}
+
+/** The overlays can't be trusted: what the disks hold without them depends on where the node was. */
+function withRemedy(error: unknown, metadata: SecondaryMetadata): unknown {
+  if (!(error instanceof MetadataError) || error.code === "version") return error;
+  const { mixed, failoverTarget } = metadata;
+  const isMerging = failoverTarget === "checkpoint" && hasChangedDisks(metadata);
+  const copy = "if the primary is alive, remove the state directory: it copies everything";
+  const remedy =
+    mixed === null && !isMerging
+      ? `the disks hold all that was received: ${copy}; if it is lost, start repl-primary on them with a new --state-dir`
+      : `the disks are ${isMerging ? "half of what the failover makes of them" : `no whole (${mixed ?? ""})`}: restore it; or, ${copy}`;
+  return new MetadataError(error.code, `${error.message}: ${remedy}`, { cause: error });
 }

@@ -219,6 +219,34 @@ describe("state directory that can't be used", () => {
     await expectIntact(pair);
   });
 
+  it("a damaged log of before-images: with the primary lost its disk is one; with it alive all is copied anew", async () => {
+    const pair = await stopPair();
+    await flipByte(await hiddenLog(), 20);
+    await expectRefused(
+      "secondary",
+      /hidden-\d+\.log is damaged: its header fails its checksum: the disks hold all that was received: if the primary is alive, remove the state directory: it copies everything; if it is lost, start repl-primary on them with a new --state-dir\n$/,
+    );
+    const received = [
+      [0x11, "0", "512k"],
+      [0x22, "512k", "1M"],
+      [0, "1536k", "2560k"],
+    ] as const;
+    const socket = workspace.path("rescued.sock");
+    const rescued = await NodeProcess.start(
+      workspace,
+      "primary",
+      [...["--disk", `disk0=${pair.secondaryFile()}`], ...["--listen", `unix:${socket}`]],
+      workspace.path("rescued"),
+    );
+    await expectPattern(`nbd+unix:///disk0?socket=${socket}`, ...received);
+    await rescued.succeed("stop");
+    await rm(workspace.path("secondary"), { recursive: true });
+    await pair.startSecondary();
+    await pair.startPrimary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), ...received);
+  });
+
   it("a log of before-images whose first record is bad, while later ones are whole", async () => {
     const pair = await startPair(workspace, { sizeBytes: 4 * 1024 * 1024 });
     await writePattern(pair.primaryUri(), 0x11, "0", "1M");

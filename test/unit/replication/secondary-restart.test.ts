@@ -315,18 +315,42 @@ describe("secondary: a log that was damaged after a clean stop", () => {
     await node.close();
     const log = state.contents("active-1.log");
     await state.remove("active-1.log");
-    await expectFailure(node.reopen(), /active-1\.log is missing/);
+    const remedy =
+      "the disks hold all that was received: if the primary is alive, remove the state directory: it copies everything; if it is lost, start repl-primary on them with a new --state-dir";
+    await expectFailure(node.reopen(), `/state/active-1.log is missing: ${remedy}`);
     state.put("active-1.log", log);
     const data = state.contents("active-1-0.data");
     state.put("active-1-0.data", data.subarray(0, data.length - 1));
     await expectFailure(
       node.reopen(),
-      /active-1-0\.data is damaged: it has 4095 bytes and active-1\.log names its content up to 4096/,
+      `/state/active-1-0.data is damaged: it has 4095 bytes and active-1.log names its content up to 4096: ${remedy}`,
     );
     await state.remove("active-1-0.data");
     await expectFailure(
       node.reopen(),
-      /active-1-0\.data is missing although active-1\.log names its content/,
+      `/state/active-1-0.data is missing although active-1.log names its content: ${remedy}`,
     );
+  });
+
+  it("is refused without the remedy of a whole disk where the disks are none", async () => {
+    const state = new MemoryStateDirectory();
+    const node = await SecondaryNode.open({ media: [new MemoryDevice(SIZE_BYTES)], state });
+    await node.start();
+    await node.close();
+    const metadata = JSON.parse(state.contents("metadata.json").toString()) as object;
+    await state.remove("hidden-1.log");
+    for (const [what, member] of [
+      [
+        "half of what the failover makes of them",
+        { stage: "failover", failoverTarget: "checkpoint", logs: [] },
+      ],
+      ["no whole (half of a copy)", { mixed: "half of a copy" }],
+    ] as const) {
+      state.put("metadata.json", Buffer.from(JSON.stringify({ ...metadata, ...member })));
+      await expectFailure(
+        node.reopen(),
+        `/state/hidden-1.log is missing: the disks are ${what}: restore it; or, if the primary is alive, remove the state directory: it copies everything`,
+      );
+    }
   });
 });
