@@ -235,7 +235,6 @@ export class Secondary {
 
   /** Which promise can't be kept any more, or null; for the exit code. */
   brokenPromise(): string | null {
-    if (this.stage === "failover-failed") return "the failover has failed";
     const undecided = this.#succession.brokenPromise();
     if (undecided !== null) return undecided;
     const isLost = (this.overlays?.lost ?? null) !== null;

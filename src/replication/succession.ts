@@ -58,6 +58,8 @@ export class Succession {
   /** Whether the failover was asked for before this start. */
   #isResumed = false;
   #promoted: Primary | null = null;
+  /** Why the failover failed the last time in this life, or null. */
+  #failure: Error | null = null;
 
   constructor(parts: SuccessionParts) {
     this.#parts = parts;
@@ -111,8 +113,12 @@ export class Succession {
       : null;
   }
 
-  /** Which promise this node can't keep as a primary, or null. */
+  /** Which promise this node can't keep because of its failover, or as a primary, or null. */
   brokenPromise(): string | null {
+    if (this.#parts.stages.stage === "failover-failed") {
+      const why = this.#failure === null ? "" : `: ${this.#failure.message}`;
+      return `the failover has failed${why}`;
+    }
     return this.#promoted?.brokenPromise() ?? null;
   }
 
@@ -280,6 +286,7 @@ export class Succession {
 
   #ended(failure: Error | null): void {
     const { stages, log } = this.#parts;
+    this.#failure = failure;
     if (failure !== null) log.error({ error: failure.message }, "failover failed");
     if (stages.stage === "failover") {
       const failed = this.#failover.hasBegun ? "commit-failed" : "begin-failed";

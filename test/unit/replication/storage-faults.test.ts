@@ -156,7 +156,7 @@ describe("a secondary whose storage fails", () => {
         expect(error.message).to.match(/^failover could not begin: injected EIO: \w+: the node is in stage/);
         expect(node.secondary.stage).to.equal("failover-failed");
         expect(node.commitFailure?.message).to.match(/^injected EIO/);
-        expect(node.secondary.brokenPromise()).to.equal("the failover has failed");
+        expect(node.secondary.brokenPromise()).to.match(/^the failover has failed: injected EIO: \w+$/);
         expect(await outcome(put(node.replication(), 0, PAGE, 0x24)), "fenced").to.equal("ESHUTDOWN");
         node.state.clear();
         await node.secondary.failOver(target);
