@@ -120,7 +120,7 @@ export interface DiskStatus {
     readonly inFlight: number;
     /** Of the disk itself since the start: whoever asked, a guest or a copy to the replica, was told of it. Null: none. */
     readonly error: RecordedError | null;
-    /** What the last verify found since the node started; null: there was none. */
+    /** What the last verify found since the node started, or since all was copied anew; null: there was none. */
     readonly lastVerify: VerifyReport | null;
   };
   readonly secondary?: {

@@ -80,6 +80,7 @@ export class Link {
   #since = new Date();
   #lastError: Error | null = null;
   #reconnects = 0;
+  #wasConnected = false;
   /** Since when this connection has been replicating; null: not yet. */
   #upToDateMs: number | null = null;
   #connections: ReplicaConnections | null = null;
@@ -109,6 +110,7 @@ export class Link {
     return this.#lastError;
   }
 
+  /** How often it came about again. */
   get reconnects(): number {
     return this.#reconnects;
   }
@@ -223,7 +225,6 @@ export class Link {
       connections = null;
       await pause(this.#options.clock, backoffMs, this.#stopping.signal);
       backoffMs = Math.min(backoffMs * 2, LONGEST_BACKOFF_MS);
-      this.#reconnects++;
     }
   }
 
@@ -288,6 +289,8 @@ export class Link {
       },
     });
     this.#connections = connections;
+    if (this.#wasConnected) this.#reconnects++;
+    this.#wasConnected = true;
     const hasKept = connections.memory !== null && connections.memory === this.#memory;
     this.#memory = connections.memory;
     for (const [index, disk] of disks.entries()) {

@@ -62,7 +62,7 @@ export class Verifier {
     return [...this.#running.values()].map(({ verify }) => verify);
   }
 
-  /** What the last verify of a disk found, since this start. */
+  /** What the last verify of a disk found, since this start, unless everything was copied anew after it. */
   lastReport(disk: PrimaryDisk): VerifyReport | null {
     return this.#reports.get(disk) ?? null;
   }
@@ -96,6 +96,10 @@ export class Verifier {
     }
     // Of an outage, which has several states, those who wait for its end wait for one promise.
     if (wasReplicating) this.#replicating = new Deferred();
+    // What the replica lacks as a whole it gets as a whole, what differed with the rest.
+    for (const disk of this.#reports.keys()) {
+      if (disk.dirty.missedBytes >= disk.local.info.sizeBytes) this.#reports.delete(disk);
+    }
     void this.#giveUp();
   }
 

@@ -67,6 +67,44 @@ describe("a primary's troubles", () => {
     expect(pair.primary.error, "nothing was swallowed").to.equal(null);
   });
 
+  it("what a verify found to differ is forgotten when all is copied anew, and not before", async () => {
+    await pair.attach();
+    const [disk] = pair.primary.disks;
+    if (disk === undefined) throw new Error("the pair has no disk");
+    pair.secondaryMedia[0]?.fill(8 * PAGE, Buffer.alloc(1, 0x77));
+    pair.primary.verifier.start({ disk: null, repair: false, bytesPerSecond: 0 });
+    const differing = (): number | undefined => pair.primary.verifier.lastReport(disk)?.differingBytes;
+    await waitFor("the verify", differing, (bytes) => bytes !== undefined);
+    pair.cutLink();
+    await put(pair.guest(), 0, PAGE, 0x23);
+    await pair.synchronised();
+    expect(differing(), "a resync of something else").to.equal(PAGE);
+    await disk.dirty.describe(null, false);
+    pair.cutLink();
+    await pair.synchronised();
+    expect(pair.primary.verifier.lastReport(disk)).to.equal(null);
+    expect(
+      pair.secondaryMedia[0]?.contents().equals(pair.primaryMedia[0]?.contents() ?? Buffer.of()),
+    ).to.equal(true);
+  });
+
+  it("attempts in vain to reach a replica are no reconnects", async () => {
+    await pair.primary.attach({ address: { kind: "unix", path: "/nowhere" }, control: null, uri: "nowhere" });
+    const startedMs = Date.now();
+    await waitFor(
+      "another attempt",
+      () => pair.primary.link?.since.getTime() ?? 0,
+      (sinceMs) => sinceMs > startedMs + 50,
+    );
+    expect(pair.primary.link?.reconnects).to.equal(0);
+    await pair.primary.detach();
+    await pair.attach();
+    pair.cutLink();
+    await put(pair.guest(), 0, PAGE, 0x23);
+    await pair.synchronised();
+    expect(pair.primary.link?.reconnects).to.equal(1);
+  });
+
   it("checkpoints in vain are counted until one is taken", async () => {
     await pair.attach();
     expect(pair.primary.checkpointFailure).to.equal(null);
