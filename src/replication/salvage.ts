@@ -4,7 +4,7 @@
  */
 import { type FileHandle, mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
-import { MetadataError, StateError } from "../errors.js";
+import { isErrno, MetadataError, StateError } from "../errors.js";
 import { readMetadata } from "../meta/metadata.js";
 import { OverlayLog } from "../meta/overlay-log.js";
 import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
@@ -26,7 +26,7 @@ export interface SalvagedDisk {
 /**
  * Writes an image for each disk, and beside it the list of its extents: offset and length in bytes, a line each.
  * @param output a directory, which must not exist
- * @throws StateError if nothing was given up; MetadataError if the log can't be read
+ * @throws StateError if nothing was given up, or the directory exists; MetadataError if the log can't be read
  */
 export async function extractSalvage(directory: StateDirectory, output: string): Promise<SalvagedDisk[]> {
   const epochs = (await directory.list()).flatMap((file) => PATTERN.exec(file)?.[1] ?? []).map(Number);
@@ -44,7 +44,7 @@ export async function extractSalvage(directory: StateDirectory, output: string):
     records.push(record);
   });
   try {
-    await mkdir(output);
+    await makeOutput(output);
     const disks: SalvagedDisk[] = [];
     for (const [index, { name, sizeBytes }] of metadata.disks.entries()) {
       const own = records.filter(({ disk }) => disk === index);
@@ -54,6 +54,18 @@ export async function extractSalvage(directory: StateDirectory, output: string):
     return disks;
   } finally {
     await log.close();
+  }
+}
+
+async function makeOutput(path: string): Promise<void> {
+  try {
+    await mkdir(path);
+  } catch (error) {
+    if (!isErrno(error, "EEXIST")) throw error;
+    throw new StateError(
+      "output-exists",
+      `${path} is there already: name a directory that is not, or remove it`,
+    );
   }
 }
 

@@ -9,6 +9,7 @@ import { newSecondaryMetadata, writeMetadata } from "../../../src/meta/metadata.
 import { OverlayLog } from "../../../src/meta/overlay-log.js";
 import { extractSalvage, salvageName } from "../../../src/replication/salvage.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
+import { failureOf } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
 
 const PAGE = 4096;
@@ -66,5 +67,10 @@ describe("salvage", () => {
     expect(await readFile(`${image}.extents`, "utf8")).to.equal(
       `${2 * PAGE} ${3 * PAGE}\n${8 * PAGE} ${PAGE}\n`,
     );
+    const again = await failureOf(extractSalvage(directory, output));
+    expect([again.name, again.message]).to.deep.equal([
+      "StateError",
+      `${output} is there already: name a directory that is not, or remove it`,
+    ]);
   });
 });
