@@ -129,8 +129,9 @@ function troublesOf(status: NodeStatus, nowMs: number): string[] {
       );
     }
   }
-  // Before the start and after a failover there is nothing that a checkpoint could be refused to.
-  if (checkpointRefusal !== null && status.stage === "running")
+  // Before the start, and after a failover without a replica, there is nothing that a checkpoint could be refused to.
+  const hasReplica = status.stage === "done" && (primary?.link.state ?? "detached") !== "detached";
+  if (checkpointRefusal !== null && (status.stage === "running" || hasReplica))
     troubles.push(`a checkpoint would be refused: ${checkpointRefusal}`);
   if (checkpointFailure !== null) {
     const { attempts, since, reason } = checkpointFailure;

@@ -155,6 +155,21 @@ describe("cli/render", () => {
     });
   }
 
+  it("says of a promoted node whose replica was refused that a checkpoint would be refused, as of a primary", () => {
+    const { primary } = primaryStatus;
+    if (primary === undefined) throw new Error("the status is not a primary's");
+    const status: NodeStatus = {
+      ...secondaryStatus,
+      stage: "done",
+      checkpointRefusal: "the replica is refused",
+      primary: { ...primary, link: { ...primary.link, state: "refused", lastError: "split brain" } },
+    };
+    expect(renderStatus(status, NOW_MS, false).split("\n").slice(1, 3)).to.deep.equal([
+      "! the replica refuses: split brain",
+      "! a checkpoint would be refused: the replica is refused",
+    ]);
+  });
+
   it("says nothing of rollback and checkpoints after a failover, when there are none any more", () => {
     const status = {
       ...secondaryStatus,
