@@ -156,6 +156,11 @@ export class WriterSessions {
     return { mixed: metadata.current.mixed ?? reason, checkpointAt: null };
   }
 
+  /** One whose maps tell nothing is the one that is connected, after the loss of its maps: it must not wait until that is noticed. */
+  #isOutdated({ tenures }: Introduction): boolean {
+    return tenures.length > 0 && !this.#tenures.areKnown(tenures);
+  }
+
   #refuse(introduction: Introduction): void {
     const { metadata, own, tracker, log } = this.#parts;
     const refusal = this.#parts.refusal();
@@ -164,7 +169,7 @@ export class WriterSessions {
       this.#introductions.admit(introduction, {
         ...metadata.current,
         writer: tracker.peer,
-        isOutdated: tracker.isSessionConnected && !this.#tenures.areKnown(introduction.tenures),
+        isOutdated: tracker.isSessionConnected && this.#isOutdated(introduction),
         changed: own.summary(),
       });
     } catch (error) {

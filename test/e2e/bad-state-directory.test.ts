@@ -282,7 +282,7 @@ describe("state directory that can't be used", () => {
       [/active-\d+\.log is damaged: it ends at 4096 and ended at \d+/, () => truncate(log, 4096)],
       [/active-\d+\.log is missing/, () => rm(log)],
       [
-        /active-\d+-0\.data is damaged: it has 4096 bytes and active-\d+\.log names its content up to 65536: restore it,/,
+        /active-\d+-0\.data is damaged: it has 4096 bytes and active-\d+\.log names its content up to 65536: the disks hold all that was received/,
         () => truncate(data, 4096),
       ],
       [/active-\d+-0\.data is missing although active-\d+\.log names its content/, () => rm(data)],

@@ -146,7 +146,7 @@ describe("secondary: trust in its writers", () => {
     await put(writer, 0, PAGE, 0x23);
     const before = pair.node.secondary.metadata;
     const [peer] = pair.node.connections.peers;
-    for (const tenures of [[first.tenure], [], [second.tenure, first.tenure]]) {
+    for (const tenures of [[first.tenure], [second.tenure, first.tenure]]) {
       await expectFailure(
         introduce(pair.node, "copy", { tenures }),
         `another primary replicates to this node, from ${String(peer)}, and this one may be an older copy of it: stop that first`,
@@ -160,6 +160,12 @@ describe("secondary: trust in its writers", () => {
     const third = await introduce(pair.node, "it lost its link", { tenures: [second.tenure] });
     expect(third.isKnown).to.equal(true);
     expect(await outcome(put(writer, 0, PAGE, 0x25)), "its old connection is cut off").to.not.equal("done");
+
+    const unaware = await pair.connectWriter();
+    await put(unaware, 0, PAGE, 0x26);
+    const fourth = await introduce(pair.node, "it lost its maps", { tenures: [] });
+    expect(fourth.isKnown).to.equal(false);
+    expect(await outcome(put(unaware, 0, PAGE, 0x27)), "its old connection is cut off").to.not.equal("done");
   });
 
   it("lets a primary in that ended between its first handshake and putting the tenure on record", async () => {
