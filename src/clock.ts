@@ -1,5 +1,13 @@
 /** Time as a node's logic sees it: a seam, so that the simulation can let hours pass in a moment. */
 
+/** The longest delay that Node's timers have, 24 days; they make 1 ms of a longer one, such as Infinity. */
+export const LONGEST_DELAY_MS = 2 ** 31 - 1;
+
+/** A delay that somebody else chose, for a timer of Node's. */
+export function delayOf(ms: number): number {
+  return Math.min(ms, LONGEST_DELAY_MS);
+}
+
 /** Cancels a timer; does nothing if it has fired, or was cancelled before. */
 export type Cancel = () => void;
 

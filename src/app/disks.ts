@@ -52,8 +52,13 @@ export async function openDisks(
   return opened;
 }
 
+/** Of an export; the paths of files are absolute (config/fields.ts). */
+function isUri(path: string): boolean {
+  return path.startsWith("nbd");
+}
+
 async function isMissing(path: string): Promise<boolean> {
-  if (path.startsWith("nbd")) return false;
+  if (isUri(path)) return false;
   return stat(path).then(
     () => false,
     (error: unknown) => isErrno(error, "ENOENT"),
@@ -69,7 +74,7 @@ async function removeUnused(path: string, directory: StateDirectory): Promise<vo
 
 /** Files are told by inode and time of change; devices and other servers' exports have neither. */
 async function identifyFile(path: string): Promise<FileIdentity | null> {
-  if (path.startsWith("nbd")) return null;
+  if (isUri(path)) return null;
   const file = await stat(path, { bigint: true });
   return file.isFile() ? { inode: String(file.ino), modifiedNs: String(file.mtimeNs) } : null;
 }
@@ -80,7 +85,7 @@ async function openDisk(
   afterCrash: boolean,
   log: Logger,
 ): Promise<BlockDevice> {
-  if (path.startsWith("nbd")) {
+  if (isUri(path)) {
     const device = await connectNbd(parseNbdUri(path));
     const { sizeBytes, writable } = device.info;
     const isOfSize = createSizeBytes === null || createSizeBytes === sizeBytes;

@@ -4,14 +4,12 @@
  * Suffixes are powers of 1024, as qemu-img, nbdkit and lvm take them ("1.5G"). "GB" is refused: it
  * would be 1000^3 to some readers and 1024^3 to others.
  */
+import { LONGEST_DELAY_MS } from "../clock.js";
 import { ConfigError } from "../errors.js";
 
 const SIZE_SUFFIXES = ["", "K", "M", "G", "T", "P", "E"] as const;
 
 const DURATION_UNITS_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 };
-
-/** setTimeout() fires at once for anything longer. */
-const MAXIMUM_DURATION_MS = 2 ** 31 - 1;
 
 const DISK_NAME = /^[A-Za-z0-9._-]{1,64}$/;
 
@@ -53,7 +51,7 @@ export function parseDuration(text: string): number {
     );
   }
   const durationMs = Number(match?.groups?.["number"]) * unitMs;
-  if (durationMs > MAXIMUM_DURATION_MS) {
+  if (durationMs > LONGEST_DELAY_MS) {
     throw new ConfigError("bad-duration", `time "${text}" is too long: the limit is 24 days`);
   }
   return Math.round(durationMs);

@@ -1,9 +1,8 @@
 /** Spreads background work over time: so many bytes a second, in small portions. */
+import { delayOf } from "../clock.js";
 
 /** How much may be done at once: what the rate allows in this time, saved up while nothing was done. */
 const BURST_SECONDS = 0.1;
-/** What setTimeout() can do; beyond it, it would not wait at all. */
-const LONGEST_WAIT_MS = 2 ** 31 - 1;
 
 export class RateLimit {
   #bytesPerSecond: number;
@@ -51,7 +50,7 @@ export class RateLimit {
       const cutShort = (): void => {
         end(false);
       };
-      const timer = setTimeout(end, Math.min(ms, LONGEST_WAIT_MS), true);
+      const timer = setTimeout(end, delayOf(ms), true);
       this.#waits.add(cutShort);
       stop.addEventListener("abort", cutShort);
     });

@@ -58,10 +58,14 @@ export function hasOwnData({ stage, returning, copying, mixed, handedOver }: Sec
   return stage === "none" && returning && !copying && mixed === null && !handedOver;
 }
 
-/** How a secondary without an epoch is promoted with what its disks hold. */
-export function promotionRemedy({ copying }: SecondaryMetadata): string {
-  const how = copying ? "give that copy up and start replication" : "start replication";
-  return `to take the disks as they are, ${how} (QMP xen-set-replication, ${copying ? "enable false, then true" : "enable true"}), then fail over (repl-secondary failover --to latest)`;
+/**
+ * How a secondary without an epoch is promoted with what its disks hold.
+ * @param isStopping whether replication was being stopped, and could not be
+ */
+export function promotionRemedy({ copying }: SecondaryMetadata, isStopping = false): string {
+  const first = isStopping ? "finish the stop and " : copying ? "give that copy up and " : "";
+  const how = isStopping || copying ? "enable false, then true" : "enable true";
+  return `to take the disks as they are, ${first}start replication (QMP xen-set-replication, ${how}), then fail over (repl-secondary failover --to latest)`;
 }
 
 /**

@@ -258,11 +258,9 @@ export class Succession {
   /** There is nothing to fail over to: says why, if something is known to be wrong with the disks, and what to do. */
   #nothing(): StateError {
     const { stages, metadata } = this.#parts;
-    const { mixed, copying } = metadata.current;
+    const { mixed } = metadata.current;
     const isStopping = stages.stage === "running";
-    const first = isStopping ? "finish the stop and " : copying ? "give that copy up and " : "";
-    const how = isStopping || copying ? "enable false, then true" : "enable true";
-    const remedy = `wait for the end of a primary's copy; or, to take the disks as they are, ${first}start replication (QMP xen-set-replication, ${how}), then fail over`;
+    const remedy = `wait for the end of a primary's copy; or, ${promotionRemedy(metadata.current, isStopping)}`;
     const own = hasOwnData(metadata.current)
       ? ": this node came back and has its own data still; to go on with that, start it as a primary again (repl-primary on its state directory)"
       : "";

@@ -9,8 +9,8 @@
  * without it. Only a writer that took leave (NBD_CMD_DISC) certainly had nothing on its way.
  *
  * A primary that introduced itself is told a name that its connections show (writerExport()). Nobody writes beside them, nor
- * while they are lost, for as long as the replication that the primary began goes on: that it may go on where it stopped is
- * what the dirty map is for.
+ * while they are lost, for as long as the replication goes on that the primary began: one foreign write, and its dirty map
+ * would not tell any more what the replica lacks.
  *
  * Invariants:
  * - `gap` and `cutOff` only go from set to null through `begin()`, when replication is started anew, or `resynced()`, on the word of

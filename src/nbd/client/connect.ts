@@ -1,9 +1,9 @@
 /** Connecting to an NBD server: from an address to a device. */
+import { delayOf } from "../../clock.js";
 import { ConfigError, LinkError, NegotiationError, asError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
 import { tlsClientOptions } from "../../net/tls/client.js";
 import type { TlsParameters } from "../../net/tls/client.js";
-import { delayOf } from "../delay.js";
 import { STRING_MAXIMUM_BYTES } from "../wire/constants.js";
 import { isString } from "../wire/strings.js";
 import { NbdConnection } from "./connection.js";

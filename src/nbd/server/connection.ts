@@ -14,12 +14,12 @@ import type { Socket } from "node:net";
 
 import type { Logger } from "pino";
 
+import { delayOf } from "../../clock.js";
 import { ProtocolError, asError, describeError } from "../../errors.js";
 import { readInto, type Reader } from "../../net/read-into.js";
 import type { SendRoom } from "../../net/send-room.js";
 import type { SharedBuffer } from "../../block/buffer-pool.js";
 import type { TlsSession } from "../../net/tls/acceptor.js";
-import { delayOf } from "../delay.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";

@@ -8,8 +8,8 @@
  */
 import type { Writable } from "node:stream";
 
+import { delayOf } from "../../clock.js";
 import { writeGathered } from "../../net/gather.js";
-import { delayOf } from "../delay.js";
 import { HANDOVER_BYTES, LONG_HANDOVER_BYTES } from "./limits.js";
 import type { Soon } from "./turns.js";
 

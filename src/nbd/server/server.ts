@@ -11,13 +11,13 @@ import type { Socket } from "node:net";
 
 import type { Logger } from "pino";
 
+import { delayOf } from "../../clock.js";
 import { StateError, describeError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
 import { formatAddress } from "../../net/address.js";
 import type { SocketAccess } from "../../net/listen.js";
 import type { PeerFilter } from "../../net/peer-filter.js";
 import { SendRoom } from "../../net/send-room.js";
-import { delayOf } from "../delay.js";
 import { ClientLog } from "./client-log.js";
 import type { ConnectionInfo } from "./connection.js";
 import { Connection } from "./connection.js";
