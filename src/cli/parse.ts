@@ -6,6 +6,7 @@ import type { NodeOption } from "../config/options.js";
 import type { OptionValues } from "../config/schema.js";
 import { ConfigError, asError } from "../errors.js";
 import { readVersion } from "../version.js";
+import { EXIT_CODE_MEANINGS, ExitCode } from "./exit-code.js";
 import { NODE_LOCATION } from "./node-location.js";
 import type { Program, Verb, VerbArguments } from "./program.js";
 
@@ -96,12 +97,10 @@ function describeProgram(program: Program, columns: number, found: Invocation[])
 
 /** Not yargs' examples, which it breaks into columns. */
 function epilogue(program: Program): string {
-  return [
-    "Examples:",
-    ...program.examples,
-    "",
-    "Exit codes: 0 done, 1 the operation failed, 2 usage, 3 not possible in this state, 4 can't reach the node.",
-  ].join("\n");
+  const meanings = Object.entries(EXIT_CODE_MEANINGS).map(
+    ([name, meaning]) => `${ExitCode[name as keyof typeof ExitCode]} ${meaning}`,
+  );
+  return ["Examples:", ...program.examples, "", `Exit codes: ${meanings.join(", ")}.`].join("\n");
 }
 
 function nodeOptions(program: Program): Readonly<Record<string, Options>> {

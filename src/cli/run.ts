@@ -3,12 +3,11 @@ import type { Environment } from "../config/load.js";
 import { ConfigError, LinkError, StateError, UnreachableError, describeError } from "../errors.js";
 import { QmpClient } from "../qmp/client.js";
 import { QmpError } from "../qmp/errors.js";
+import { ExitCode } from "./exit-code.js";
 import { nodeAddress } from "./node-location.js";
 import { parseCommandLine } from "./parse.js";
 import type { Program, VerbArguments, VerbContext } from "./program.js";
 import type { Terminal } from "./terminal.js";
-
-const ExitCode = { Done: 0, Failed: 1, Usage: 2, WrongState: 3, Unreachable: 4 } as const;
 
 /** A node on this host that runs at all greets at once. */
 const CONNECT_TIMEOUT_MS = 5000;
