@@ -75,6 +75,12 @@ export function promotionRemedy({ copying }: SecondaryMetadata, isStopping = fal
 export function asPrimary(metadata: NodeMetadata, path: string): PrimaryMetadata {
   if (metadata.role === "primary") return metadata;
   const { generation, stage } = metadata;
+  if (resumedStage(metadata) === "failover") {
+    throw new MetadataError(
+      "other-role",
+      `${path} belongs to a secondary whose failover is not over: start repl-secondary, which finishes it, or give another --state-dir`,
+    );
+  }
   if (generation === null || (stage !== "done" && !hasOwnData(metadata))) {
     const what = metadata.handedOver
       ? "a node that handed its disks over to another one: start it as the secondary of that"

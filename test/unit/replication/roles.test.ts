@@ -70,7 +70,19 @@ describe("a state directory in the other role", () => {
     });
   }
 
-  for (const stage of ["none", "running", "failover", "failover-failed"] as const) {
+  for (const begun of [
+    { stage: "failover", failoverTarget: "checkpoint" },
+    { stage: "running", failoverTarget: "latest" },
+  ] as const) {
+    it(`a secondary's whose failover was interrupted in stage ${begun.stage} is no primary's before it is finished`, () => {
+      expect(() => asPrimary(secondary(begun), "metadata.json")).to.throw(
+        MetadataError,
+        "metadata.json belongs to a secondary whose failover is not over: start repl-secondary, which finishes it, or give another --state-dir",
+      );
+    });
+  }
+
+  for (const stage of ["none", "running", "failover-failed"] as const) {
     it(`a secondary's in stage ${stage} is no primary's`, () => {
       expect(() => asPrimary(secondary({ stage }), "metadata.json")).to.throw(
         MetadataError,
