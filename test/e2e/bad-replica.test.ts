@@ -23,20 +23,21 @@ describe("replica that can't be used", () => {
   });
 
   const guestUri = (): string => `nbd+unix:///disk0?socket=${workspace.path("guest.sock")}`;
-  const primaryOptions = (...options: string[]): string[] => [
+  const primaryOptions = (replicaTimeout: string, ...options: string[]): string[] => [
     ...[
       "--disk",
       `disk0=${workspace.path("primary.img")}`,
       "--listen",
       `unix:${workspace.path("guest.sock")}`,
     ],
-    ...["--replica-timeout", "1s"],
+    ...["--replica-timeout", replicaTimeout],
     ...options,
   ];
   const tryPrimary = (...options: string[]): Promise<Outcome> =>
-    runNode("primary", [...primaryOptions(...options), "--state-dir", workspace.path("primary")]);
+    // nbd-server listens before it has its parameters for TLS, which takes it seconds of a busy processor.
+    runNode("primary", [...primaryOptions("30s", ...options), "--state-dir", workspace.path("primary")]);
   const startPrimary = (...options: string[]): Promise<NodeProcess> =>
-    NodeProcess.start(workspace, "primary", primaryOptions(...options));
+    NodeProcess.start(workspace, "primary", primaryOptions("1s", ...options));
 
   /** The primary doesn't start, and says why. */
   const expectRefused = async (message: string, ...options: string[]): Promise<void> => {
