@@ -47,7 +47,7 @@ export interface StateDirectory {
   /** Shortens a closed file that is longer to this length. */
   truncate(name: string, lengthBytes: number): Promise<void>;
   list(): Promise<string[]>;
-  /** Bytes that the file system has left for this user. */
+  /** Bytes that the file system has left for this user. @throws DeviceError */
   freeBytes(): Promise<number>;
 }
 
@@ -106,8 +106,12 @@ export async function openStateDirectory(path: string): Promise<StateDirectory> 
       }),
     list: () => readdir(path),
     freeBytes: async () => {
-      const { bavail, bsize } = await statfs(path);
-      return bavail * bsize;
+      try {
+        const { bavail, bsize } = await statfs(path);
+        return bavail * bsize;
+      } catch (error) {
+        throw changeFailed("statfs", path, error);
+      }
     },
   };
 }

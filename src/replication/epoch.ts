@@ -232,7 +232,8 @@ export class EpochStore {
   }
 
   #activeFiles(number: number, inForce: () => Promise<void>, recovered: OverlayLog | null): ActiveFiles {
-    return new ActiveFiles(this.#options.directory, logOptions(this.#options, number), inForce, recovered);
+    const { directory, spare } = this.#options;
+    return new ActiveFiles(directory, spare, logOptions(this.#options, number), inForce, recovered);
   }
 
   #assemble(number: number, log: OverlayLog, files: ActiveFiles): Epoch {
@@ -248,6 +249,7 @@ export class EpochStore {
       const hidden = new HiddenOverlay(disk, log, index);
       const storage = {
         open: () => files.open(index),
+        extend: (lengthBytes: number, change: () => Promise<unknown>) => files.extend(lengthBytes, change),
         lost: (): void => {
           doubt(
             "what clients wrote to the view may be gone; started anew, the node has what they had flushed",

@@ -76,6 +76,7 @@ function activeOver(backing: BlockDevice, directory: StateDirectory): ActiveOver
     backing,
     {
       open: async () => ({ file: await directory.create("data"), log: await log(directory, "active") }),
+      extend: (_lengthBytes, change) => change(),
       lost: () => undefined,
     },
     0,

@@ -82,6 +82,13 @@ describe("failure of block replication", () => {
     ]);
   };
 
+  /** A client of the view writes from the disk's beginning on until it is refused, and in vain after that: 8 MiB in all. */
+  const fillView = async (pair: Pair): Promise<void> => {
+    const writes = Array.from({ length: 64 }, (_, index) => `write -P 0x55 ${index * 128}k 128k`);
+    const { stdout, stderr } = await tryQemuIo(pair.viewUri(), ...writes, "flush");
+    expect(stdout + stderr).to.include("No space left on device");
+  };
+
   /** Nor is there anything that would be let go of to make room. */
   const fillPastReserve = async (): Promise<void> => {
     for (const name of ["spare.log", "reserve"])
@@ -217,8 +224,7 @@ describe("failure of block replication", () => {
     const pair = await startCrampedPair();
     const lose = async (pattern: number): Promise<void> => {
       await writePattern(pair.primaryUri(), pattern, "12M", "64k");
-      const filling = await tryQemuIo(pair.viewUri(), "write -P 0x55 0 8M");
-      expect(filling.stdout + filling.stderr).to.include("No space left on device");
+      await fillView(pair);
       await fill();
       await writePattern(pair.primaryUri(), pattern, "8M", "64k");
       await pair.secondary.waitForStatus("rollback lost", ({ secondary }) => secondary?.rollback === "lost");
@@ -233,6 +239,18 @@ describe("failure of block replication", () => {
     await pair.startSecondary();
     await pair.synchronised();
     await expectPattern(pair.viewUri(), [0, "0", "8M"], [0x22, "8M", "64k"], [0x22, "12M", "64k"]);
+  });
+
+  it("5, active disk full of what a view's client wrote, the guest idle: the next checkpoint has room, and drops it", async () => {
+    const pair = await startCrampedPair();
+    await writePattern(pair.primaryUri(), 0x11, "0", "64k");
+    await pair.checkpoint();
+    for (let round = 0; round < 2; round++) {
+      await fillView(pair);
+      await expectPattern(pair.viewUri(), [0x55, "0", "1M"]);
+      await pair.checkpoint();
+      await expectPattern(pair.viewUri(), [0x11, "0", "64k"], [0, "64k", "8M"]);
+    }
   });
 
   it("3, backup, break-replication: the write is refused, the rollback stays, the guest goes on, and a failover has room", async () => {

@@ -31,6 +31,8 @@ const MAX_UNLOGGED = 4096;
 /** Where an active overlay keeps its content; made at its first write, since most epochs see none. */
 export interface ActiveStorage {
   open(): Promise<{ readonly file: StateFile; readonly log: OverlayLog }>;
+  /** Carries out what takes so much more room, and a record. @throws DeviceError ENOSPC, and does not, where that is not to be had */
+  extend(lengthBytes: number, change: () => Promise<unknown>): Promise<unknown>;
   /** What was written and not flushed may be gone. */
   lost(): void;
 }
@@ -100,15 +102,21 @@ export class ActiveOverlay implements BlockDevice {
 
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
     this.#refuseIfLost();
-    const { file } = await this.#open();
-    await this.#toFiles(() => file.write(offset, [from]));
+    const put = async (): Promise<void> => {
+      const { file } = await this.#open();
+      await this.#toFiles(() => file.write(offset, [from]));
+    };
+    // What is rewritten has its room.
+    if (this.#isEntered(offset, offset + from.length, "mapped")) await put();
+    else await this.#storage.extend(from.length, put);
     this.#enter(offset, from.length, "mapped");
     await this.#afterWrite(flags);
   }
 
   async zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
     this.#refuseIfLost();
-    await this.#open();
+    if (!this.#isEntered(offset, offset + lengthBytes, "zero"))
+      await this.#storage.extend(0, () => this.#open());
     this.#enter(offset, lengthBytes, "zero");
     await this.#afterWrite(flags);
   }

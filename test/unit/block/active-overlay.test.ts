@@ -30,6 +30,7 @@ function make(
         file: await directory.create("data"),
         log: await OverlayLog.create(directory, "log", OPTIONS),
       }),
+      extend: (_lengthBytes, change) => change(),
       lost,
     },
     0,
@@ -43,7 +44,11 @@ async function afterCrash(directory: MemoryStateDirectory, backing: BlockDevice)
   const log = await OverlayLog.recover(directory, "log", OPTIONS, (record) => records.push(record));
   const overlay = new ActiveOverlay(
     backing,
-    { open: async () => ({ file: await directory.open("data"), log }), lost: () => undefined },
+    {
+      open: async () => ({ file: await directory.open("data"), log }),
+      extend: (_lengthBytes, change) => change(),
+      lost: () => undefined,
+    },
     0,
   );
   for (const record of records) overlay.restore(record);

@@ -2,7 +2,7 @@
 import { expect } from "chai";
 
 import { type BlockDevice, Flag } from "../../../src/block/device.js";
-import { ActiveOverlay } from "../../../src/block/overlay/active.js";
+import { ActiveOverlay, type ActiveStorage } from "../../../src/block/overlay/active.js";
 import { CommitDevice } from "../../../src/block/overlay/commit.js";
 import { HiddenOverlay } from "../../../src/block/overlay/hidden.js";
 import { OverlayLog } from "../../../src/meta/overlay-log.js";
@@ -49,8 +49,9 @@ async function open(
     found.active.push(record),
   );
   const hidden = new HiddenOverlay(disk, hiddenLog, 0);
-  const storage = {
+  const storage: ActiveStorage = {
     open: async () => ({ file: await directory.open("data"), log: activeLog }),
+    extend: (_lengthBytes, change) => change(),
     lost: () => undefined,
   };
   const active = new ActiveOverlay(hidden, storage, 0);

@@ -383,6 +383,70 @@ describe("epoch store", () => {
     await write;
   });
 
+  describe("on a file system that what clients write to the view would fill", () => {
+    const MEBIBYTE = 1024 * 1024;
+    const ENOUGH = MEBIBYTE + 3 * BLOCK_BYTES;
+    const view = (epoch: Epoch, disk = 0): BlockDevice => overlaysOf(epoch, disk).active;
+    let epoch: Epoch;
+
+    /** As much as is there and not taken by files that begin like this. */
+    function give(bytes: number, name: string): void {
+      directory.freeBytes = async () => {
+        const taken = (await directory.list()).filter((file) => file.startsWith(name));
+        return taken.reduce((left, file) => left - directory.contents(file).length, bytes);
+      };
+    }
+
+    beforeEach(async () => {
+      epoch = await create(1);
+    });
+
+    it("refuses the last MiB to them, and makes the next epoch in it", async () => {
+      give(ENOUGH, "active-1-");
+      await view(epoch).write(0, filled(1), Flag.None);
+      const error = await failureOf(view(epoch, 1).write(0, Buffer.alloc(2 * BLOCK_BYTES), Flag.None));
+      expect(error).to.have.property("errno", "ENOSPC");
+      expect(error.message).to.equal(
+        "/state has no space left for what clients write to the view: its last MiB is the node's own; make room, or take a checkpoint, which drops what they wrote",
+      );
+      expect(await firstBytes(view(epoch))).to.deep.equal([1, 7, 7, 7, 7, 7, 7, 7]);
+      expect(await firstBytes(view(epoch, 1))).to.deep.equal([7, 7, 7, 7, 7, 7, 7, 7]);
+      await create(2);
+    });
+
+    it("takes, there, what needs no more room, and refuses zeroes, which need a record", async () => {
+      await view(epoch).write(0, filled(1), Flag.None);
+      await view(epoch).zero(BLOCK_BYTES, BLOCK_BYTES, Flag.None);
+      directory.bytesLeft = MEBIBYTE;
+      await view(epoch).write(0, filled(2), Flag.Fua);
+      await view(epoch).zero(BLOCK_BYTES, BLOCK_BYTES, Flag.None);
+      expect(await outcome(view(epoch).zero(2 * BLOCK_BYTES, BLOCK_BYTES, Flag.None))).to.equal("ENOSPC");
+      expect(await outcome(view(epoch).trim(0, BLOCK_BYTES, Flag.None))).to.equal("ENOSPC");
+      expect(await outcome(view(epoch).flush())).to.equal("done");
+      expect(await firstBytes(view(epoch))).to.deep.equal([2, 0, 7, 7, 7, 7, 7, 7]);
+    });
+
+    it("counts what is being written to any disk", async () => {
+      directory.bytesLeft = ENOUGH;
+      const held = new Deferred<void>();
+      directory.intercept = ({ kind, name }) =>
+        kind === "write" && name.endsWith(".data") ? held.promise : undefined;
+      const first = view(epoch).write(0, filled(1), Flag.None);
+      expect(await outcome(view(epoch, 1).write(0, filled(1), Flag.None))).to.equal("ENOSPC");
+      held.resolve();
+      await first;
+      expect(await outcome(view(epoch, 1).write(0, filled(1), Flag.None))).to.equal("done");
+    });
+
+    it("gives the spare log up for them", async () => {
+      const second = await create(2);
+      await store.removeAllBut(2);
+      give(MEBIBYTE + 2 * BLOCK_BYTES, "spare");
+      await view(second).write(0, filled(1), Flag.None);
+      expect(await directory.list()).to.not.include("spare.log");
+    });
+  });
+
   it("can be closed after a write to the view has failed for want of space", async () => {
     const epoch = await create(1);
     directory.intercept = ({ kind }): Promise<void> | undefined =>
