@@ -29,10 +29,7 @@ export function primaryStatus(
     stateDirectory: parts.directory.path,
     cache: parts.cache,
     disks: primary.disks.map((_disk, index) => diskStatus(primary, index)),
-    listeners: [
-      ...listenerStatus("guest", guests.addresses, guests.connections().length),
-      ...parts.qmpListeners(),
-    ],
+    listeners: [...listenerStatus("guest", guests), ...parts.qmpListeners()],
     clients: clientStatus("guest", guests.connections()),
     jobs: primaryJobs(primary),
     primary: primaryPart(primary, config, parts.startedMs),

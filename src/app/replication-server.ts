@@ -43,14 +43,14 @@ export class ReplicationServer implements ManagedNbdServer {
     return this.#server?.addresses ?? [];
   }
 
+  /** As NbdServer.clientsOf(). */
+  clientsOf(address: Address): number {
+    return this.#server?.clientsOf(address) ?? 0;
+  }
+
   /** In transmission or on the way there. */
   connections(): ConnectionInfo[] {
     return this.#server?.connections() ?? [];
-  }
-
-  /** Whose they are. */
-  get peers(): string[] {
-    return this.connections().map(({ peer }) => peer);
   }
 
   async start(address: Address, maxConnections: number | null): Promise<void> {

@@ -137,7 +137,7 @@ async function startNode(
       qmp?.emit(event, data);
     },
     quit,
-    qmpListeners: () => listenerStatus("qmp", qmp?.addresses ?? [], qmp?.clientCount ?? 0),
+    qmpListeners: () => (qmp === null ? [] : listenerStatus("qmp", qmp)),
   });
   running = node;
   qmp = new QmpServer({
@@ -156,13 +156,21 @@ export function linkTlsOf(config: TlsConfig): LinkTls {
   return { mode: config.mode, parameters: clientParameters(config) };
 }
 
-/** @param clients of all these listeners together */
+/** A server as its listeners show it. */
+interface ListeningServer {
+  readonly addresses: readonly Address[];
+  clientsOf(address: Address): number;
+}
+
 export function listenerStatus(
   purpose: ListenerStatus["purpose"],
-  addresses: readonly Address[],
-  clients: number,
+  server: ListeningServer,
 ): ListenerStatus[] {
-  return addresses.map((address) => ({ purpose, address: formatAddress(address), clients }));
+  return server.addresses.map((address) => ({
+    purpose,
+    address: formatAddress(address),
+    clients: server.clientsOf(address),
+  }));
 }
 
 export function clientStatus(

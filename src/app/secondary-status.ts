@@ -33,8 +33,8 @@ export function secondaryStatus(
     cache: parts.cache,
     disks: secondary.disks.map((_disk, index) => diskStatus(secondary, index)),
     listeners: [
-      ...listenerStatus("replication", writers.addresses, writers.peers.length),
-      ...listenerStatus("view", view.addresses, view.connections().length),
+      ...listenerStatus("replication", writers),
+      ...listenerStatus("view", view),
       ...parts.qmpListeners(),
     ],
     clients: [

@@ -67,9 +67,9 @@ const METRICS: readonly Metric[] = [
     ({ lastCheckpoint }) => (lastCheckpoint === null ? [] : [{ value: unixSeconds(lastCheckpoint.at) }]),
   ),
   gauge("clients", "Clients that are connected.", ({ listeners }) => {
-    // Each listener has the figure of all that are there for the same purpose.
-    const clients = new Map(listeners.map((listener) => [listener.purpose, listener.clients]));
-    return [...clients].map(([purpose, value]) => ({ value, labels: { purpose } }));
+    const sums = new Map<string, number>();
+    for (const { purpose, clients } of listeners) sums.set(purpose, (sums.get(purpose) ?? 0) + clients);
+    return [...sums].map(([purpose, value]) => ({ value, labels: { purpose } }));
   }),
   gauge(
     "disk_size_bytes",

@@ -55,7 +55,7 @@ export class QmpServer {
   readonly #version: unknown;
   readonly #commands: ReadonlyMap<string, QmpCommand>;
   readonly #servers = new Map<Server, Address>();
-  readonly #sessions = new Map<Socket, QmpSession>();
+  readonly #sessions = new Map<Socket, { readonly session: QmpSession; readonly server: Server }>();
   /** In the TLS handshake. */
   readonly #handshakes = new Set<Socket>();
   #clientsSeen = 0;
@@ -76,9 +76,14 @@ export class QmpServer {
     return [...this.#servers.values()];
   }
 
-  /** Clients that are connected now. */
-  get clientCount(): number {
-    return this.#sessions.size;
+  /** How many clients came by an address, as listen() returned it. */
+  clientsOf(address: Address): number {
+    const key = formatAddress(address);
+    const cameBy = ({ server }: { server: Server }): boolean => {
+      const bound = this.#servers.get(server);
+      return bound !== undefined && formatAddress(bound) === key;
+    };
+    return [...this.#sessions.values()].filter(cameBy).length;
   }
 
   /**
@@ -88,8 +93,8 @@ export class QmpServer {
   async listen(address: Address): Promise<Address> {
     const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true });
     server.on("connection", (socket) => {
-      if (this.#tls !== null && address.kind === "tcp") void this.#secure(socket, this.#tls);
-      else this.#accept(socket);
+      if (this.#tls !== null && address.kind === "tcp") void this.#secure(socket, server, this.#tls);
+      else this.#accept(socket, server);
     });
     const bound = await listen(server, address, OWNER_ONLY);
     server.on("error", (error) => {
@@ -105,7 +110,7 @@ export class QmpServer {
     const seconds = Math.floor(nowMs / 1000);
     const timestamp = { seconds, microseconds: Math.floor((nowMs - seconds * 1000) * 1000) };
     const message = { timestamp, event, ...(data === undefined ? {} : { data }) };
-    for (const session of this.#sessions.values()) session.event(message);
+    for (const { session } of this.#sessions.values()) session.event(message);
   }
 
   /** Takes no more clients and commands, answers those that run (within a grace period), closes. Idempotent. */
@@ -118,7 +123,7 @@ export class QmpServer {
     const closed = [...this.#servers.keys()].map((server) => new Promise((resolve) => server.close(resolve)));
     for (const socket of this.#handshakes) socket.destroy();
     const sessions = [...this.#sessions.values()];
-    await within(CLOSE_GRACE_MS, Promise.all(sessions.map((session) => session.finish())));
+    await within(CLOSE_GRACE_MS, Promise.all(sessions.map(({ session }) => session.finish())));
     for (const socket of this.#sessions.keys()) socket.destroySoon();
     await within(CLOSE_GRACE_MS, Promise.all(closed));
     for (const socket of this.#sessions.keys()) socket.destroy();
@@ -126,7 +131,7 @@ export class QmpServer {
     this.#servers.clear();
   }
 
-  async #secure(socket: Socket, tls: TlsAcceptor): Promise<void> {
+  async #secure(socket: Socket, server: Server, tls: TlsAcceptor): Promise<void> {
     if (!this.#admits(socket)) return;
     const peer = formatAddress({
       kind: "tcp",
@@ -141,7 +146,7 @@ export class QmpServer {
     try {
       const secured = await tls.secure(socket);
       this.#handshakes.delete(socket);
-      this.#accept(secured);
+      this.#accept(secured, server);
     } catch (error) {
       this.#handshakes.delete(socket);
       if (this.#closed === null) this.#log.warn({ peer }, `QMP client refused: ${describeError(error)}`);
@@ -164,7 +169,7 @@ export class QmpServer {
     return false;
   }
 
-  #accept(socket: Socket): void {
+  #accept(socket: Socket, server: Server): void {
     if (!this.#admits(socket)) return;
     this.#clientsSeen += 1;
     const session = new QmpSession({
@@ -174,7 +179,7 @@ export class QmpServer {
       greeting: { QMP: { version: this.#version, capabilities: [] } },
       log: this.#log,
     });
-    this.#sessions.set(socket, session);
+    this.#sessions.set(socket, { session, server });
     socket.once("close", () => this.#sessions.delete(socket));
   }
 

@@ -291,6 +291,7 @@ describe("NBD server, life cycle", () => {
     const tcp = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
     expect(harness.server.addresses).to.deep.equal([harness.address, tcp]);
     const client = await RawNbdClient.transmitting(tcp, "disk0");
+    expect([harness.address, tcp].map((address) => harness.server.clientsOf(address))).to.deep.equal([0, 1]);
     await harness.server.unlisten(tcp);
     expect((await client.ask(Command.Read, { lengthBytes: 512 })).errorNumber).to.equal(0);
     const refused = await RawNbdClient.connect(tcp).catch(

@@ -144,7 +144,7 @@ export class InProcessPair {
 
   /** Resolves when the secondary has noticed that nobody is connected any more. */
   async writersGone(): Promise<void> {
-    while (this.node.connections.peers.length > 0) await turns();
+    while (this.node.connections.connections().length > 0) await turns();
   }
 
   /** Begins to replicate; resolves when the checkpoint after the first copy is taken. */

@@ -33,11 +33,14 @@ export interface StartOptions extends Partial<SecondaryStart> {
 
 /** What src/app's ReplicationServer is to a secondary. */
 export interface WriterConnections {
-  readonly peers: readonly string[];
+  connections(): readonly { readonly peer: string }[];
   disconnectWriters(): Promise<void>;
 }
 
-const NO_CONNECTIONS: WriterConnections = { peers: [], disconnectWriters: () => Promise.resolve() };
+const NO_CONNECTIONS: WriterConnections = {
+  connections: () => [],
+  disconnectWriters: () => Promise.resolve(),
+};
 
 /** Everything that ends with the node's process. */
 interface Life {

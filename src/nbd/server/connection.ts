@@ -16,6 +16,7 @@ import type { Logger } from "pino";
 
 import { delayOf } from "../../clock.js";
 import { ProtocolError, asError, describeError } from "../../errors.js";
+import type { Address } from "../../net/address.js";
 import { readInto, type Reader } from "../../net/read-into.js";
 import type { SendRoom } from "../../net/send-room.js";
 import type { SharedBuffer } from "../../block/buffer-pool.js";
@@ -45,6 +46,8 @@ interface AcceptedClient {
   readonly host: string | null;
   /** For people: the address, or the listener's path and a number. */
   readonly peer: string;
+  /** Of the listener. */
+  readonly listenedOn: Address;
 }
 
 export interface ConnectionOptions {
@@ -79,6 +82,7 @@ export interface ConnectionInfo {
 export class Connection implements OptionSink, Reader {
   readonly peer: string;
   readonly host: string | null;
+  readonly listenedOn: Address;
   /** Resolves when nothing of this connection can reach a device or the client any more. */
   readonly ended: Promise<void>;
   /** The TLS session once there is one. */
@@ -113,9 +117,10 @@ export class Connection implements OptionSink, Reader {
   #source: SharedBuffer | null = null;
 
   /** The stream is paused. */
-  constructor({ stream, host, peer }: AcceptedClient, options: ConnectionOptions) {
+  constructor({ stream, host, peer, listenedOn }: AcceptedClient, options: ConnectionOptions) {
     this.peer = peer;
     this.host = host;
+    this.listenedOn = listenedOn;
     this.#stream = stream;
     this.#options = options;
     this.#share = new Share(options.turns);

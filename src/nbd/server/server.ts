@@ -143,6 +143,12 @@ export class NbdServer {
     );
   }
 
+  /** How many connections came by an address, as listen() returned it. */
+  clientsOf(address: Address): number {
+    const key = formatAddress(address);
+    return [...this.#connections].filter(({ listenedOn }) => formatAddress(listenedOn) === key).length;
+  }
+
   connections(): ConnectionInfo[] {
     return [...this.#connections].map((connection) => connection.info());
   }
@@ -188,7 +194,7 @@ export class NbdServer {
   #welcome(socket: Socket, host: string | null, listenedOn: Address): void {
     this.#accepted++;
     const connection = new Connection(
-      { stream: socket, host, peer: peerOf(socket, listenedOn, this.#accepted) },
+      { stream: socket, host, peer: peerOf(socket, listenedOn, this.#accepted), listenedOn },
       {
         exports: this.#options.exports,
         log: this.#options.log,

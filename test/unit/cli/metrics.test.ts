@@ -193,17 +193,17 @@ describe("cli/metrics", () => {
     expect(valueOf(promotedStatus, "disk_verify_timestamp_seconds")).to.equal(1_767_323_040.5);
   });
 
-  it("counts the clients of all listeners for one purpose once", () => {
+  it("adds up the clients of all listeners for one purpose", () => {
     const status: NodeStatus = {
       ...secondaryStatus,
       listeners: [
         { purpose: "view", address: "unix:/a", clients: 3 },
-        { purpose: "view", address: "unix:/b", clients: 3 },
+        { purpose: "view", address: "unix:/b", clients: 2 },
         { purpose: "qmp", address: "unix:/c", clients: 1 },
       ],
     };
     expect(seriesOf(status, "clients")).to.deep.equal([
-      { labels: { role: "secondary", purpose: "view" }, value: 3 },
+      { labels: { role: "secondary", purpose: "view" }, value: 5 },
       { labels: { role: "secondary", purpose: "qmp" }, value: 1 },
     ]);
   });

@@ -224,7 +224,8 @@ describe("qmp/server", () => {
     const other = await RawClient.ready(harness.address);
     deaf.socket.pause();
     for (let i = 0; i < 4; i += 1) deaf.send('{"execute":"flood"}');
-    while (harness.server.clientCount > 1) await new Promise((resolve) => setImmediate(resolve));
+    while (harness.server.clientsOf(harness.address) > 1)
+      await new Promise((resolve) => setImmediate(resolve));
     expect(await other.ask({ execute: "echo", arguments: { text: "t" } })).to.deep.equal({
       return: { text: "t" },
     });
@@ -237,7 +238,7 @@ describe("qmp/server", () => {
     for (let i = 0; i < MAXIMUM_CLIENTS; i += 1) clients.push(await RawClient.ready(harness.address));
     const tooMany = new RawClient(harness.address);
     expect(await tooMany.next()).to.equal(null);
-    expect(harness.server.clientCount).to.equal(MAXIMUM_CLIENTS);
+    expect(harness.server.clientsOf(harness.address)).to.equal(MAXIMUM_CLIENTS);
     for (const client of clients) client.socket.destroy();
   });
 
@@ -297,9 +298,12 @@ describe("qmp/server", () => {
       await harness.server.listen({ kind: "unix", path });
     });
 
-    it("tells the port that the kernel chose, and refuses one in use", async () => {
+    it("tells the port that the kernel chose, whose clients are whose, and refuses one in use", async () => {
       const address = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
       expect(harness.server.addresses).to.deep.equal([harness.address, address]);
+      const client = await RawClient.ready(harness.address);
+      expect([harness.address, address].map((each) => harness.server.clientsOf(each))).to.deep.equal([1, 0]);
+      client.socket.destroy();
       const second = new QmpServer({ commands: [], log: memoryLogger(), version: "1" });
       const error: unknown = await second.listen(address).catch((reason: unknown) => reason);
       expect(error).to.be.instanceOf(ReplError).with.property("code", "address-in-use");

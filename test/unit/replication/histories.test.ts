@@ -109,7 +109,7 @@ describe("histories of a pair", () => {
   /** Resolves when the secondary knows that its primary has left. */
   async function detached(): Promise<void> {
     await pair.primary.detach();
-    while (pair.node.connections.peers.length > 0) await turns();
+    while (pair.node.connections.connections().length > 0) await turns();
   }
 
   it("a primary whose data has nothing to do with the secondary's is refused, and nothing is changed", async () => {

@@ -145,7 +145,7 @@ describe("secondary: trust in its writers", () => {
     const writer = await pair.connectWriter();
     await put(writer, 0, PAGE, 0x23);
     const before = pair.node.secondary.metadata;
-    const [peer] = pair.node.connections.peers;
+    const peer = pair.node.connections.connections()[0]?.peer;
     for (const tenures of [[first.tenure], [second.tenure, first.tenure]]) {
       await expectFailure(
         introduce(pair.node, "copy", { tenures }),

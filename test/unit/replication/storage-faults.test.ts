@@ -104,7 +104,7 @@ describe("a secondary whose storage fails", () => {
     await node.start();
     const { memory } = await introduce(node, "session");
     const cut = new Deferred<void>();
-    node.connections = { peers: [], disconnectWriters: () => cut.promise };
+    node.connections = { connections: () => [], disconnectWriters: () => cut.promise };
     node.disk().fail({ operation: "write", count: 1 });
     await put(node.replication(), 0, PAGE, 0x22);
     await node.secondary.stop(null);
