@@ -2,7 +2,7 @@
 import assert from "node:assert";
 import { isDeepStrictEqual } from "node:util";
 
-import { ConfigError, NegotiationError, asError } from "../../errors.js";
+import { ConfigError, LinkError, NegotiationError, asError } from "../../errors.js";
 import { formatAddress } from "../../net/address.js";
 import { parseNbdUri } from "../uri.js";
 import type { NbdUri } from "../uri.js";
@@ -11,6 +11,9 @@ import type { NbdClientOptions } from "./connect.js";
 import type { NbdDevice } from "./device.js";
 import { ParallelNbdDevice } from "./parallel-device.js";
 
+/** How long the connections after the first may take: a server that serves no more at a time may leave them unanswered. */
+const FURTHER_TIMEOUT_MS = 2000;
+
 /** More would cost a server more than they could bring. */
 const CONNECTIONS_MAXIMUM = 64;
 
@@ -18,7 +21,7 @@ export interface OpenNbdOptions extends Omit<
   NbdClientOptions,
   "address" | "exportName" | "tls" | "tlsParameters"
 > {
-  /** How many to use if the server allows several (NBD_FLAG_CAN_MULTI_CONN); default 1. */
+  /** How many to use if the server allows several (NBD_FLAG_CAN_MULTI_CONN); default 1. It may take fewer. */
   readonly connections?: number;
 }
 
@@ -26,7 +29,8 @@ export interface OpenNbdOptions extends Omit<
  * `maxInFlight` counts for each connection.
  * @throws ConfigError if the URI, or the number of connections, is not right
  * @throws NegotiationError connections-differ: the server told one connection this and another that of the export
- * @throws what connectNbd() throws, for any of the connections; then none is left open
+ * @throws what connectNbd() throws, for the first of the connections; for another one only what is wrong beyond a server that takes no
+ *   more: then none is left open
  */
 export async function openNbd(
   uri: string | NbdUri,
@@ -42,18 +46,28 @@ export async function openNbd(
   const target = { ...(typeof uri === "string" ? parseNbdUri(uri) : uri), ...rest };
   const first = await connectNbd(target);
   if (connections === 1 || !first.canMultiConn) return new ParallelNbdDevice([first]);
-  return new ParallelNbdDevice([first, ...(await connectMore(target, first, connections - 1))]);
+  const { devices, failures } = await connectMore(target, first, connections - 1);
+  return new ParallelNbdDevice([first, ...devices], failures[0] ?? null);
 }
 
-/** `first` is closed with the others if one of them fails. */
-async function connectMore(target: NbdClientOptions, first: NbdDevice, count: number): Promise<NbdDevice[]> {
-  const results = await Promise.allSettled(Array.from({ length: count }, () => connectNbd(target)));
+/** `first` is closed with the others if one of them is not as it should be. */
+async function connectMore(
+  target: NbdClientOptions,
+  first: NbdDevice,
+  count: number,
+): Promise<{ devices: NbdDevice[]; failures: Error[] }> {
+  const connectTimeoutMs = Math.min(FURTHER_TIMEOUT_MS, target.connectTimeoutMs ?? FURTHER_TIMEOUT_MS);
+  const connecting = Array.from({ length: count }, () => connectNbd({ ...target, connectTimeoutMs }));
+  const results = await Promise.allSettled(connecting);
   const devices = results.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
-  const failed = results.find((result) => result.status === "rejected");
+  const failures = results.flatMap((result) =>
+    result.status === "rejected" ? [asError(result.reason)] : [],
+  );
+  const fault = failures.find((error) => !(error instanceof LinkError || error instanceof NegotiationError));
   const differs = devices.some((device) => !tellsTheSame(device, first));
-  if (failed === undefined && !differs) return devices;
+  if (fault === undefined && !differs) return { devices, failures };
   await Promise.all([first, ...devices].map((device) => device.close()));
-  if (failed !== undefined) throw asError(failed.reason);
+  if (fault !== undefined) throw fault;
   assert(differs);
   throw new NegotiationError(
     "connections-differ",

@@ -26,6 +26,8 @@ export class ParallelNbdDevice implements BlockDevice {
   readonly metaContexts: readonly string[];
   /** Resolves (never rejects) with the reason when all connections have ended, null after close(). */
   readonly ended: Promise<Error | null>;
+  /** Why the server took fewer connections than were asked for and it allows; null: it did not. */
+  readonly refusal: Error | null;
   readonly #devices: readonly NbdDevice[];
   /** Where the search for the least busy connection starts, so that idle ones take turns. */
   #turn = 0;
@@ -33,8 +35,9 @@ export class ParallelNbdDevice implements BlockDevice {
   #firstEnded: NbdDevice | null = null;
 
   /** Takes over the devices, which are one at least and alike. */
-  constructor(devices: readonly NbdDevice[]) {
+  constructor(devices: readonly NbdDevice[], refusal: Error | null = null) {
     const [first] = devices;
+    this.refusal = refusal;
     assert(first !== undefined, "there must be at least one connection");
     this.info = first.info;
     this.canMultiConn = first.canMultiConn;
@@ -52,7 +55,7 @@ export class ParallelNbdDevice implements BlockDevice {
     );
   }
 
-  /** How many there are: 1 where the server doesn't allow more. */
+  /** How many there are: 1 where the server doesn't allow more, and as many as it took where it does. */
   get connections(): number {
     return this.#devices.length;
   }

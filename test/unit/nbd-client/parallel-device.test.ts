@@ -2,16 +2,27 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
-import { ConfigError, LinkError, NegotiationError } from "../../../src/errors.js";
+import { ConfigError, LinkError, NegotiationError, ProtocolError } from "../../../src/errors.js";
 import { openNbd } from "../../../src/nbd/client/open.js";
 import type { ParallelNbdDevice } from "../../../src/nbd/client/parallel-device.js";
-import { Command, TransmissionFlag } from "../../../src/nbd/wire/constants.js";
+import { Command, Option, OptionReplyType, TransmissionFlag } from "../../../src/nbd/wire/constants.js";
+import { encodeOptionReply } from "../../../src/nbd/wire/option-reply.js";
 import { failureOf } from "../../tools/outcome.js";
 import { ALL_FLAGS, simpleReply } from "./scripted-server.js";
 import type { Grants, Peer } from "./scripted-server.js";
 import { useScriptedServer } from "./scripted-suite.js";
 
 const ESHUTDOWN = 108;
+/** Not an expectation: the test waits for so long where a connection is not answered. */
+const CONNECT_TIMEOUT_MS = 1000;
+
+/** How a connection begins, its number told; false: it gets no further. */
+type Begin = (peer: Peer, number: number, grants: Grants | undefined) => Promise<boolean>;
+
+const shakeHands: Begin = async (peer, _number, grants) => {
+  await peer.handshake(grants);
+  return true;
+};
 
 interface Asked {
   readonly peer: number;
@@ -36,12 +47,13 @@ describe("ParallelNbdDevice", () => {
     connections: number,
     grants: readonly Grants[] = [{}],
     answer: (peer: number, type: number) => number | null = () => 0,
+    begin = shakeHands,
   ): Promise<ParallelNbdDevice> {
     peers = [];
     asked = [];
     const address = await suite.serve(async (peer) => {
       const number = peers.push(peer) - 1;
-      await peer.handshake(grants[Math.min(number, grants.length - 1)]);
+      if (!(await begin(peer, number, grants[Math.min(number, grants.length - 1)]))) return;
       for (let request = await peer.requestOrEnd(); request !== null; request = await peer.requestOrEnd()) {
         asked.push({ peer: number, type: request.type, flags: request.flags });
         if (request.type === Command.Disconnect) break;
@@ -51,7 +63,7 @@ describe("ParallelNbdDevice", () => {
       await peer.hangUp();
     });
     const uri = { address, exportName: "disk", tls: false, tlsParameters: {} };
-    device = await openNbd(uri, { connections, connectTimeoutMs: 5000 });
+    device = await openNbd(uri, { connections, connectTimeoutMs: CONNECT_TIMEOUT_MS });
     return device;
   }
 
@@ -107,6 +119,51 @@ describe("ParallelNbdDevice", () => {
       await suite.stop();
       expect(asked.filter(({ type }) => type === Command.Disconnect)).to.have.length(3);
     }
+  });
+
+  /** What a server does with a connection too many, and the code of what the client makes of it. */
+  const tooMany: readonly (readonly [what: string, refuse: (peer: Peer) => unknown, code: string])[] = [
+    ["that it hangs up on", (peer) => peer.socket.destroy(), "link-lost"],
+    ["that it leaves unanswered", (peer) => peer.hangUp(), "connect-timeout"],
+    [
+      "that it refuses in words",
+      async (peer) => {
+        await peer.greet();
+        for (let option = 0; option !== Option.Abort;) {
+          ({ option } = await peer.anyOption());
+          if (option !== Option.Abort)
+            peer.send(encodeOptionReply(option, OptionReplyType.ErrPolicy, Buffer.alloc(0)));
+        }
+        await peer.hangUp();
+      },
+      "policy",
+    ],
+  ];
+  for (const [what, refuse, code] of tooMany) {
+    it(`goes on with the connections that the server takes, and tells why of one ${what}`, async () => {
+      const begin: Begin = async (peer, number, grants) => {
+        if (number < 2) return shakeHands(peer, number, grants);
+        await refuse(peer);
+        return false;
+      };
+      const disk = await open(4, [{}], () => 0, begin);
+      expect(disk.connections).to.equal(2);
+      expect(disk.refusal).to.have.property("code", code);
+      await Promise.all(writes(6, disk));
+      expect([0, 1].map((number) => asked.filter(({ peer }) => peer === number).length)).to.deep.equal([
+        3, 3,
+      ]);
+    });
+  }
+
+  it("refuses a server that speaks something else on a further connection", async () => {
+    const begin: Begin = async (peer, number, grants) => {
+      if (number === 0) return shakeHands(peer, number, grants);
+      peer.send(Buffer.from("SSH-2.0-OpenSSH_9.9 and more\r\n"));
+      await peer.hangUp();
+      return false;
+    };
+    expect(await failureOf(open(2, [{}], () => 0, begin))).to.be.instanceOf(ProtocolError);
   });
 
   it("refuses a number of connections that makes no sense", async () => {
