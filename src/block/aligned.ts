@@ -5,7 +5,8 @@
  * - Who changes part of a block reads it, changes it and writes it back while it holds the block exclusively;
  *   who changes whole blocks holds them shared. So no change in between is lost, and whole-block
  *   requests never wait for each other.
- * - The device's last block may be partial; its end counts as aligned.
+ * - The device's last block may be partial; its end counts as aligned. It is read by itself: a layer may refuse it, and what is before
+ *   it can be had then.
  *
  * checked() uses this, and only where the minimum block size is not 1. Ranges were checked before.
  */
@@ -31,6 +32,12 @@ export class AlignedDevice implements BlockDevice {
   }
 
   read(offset: number, into: Buffer): Promise<void> {
+    const partialAt = this.#blockStart(this.info.sizeBytes);
+    if (offset < partialAt && offset + into.length > partialAt) {
+      return this.read(offset, into.subarray(0, partialAt - offset)).then(() =>
+        this.read(partialAt, into.subarray(partialAt - offset)).catch(failedAt(partialAt)),
+      );
+    }
     return this.#isAligned(offset, into.length)
       ? this.#next.read(offset, into)
       : this.#readParts(offset, into);

@@ -229,6 +229,17 @@ describe("checked", () => {
       );
     });
 
+    it("reads all before a partial last block that the layer refuses, and tells where that begins", async () => {
+      const subject = make({ minimumBytes: BLOCK_BYTES }, SIZE_BYTES + 100);
+      const [start, readBytes] = [SIZE_BYTES - BLOCK_BYTES - 100, BLOCK_BYTES + 100];
+      subject.memory.fill(start, Buffer.alloc(readBytes + 100, 5));
+      subject.below.fail({ operation: "read", offset: SIZE_BYTES, lengthBytes: 100 }, "EINVAL");
+      const into = Buffer.alloc(readBytes + 100);
+      const error = await deviceErrorOf(subject.device.read(start, into));
+      expect(error).to.include({ errno: "EINVAL", offset: SIZE_BYTES });
+      expect(into.subarray(0, readBytes)).to.deep.equal(Buffer.alloc(readBytes, 5));
+    });
+
     it("loses neither of two concurrent writes in one block", async () => {
       const { memory, below, device } = make({ minimumBytes: BLOCK_BYTES });
       const held = below.hold({ operation: "write", count: 1 });
