@@ -103,6 +103,20 @@ describe("NBD server around others' code", () => {
     }
   });
 
+  it("answers with the errno when a device tells where it failed by what is no number of a byte", async () => {
+    for (const offset of [100n, 100.5, "100", Number.NaN]) {
+      harness.exports.remove("odd");
+      const error = new DeviceError("ENOMEM", "odd", { offset: offset as number });
+      serve(deviceThat(() => Promise.reject(error)));
+      const client = await enter("odd", true);
+      const reply = await client.ask(Command.Read, { lengthBytes: 512 });
+      expect(reply, String(offset)).to.include({ errorNumber: errorNumberOf("ENOMEM") });
+      const lines = harness.log.filter(({ code }) => code === "request-failed");
+      expect(lines.at(-1)).to.include({ errno: "ENOMEM", failedAt: null });
+    }
+    await expectAlive();
+  });
+
   it("answers with ENOSPC when a device fails with an error of Node's that tells of a full disk", async () => {
     for (const code of ["ENOSPC", "EDQUOT", "EFBIG"]) {
       harness.exports.remove("odd");
@@ -189,6 +203,9 @@ describe("NBD server around others' code", () => {
       "connected()": { connected: throwing(new Error("boom")) },
       "firstWrite()": { connected: () => ({ firstWrite: throwing(new Error("boom")) }) },
       "closed()": { connected: () => ({ closed: throwing(new Error("boom")) }) },
+      "closed(), by rejection": {
+        connected: () => ({ closed: () => Promise.reject(new Error("boom")) }),
+      },
     };
     for (const [name, hook] of Object.entries(hooks)) {
       it(name, async () => {

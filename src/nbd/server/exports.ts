@@ -25,8 +25,8 @@ export interface ConnectionObserver {
    * @returns null, or why this connection may not write, in one line: it is refused each with EPERM
    */
   firstWrite?(): string | null;
-  /** The connection has ended and its last device request has settled. */
-  closed?(summary: ConnectionSummary): void;
+  /** The connection has ended and its last device request has settled. What it throws, or a promise of it rejects with, is logged. */
+  closed?(summary: ConnectionSummary): unknown;
 }
 
 /** What NBD_CMD_BLOCK_STATUS can tell of an export. */

@@ -3,7 +3,7 @@
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types and #error-values
  */
-import type { Errno } from "../../errors.js";
+import { DeviceError, type Errno } from "../../errors.js";
 import { Command, CommandFlag, TransmissionFlag } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
 import { decodeStatusFilter, isStatusFilterLength } from "../wire/request.js";
@@ -154,4 +154,14 @@ export function errnoForWire(request: RequestHeader, errno: Errno): Errno {
   const isFastZero = request.type === Command.WriteZeroes && (request.flags & CommandFlag.FastZero) !== 0;
   if (errno === "EOVERFLOW" || (errno === "ENOTSUP" && !isFastZero)) return "EINVAL";
   return errno;
+}
+
+/**
+ * Where the device failed, if it knows and the request covers it: layers may read and write around a request. Devices are others' code, in
+ * which it may be a bigint.
+ */
+export function offsetWithin({ offset, lengthBytes }: RequestHeader, error: unknown): number | null {
+  const failedAt = error instanceof DeviceError ? error.offset : null;
+  if (failedAt === null || !Number.isSafeInteger(failedAt)) return null;
+  return failedAt >= offset && failedAt < offset + lengthBytes ? failedAt : null;
 }

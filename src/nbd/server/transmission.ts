@@ -8,7 +8,7 @@
  * - While there is no room (`hasRoom`) no further header is parsed, so that what a client can pile up is bounded.
  */
 import { Arena, Loan, SMALLEST_BYTES, type SharedBuffer } from "../../block/buffer-pool.js";
-import { DeviceError, describeError, errnoOf } from "../../errors.js";
+import { describeError, errnoOf } from "../../errors.js";
 import type { RequestSink } from "../receiver.js";
 import { Command } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
@@ -33,7 +33,7 @@ import { errorReply } from "./replies.js";
 import type { ReplyWriter } from "./reply-writer.js";
 import type { MemoryAccount } from "./memory-pool.js";
 import type { Refusal, RequestRules } from "./request-rules.js";
-import { SHUTTING_DOWN, errnoForWire, isWriteLike, refusalOf } from "./request-rules.js";
+import { SHUTTING_DOWN, errnoForWire, isWriteLike, offsetWithin, refusalOf } from "./request-rules.js";
 import type { Share, Soon } from "./turns.js";
 
 export interface TransmissionOptions {
@@ -175,12 +175,15 @@ export class Transmission implements RequestSink, DeviceRequestSink {
 
   #tell(summary: ConnectionSummary): void {
     const { observer, peer, host, clientLog } = this.#options;
-    try {
-      observer.closed?.(summary);
-    } catch (error) {
+    const failed = (error: unknown): void => {
       const details = () => ({ peer, export: this.export.name, err: error });
       clientLog.warn({ host, code: "internal-error" }, details, `internal error: ${describeError(error)}`);
-    }
+    };
+    // Others' code: it may throw, or return a promise that nobody else awaits.
+    const tell = async (): Promise<void> => {
+      await observer.closed?.(summary);
+    };
+    tell().catch(failed);
   }
 
   /** The kernel has taken the answers to these requests. */
@@ -410,12 +413,6 @@ export class Transmission implements RequestSink, DeviceRequestSink {
 /** Of CACHE requests a client has one at the device, however many wait for that. */
 function isAtDevice({ header }: OpenRequest): boolean {
   return header.type !== Command.Cache;
-}
-
-/** Where the device failed, if it knows and the request covers it: layers may read and write around a request. */
-function offsetWithin({ offset, lengthBytes }: RequestHeader, error: unknown): number | null {
-  const failedAt = error instanceof DeviceError ? error.offset : null;
-  return failedAt !== null && failedAt >= offset && failedAt < offset + lengthBytes ? failedAt : null;
 }
 
 /** By the event loop itself: longer reads are others' work, longer writes have still to be received. */
