@@ -134,9 +134,9 @@ export class Connection implements OptionSink, Reader {
       secured: (secured) => {
         this.#secured(secured);
       },
-      failed: (code, message) => {
+      failed: (code, message, err) => {
         if (this.#isGivenUp) return;
-        this.#warnOfEnd(code, message);
+        this.#warnOfEnd(code, message, err);
         this.destroy();
       },
     });

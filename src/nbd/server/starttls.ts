@@ -6,7 +6,7 @@
  */
 import type { Socket } from "node:net";
 
-import { asError, NegotiationError } from "../../errors.js";
+import { asError, describeError, NegotiationError } from "../../errors.js";
 import type { TlsAcceptor, TlsSession } from "../../net/tls/acceptor.js";
 import { ClientHelloReader } from "../../net/tls/client-hello.js";
 import type { Turns } from "./turns.js";
@@ -22,7 +22,8 @@ export interface StartTlsParts {
   readonly turns: Turns;
   /** What the client sends from now on is TLS, and this its stream. */
   readonly secured: (stream: Socket) => void;
-  readonly failed: (code: string, message: string) => void;
+  /** @param err with a stack that is of use */
+  readonly failed: (code: string, message: string, err?: Error) => void;
 }
 
 export class StartTls {
@@ -93,7 +94,8 @@ export class StartTls {
       this.#state = "none";
       this.#parts.secured(secured);
     } catch (error) {
-      this.#parts.failed("tls-failed", asError(error).message);
+      if (error instanceof NegotiationError) this.#parts.failed(error.code, error.message);
+      else this.#parts.failed("internal-error", `internal error: ${describeError(error)}`, asError(error));
     }
   }
 }
