@@ -172,6 +172,10 @@ export class Mirror implements BlockDevice {
       onCongested();
       await memory.take(lengthBytes);
     }
+    if (this.#isClosed) {
+      memory.give(lengthBytes);
+      return refuse();
+    }
     const copy = Buffer.from(from);
     const replica: Apply = (device, deviceFlags) => device.write(offset, copy, deviceFlags);
     await this.#change({ offset, lengthBytes, flags, local, replica, heldBytes: lengthBytes });

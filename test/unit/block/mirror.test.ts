@@ -321,6 +321,27 @@ describe("mirror", () => {
   });
 });
 
+describe("mirror that is handed over", () => {
+  for (const mode of MODES) {
+    it(`refuses every write and holds no memory for it, those that wait for memory included: ${mode}`, async () => {
+      const pair = await Pair.open(mode, { memoryBytes: 1000 });
+      const held = pair.replica.hold({ operation: "write" });
+      const before = [0, 1].map((index) => pair.mirror.write(index * 5000, filled(1000, 1), Flag.None));
+      await held.arrived(mode === "async" ? 1 : 2);
+      pair.mirror.handOver();
+      held.release();
+      expect(await Promise.all(before.map(outcome))).to.deep.equal([
+        "done",
+        mode === "async" ? "ESHUTDOWN" : "done",
+      ]);
+      expect(await outcome(pair.mirror.write(0, filled(1000, 2), Flag.None))).to.equal("ESHUTDOWN");
+      await pair.mirror.drain();
+      expect(pair.memory.takenBytes).to.equal(0);
+      expect(pair.localMemory.contents(0, 1)).to.deep.equal(filled(1, 1));
+    });
+  }
+});
+
 describe("primary's filter", () => {
   it("refuses reads and block status, and changes before replication is started", async () => {
     const pair = await Pair.open("memsync");
