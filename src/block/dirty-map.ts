@@ -103,6 +103,11 @@ export class DirtyMap {
     return this.#hasUntrustedFile ? null : this.#tenure;
   }
 
+  /** Its file could not be written: whoever opens it again finds nothing, or what can't be trusted. */
+  get isBroken(): boolean {
+    return this.#isBroken;
+  }
+
   /** As DirtyBlocks has it; so are the members below that only pass on. */
   get missedBytes(): number {
     return this.#blocks.missedBytes;

@@ -2,9 +2,11 @@
  * What a node changed by itself while it was a primary, and has to give up as a secondary: its dirty maps from then, as long as
  * the new primary has not resynced it.
  */
-import { DirtyMap, dirtyMapName } from "../block/dirty-map.js";
+import type { Logger } from "pino";
+import { type DirtyMap, dirtyMapName } from "../block/dirty-map.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { type ChangesSummary, summaryOf } from "./changes-summary.js";
+import { openDirtyMaps } from "./primary-keeper.js";
 import type { NamedDisk } from "./secondary-disk.js";
 
 /** Ranges told for each disk; closer ones are merged. A handshake's answer stays well under 1 MiB. */
@@ -23,17 +25,16 @@ export class LocalChanges {
   }
 
   /** @throws MetadataError if a map can't be trusted */
-  static async open(directory: StateDirectory, disks: readonly NamedDisk[]): Promise<LocalChanges> {
+  static async open(
+    directory: StateDirectory,
+    disks: readonly NamedDisk[],
+    log: Logger,
+  ): Promise<LocalChanges> {
+    const opened = await openDirtyMaps(directory, disks, log);
     const maps = new Map<string, DirtyMap>();
-    for (const [disk, { name, device }] of disks.entries()) {
-      const onBroken = (error: Error): void => {
-        throw error;
-      };
-      const { sizeBytes } = device.info;
-      maps.set(
-        name,
-        await DirtyMap.open({ directory, disk, sizeBytes, flushDisk: () => device.flush(), onBroken }),
-      );
+    for (const [index, map] of opened.entries()) {
+      const disk = disks[index];
+      if (disk !== undefined) maps.set(disk.name, map);
     }
     return new LocalChanges(maps);
   }
@@ -44,6 +45,11 @@ export class LocalChanges {
     for (const disk of disks.keys()) {
       if (files.includes(dirtyMapName(disk))) await directory.remove(dirtyMapName(disk));
     }
+  }
+
+  /** Whether a map could not be written: what it tells is known in this life of the node, and by nobody after it is closed. */
+  get isBroken(): boolean {
+    return [...this.#maps.values()].some((map) => map.isBroken);
   }
 
   /** The tenure that all maps tell of, or null. */

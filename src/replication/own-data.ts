@@ -59,12 +59,12 @@ export class OwnData {
   async open(hasChangedRole: boolean): Promise<void> {
     const { directory, disks, metadata, log } = this.#parts;
     if (!metadata.current.returning) return LocalChanges.forget(directory, disks);
-    const changes = await LocalChanges.open(directory, disks);
+    const changes = await LocalChanges.open(directory, disks, log);
     this.#changes = changes;
-    // A map that is not there tells nothing.
-    if (changes.tenure === null) await metadata.save({ tenure: null, offeredTenure: null });
+    const tellsNothing = changes.tenure === null || changes.isBroken;
+    if (tellsNothing) await this.#forgetTenure();
     // Once: what is written to this node later by somebody else voids it.
-    if (hasChangedRole) await metadata.save({ tenure: changes.tenure });
+    else if (hasChangedRole) await metadata.save({ tenure: changes.tenure });
     log.info({ bytes: changes.bytes }, "this node was a primary: what it changed by itself is known");
   }
 
@@ -95,8 +95,15 @@ export class OwnData {
   /** The maps are somebody else's from here on: of the primary that this node becomes. */
   async close(): Promise<void> {
     await this.#changes?.close();
+    // Whatever it told, the primary that this node becomes finds a new map, which says that a replica lacks nothing.
+    if (this.#changes?.isBroken === true) await this.#forgetTenure();
     this.#changes = null;
     // Else the old maps' removal, still under way, takes the new ones, which have the same names.
     await this.#forgotten;
+  }
+
+  /** No map of another node and of this one together tell any more in what they differ. */
+  async #forgetTenure(): Promise<void> {
+    await this.#parts.metadata.save({ tenure: null, offeredTenure: null });
   }
 }

@@ -32,6 +32,7 @@ import {
   PAGE,
   put,
   sessionCheckpoint,
+  SIZE_BYTES,
 } from "./secondary-fixture.js";
 
 const TENURE = "6f9d2b43-60c2-4f2e-9a53-0f8f6b1f0c11";
@@ -357,6 +358,24 @@ describe("a secondary whose storage fails", () => {
       expect(dirty?.tenure === null).to.equal(isMapLost);
     });
   }
+
+  it("fails over although the map of its own changes can't be written any more, and then knows that it has lost it", async () => {
+    await introduce(node, "session");
+    await sessionCheckpoint(node, "session");
+    await node.failover("latest");
+    const own = 32 * PAGE;
+    await put(node.view(), own, PAGE, 0x33, Flag.Fua);
+    await node.crash();
+    await node.reopen({ demote: true });
+    const { generation } = node.secondary.metadata;
+    const { tenure } = await introduce(node, "session", { generation: String(generation) });
+    expect(node.secondary.metadata.offeredTenure).to.equal(tenure);
+    node.state.fail({ operation: "write", name: /^dirty-/, count: 1 });
+    await node.failover("latest");
+    expect(node.secondary.stage).to.equal("done");
+    const dirty = node.secondary.promoted.disks[0]?.dirty;
+    expect([dirty?.tenure, dirty?.missedBytes]).to.deep.equal([null, SIZE_BYTES]);
+  });
 
   it("that began to take over and failed says so, however often it is asked: it may take over later", async () => {
     await introduce(node, "session");
