@@ -142,7 +142,11 @@ export class Secondary {
       reserve,
       disconnectWriters,
       ended: (failure) => {
-        if (failure === null) trouble.clear();
+        if (failure === null) {
+          trouble.clear();
+          // What was lost has been given up, whether or not its primary has come back for it before.
+          group.forgetFailures();
+        }
         events.commitEnded(failure);
       },
       log,

@@ -2,6 +2,7 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
+import { readMetadata } from "../../../src/meta/metadata.js";
 import type { LostRollback } from "../../../src/replication/replica-control.js";
 import { outcome, turns } from "../../tools/outcome.js";
 import type { SecondaryNode } from "../../tools/secondary-node.js";
@@ -276,4 +277,23 @@ describe("secondary: a before-image can't be kept, policy break-replication", ()
     await expectContent(node.view(), expected);
     expectMedium(media[0], expected);
   });
+
+  for (const target of ["checkpoint", "latest"] as const) {
+    for (const isBack of [false, true]) {
+      const when = isBack ? "its primary having come back before" : "its primary never back";
+      it(`has no promise broken once a failover to ${target} is done, ${when}: what was lost is given up`, async () => {
+        await introduce(node, "session");
+        await put(node.replication(), PAGE, PAGE, 0x23);
+        await node.applied();
+        expect(node.secondary.brokenPromise()).to.match(/acknowledged write at 4096 was lost/);
+        if (isBack) await introduce(node, "session");
+        await node.failover(target);
+        expect(node.secondary.stage).to.equal("done");
+        expect(node.secondary.brokenPromise()).to.equal(null);
+        await node.close();
+        const { cleanShutdown } = (await readMetadata(node.options.state)) ?? {};
+        expect(cleanShutdown).to.equal(true);
+      });
+    }
+  }
 });
