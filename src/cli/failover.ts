@@ -7,7 +7,7 @@ import type { QmpClient } from "../qmp/client.js";
 import { confirm, requireTerminal } from "./confirm.js";
 import type { Verb, VerbContext } from "./program.js";
 import { renderFailoverPlan } from "./render.js";
-import { OPERATION_TIMEOUT_MS } from "./verbs.js";
+import { operate } from "./verbs.js";
 
 export const failoverVerb: Verb = {
   name: "failover",
@@ -52,10 +52,5 @@ async function failOver(
 
 /** The plan's shape is src/status.ts on both sides. */
 async function request(client: QmpClient, to: FailoverTarget, dryRun: boolean): Promise<FailoverPlan> {
-  const answer = await client.execute(
-    "x-repl-failover",
-    { to, "dry-run": dryRun },
-    { timeoutMs: OPERATION_TIMEOUT_MS },
-  );
-  return answer as FailoverPlan;
+  return (await operate(client, "x-repl-failover", { to, "dry-run": dryRun })) as FailoverPlan;
 }

@@ -10,7 +10,7 @@ import { renderMetrics } from "./metrics.js";
 import { renderStatus, renderVerify } from "./render.js";
 
 /** Ample for draining what is in flight over a slow link; then the outcome is unknown, and `status` tells. */
-export const OPERATION_TIMEOUT_MS = 120_000;
+const OPERATION_TIMEOUT_MS = 120_000;
 
 const WATCH_INTERVAL_MS = 1000;
 const VERIFY_POLL_MS = 200;
@@ -21,7 +21,7 @@ export const checkpointVerb: Verb = {
   options: {},
   run: ({ terminal, withNode }) =>
     withNode(async (client) => {
-      const answer = await client.execute("x-repl-checkpoint", {}, { timeoutMs: OPERATION_TIMEOUT_MS });
+      const answer = await operate(client, "x-repl-checkpoint");
       terminal.print(`checkpoint done, epoch ${(answer as { epoch: number }).epoch} begins`);
     }),
 };
@@ -105,9 +105,7 @@ export const attachVerb: Verb = {
       ...(replicaQmp !== undefined && { "replica-qmp": replicaQmp }),
       ...(interval !== undefined && { "checkpoint-interval": interval }),
     };
-    await withNode((client) =>
-      client.execute("x-repl-attach", { replica, ...options }, { timeoutMs: OPERATION_TIMEOUT_MS }),
-    );
+    await withNode((client) => operate(client, "x-repl-attach", { replica, ...options }));
     terminal.print(`attached to ${replica}`);
   },
 };
@@ -171,7 +169,7 @@ export const switchOverVerb: Verb = {
   options: {},
   run: async ({ terminal, withNode }) => {
     await withNode(async (client) => {
-      const answer = await client.execute("x-repl-switch-over", {}, { timeoutMs: OPERATION_TIMEOUT_MS });
+      const answer = await operate(client, "x-repl-switch-over");
       const { pauseMs } = answer as { pauseMs: number };
       terminal.print(
         `switched over: the secondary has the disks now, guests waited ${Math.ceil(pauseMs)} ms; to replicate back, start repl-secondary on this node's state directory and attach it there`,
@@ -179,6 +177,27 @@ export const switchOverVerb: Verb = {
     });
   },
 };
+
+/**
+ * Has the node do what may take long; its last word is the end of that, too.
+ * @throws ReplError "ended" with the reason, if the node ends before it answers
+ */
+export async function operate(client: QmpClient, command: string, args: object = {}): Promise<unknown> {
+  let stopListening = (): void => undefined;
+  const ended = new Promise<never>((_resolve, reject) => {
+    stopListening = client.onEvent(({ event, data }) => {
+      if (event !== ENDED_EVENT) return;
+      const { reason } = data as { readonly reason: string | null };
+      const how = reason === null ? " before it answered" : ` with exit code 1 before it answered: ${reason}`;
+      reject(new ReplError("ended", `the node ended${how}`));
+    });
+  });
+  try {
+    return await Promise.race([client.execute(command, args, { timeoutMs: OPERATION_TIMEOUT_MS }), ended]);
+  } finally {
+    stopListening();
+  }
+}
 
 /** The node's status, whose shape is src/status.ts on both sides. */
 async function queryStatus(client: QmpClient): Promise<NodeStatus> {

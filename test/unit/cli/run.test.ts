@@ -29,6 +29,7 @@ describe("cli/run", () => {
   let started: (PrimaryConfig | SecondaryConfig)[];
   let startOutcome: () => Promise<number>;
   let checkpointOutcome: () => Promise<unknown>;
+  let switchOverOutcome: () => Promise<unknown>;
   /** What the node tells when it ends; null: nothing. */
   let lastWord: { reason: string | null } | null;
 
@@ -38,6 +39,7 @@ describe("cli/run", () => {
     started = [];
     startOutcome = () => Promise.resolve(0);
     checkpointOutcome = () => Promise.resolve({ epoch: 13 });
+    switchOverOutcome = () => Promise.resolve({ generation: "", pauseMs: 1 });
     lastWord = { reason: null };
     const log = createLogger({ level: "error", format: "json", destination: { write: () => undefined } });
     server = new QmpServer({ commands: nodeCommands(), log, version: "1" });
@@ -52,6 +54,7 @@ describe("cli/run", () => {
   function nodeCommands(): QmpCommand[] {
     const answers: Record<string, (args: Record<string, unknown>) => Promise<unknown>> = {
       "x-repl-checkpoint": () => checkpointOutcome(),
+      "x-repl-switch-over": () => switchOverOutcome(),
       "x-repl-status": () => Promise.resolve({ ...primaryStatus, uptimeSeconds: NOW_MS }),
       "x-repl-failover": (args) => Promise.resolve({ ...plan, to: args["to"], dryRun: args["dry-run"] }),
       "x-repl-attach": () => Promise.resolve({}),
@@ -196,6 +199,30 @@ describe("cli/run", () => {
     it(`says of a node that it stopped and that ended ${what} what is known, and ends with 1`, async () => {
       lastWord = word;
       const { code, terminal } = await primary("stop", "--state-dir", stateDir);
+      expect([code, terminal.printed, terminal.complaints]).to.deep.equal([
+        1,
+        [],
+        [`repl-primary: ${complaint}`],
+      ]);
+    });
+  }
+
+  for (const [what, reason, complaint] of [
+    [
+      "with exit code 1",
+      "whether the secondary has taken over is unknown",
+      "the node ended with exit code 1 before it answered: whether the secondary has taken over is unknown",
+    ],
+    ["in order", null, "the node ended before it answered"],
+  ] as const) {
+    it(`ends a verb at the last word of a node that ended ${what}, which answers no more`, async () => {
+      switchOverOutcome = () => {
+        setImmediate(() => {
+          server.emit("X_REPL_ENDED", { reason });
+        });
+        return new Promise(() => undefined);
+      };
+      const { code, terminal } = await primary("switch-over", "--state-dir", stateDir);
       expect([code, terminal.printed, terminal.complaints]).to.deep.equal([
         1,
         [],
