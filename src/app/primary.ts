@@ -10,7 +10,7 @@ import { yankCommands } from "../qmp/commands/yank.js";
 import { Primary } from "../replication/primary.js";
 import type { PrimaryOptions } from "../replication/primary-options.js";
 import type { Replica } from "../replication/replica-attachment.js";
-import { replicaOf } from "../replication/replica-uri.js";
+import { refuseItself, replicaOf } from "../replication/replica-uri.js";
 import { dirtyContext } from "./dirty-context.js";
 import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob } from "./primary-status.js";
 import { linkTlsOf, type NodeParts, runNode, type RunningNode } from "./run-node.js";
@@ -23,6 +23,7 @@ export async function runPrimary(config: PrimaryConfig): Promise<number> {
   // Before anything is made, since it may be a mistake.
   const replica =
     config.replica === null ? null : replicaOf(config.replica, config.replicaQmp, linkTlsOf(config.tls));
+  if (replica !== null) refuseItself(replica, config.listen);
   return runNode(config, (parts) => startPrimary(config, replica, parts));
 }
 
@@ -73,7 +74,11 @@ async function startPrimary(
         connected: () => (primary.link?.isConnected === true ? primary.disks.map(({ name }) => name) : []),
         yank: () => primary.link?.giveUp(new LinkError("yanked", "the connection was yanked by command")),
       }),
-      ...primaryPairCommands(primary, parts.quit, parts.linkTls),
+      ...primaryPairCommands(primary, {
+        quit: parts.quit,
+        tls: parts.linkTls,
+        listeners: () => guests.addresses,
+      }),
       ...blockJobCommands({
         jobs: () => primaryJobs(primary),
         ...jobControls(() => primary),

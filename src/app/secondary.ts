@@ -77,7 +77,11 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     commands: [
       ...replicationCommands(replicationGroup(secondary), emit),
       ...secondaryPairCommands(secondary),
-      ...replicaCommands(() => secondary.promoted, parts.quit, parts.linkTls),
+      ...replicaCommands(() => secondary.promoted, {
+        quit: parts.quit,
+        tls: parts.linkTls,
+        listeners: () => [...view.addresses, ...writers.addresses],
+      }),
       ...nbdServerCommands(writers),
       ...yankCommands(null),
       ...blockJobCommands({

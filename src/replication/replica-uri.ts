@@ -2,6 +2,7 @@
 import { ConfigError } from "../errors.js";
 import type { Address } from "../net/address.js";
 import type { Endpoint } from "../net/endpoint.js";
+import { leadsToOneOf } from "../net/own-address.js";
 import { type TlsParameters, tlsClientOptions } from "../net/tls/client.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import type { Replica } from "./replica-attachment.js";
@@ -35,6 +36,18 @@ export function replicaOf(uri: string, control: Address | null, own: LinkTls): R
       control !== null && control.kind === "tcp" && isControlTls ? secured(control, parameters) : control,
     uri,
   };
+}
+
+/**
+ * @param listeners where the node's own NBD servers listen
+ * @throws ConfigError if the replica is this node: a copy of its disks to themselves would never end
+ */
+export function refuseItself({ address, uri }: Replica, listeners: readonly Address[]): void {
+  if (!leadsToOneOf(listeners, address)) return;
+  throw new ConfigError(
+    "own-address",
+    `the replica "${uri}" is this node itself, which listens there: give the NBD server of its secondary`,
+  );
 }
 
 function secured(address: Address, tls: TlsParameters): Endpoint {

@@ -54,6 +54,38 @@ describe("verb at the wrong moment", () => {
     await pair.synchronised();
   });
 
+  const itself = (uri: string): string => `the replica "${uri}" is this node itself, which listens there`;
+
+  it("attach, and start: of a primary to itself", async () => {
+    const path = workspace.path("guest.sock");
+    const guests = `nbd+unix:///?socket=${path}`;
+    expectRefusal(
+      await runNode("primary", [
+        ...["--disk", `disk0=${workspace.path("disk0.img")}`, "--listen", `unix:${path}`],
+        ...["--replica", guests, "--state-dir", workspace.path("none")],
+      ]),
+      Exit.Usage,
+      itself(guests),
+    );
+    const primary = await startPrimary("--listen", "0.0.0.0:0");
+    const [, port = ""] = (await primary.tcpAddress("guest")).split(":");
+    for (const uri of [guests, `nbd://127.0.0.1:${port}`]) {
+      expectRefusal(await primary.verb("attach", "--replica", uri), Exit.Usage, itself(uri));
+    }
+    expect((await primary.status()).primary?.link).to.include({ state: "detached", replica: null });
+  });
+
+  it("attach: of a node that was promoted to its own view", async () => {
+    const pair = await startPair(workspace);
+    await pair.checkpoint();
+    await pair.primary.succeed("stop");
+    await pair.failOver();
+    const view = `nbd+unix:///?socket=${pair.secondary.stateDirectory}/view.sock`;
+    const attach = ["attach", "--replica", view, "--qmp", `unix:${pair.secondary.qmpPath}`];
+    expectRefusal(await runNode("primary", attach), Exit.Usage, itself(view));
+    expect((await pair.secondary.status()).jobs).to.deep.equal([]);
+  });
+
   it("detach, write, attach: only what changed is sent, and the checkpoint has it", async () => {
     const pair = await startPair(workspace);
     await writePattern(pair.primaryUri(), 0x11, "0", "16M");

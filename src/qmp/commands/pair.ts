@@ -2,20 +2,21 @@
 import { z } from "zod";
 import { NegotiationError, StateError } from "../../errors.js";
 import { addressField, durationField, replicaField } from "../../config/fields.js";
+import type { Address } from "../../net/address.js";
 import { answerDigests, digestRequestSchema } from "../../replication/digest.js";
 import type { Primary } from "../../replication/primary.js";
 import { HANDSHAKE_VERSION, helloSchema } from "../../replication/replica-control.js";
 import type { Secondary } from "../../replication/secondary.js";
 import { FAILOVER_TARGETS, type FailoverOutcome, type FailoverPlan } from "../../status.js";
 import { type QmpCommand, qmpCommand } from "../command.js";
-import { type LinkTls, replicaOf } from "../../replication/replica-uri.js";
+import { type LinkTls, refuseItself, replicaOf } from "../../replication/replica-uri.js";
 
 const failoverArguments = z.strictObject({
   to: z.enum(FAILOVER_TARGETS).optional(),
   "dry-run": z.boolean().optional(),
 });
 
-export function primaryPairCommands(primary: Primary, quit: () => void, tls: LinkTls): QmpCommand[] {
+export function primaryPairCommands(primary: Primary, parts: ReplicaCommandsParts): QmpCommand[] {
   return [
     qmpCommand({
       name: "x-repl-checkpoint",
@@ -34,17 +35,27 @@ export function primaryPairCommands(primary: Primary, quit: () => void, tls: Lin
           ),
         ),
     }),
-    ...replicaCommands(() => primary, quit, tls),
+    ...replicaCommands(() => primary, parts),
   ];
+}
+
+export interface ReplicaCommandsParts {
+  /** Begins an orderly shutdown. */
+  readonly quit: () => void;
+  /** Of the node, for the links that it is told to make. */
+  readonly tls: LinkTls;
+  /** Where the node's own NBD servers listen. */
+  readonly listeners: () => readonly Address[];
 }
 
 /**
  * For a node that can take a replica.
  * @param primary throws while it can't
- * @param quit begins an orderly shutdown
- * @param tls of the node, for the links that it is told to make
  */
-export function replicaCommands(primary: () => Primary, quit: () => void, tls: LinkTls): QmpCommand[] {
+export function replicaCommands(
+  primary: () => Primary,
+  { quit, tls, listeners }: ReplicaCommandsParts,
+): QmpCommand[] {
   return [
     qmpCommand({
       name: "x-repl-switch-over",
@@ -66,8 +77,10 @@ export function replicaCommands(primary: () => Primary, quit: () => void, tls: L
         "replica-qmp": addressField.optional(),
         "checkpoint-interval": durationField.optional(),
       }),
-      run: async ({ replica, "replica-qmp": control, "checkpoint-interval": intervalMs }) => {
-        await primary().attach(replicaOf(replica, control ?? null, tls), intervalMs);
+      run: async ({ replica: uri, "replica-qmp": control, "checkpoint-interval": intervalMs }) => {
+        const replica = replicaOf(uri, control ?? null, tls);
+        refuseItself(replica, listeners());
+        await primary().attach(replica, intervalMs);
         return {};
       },
     }),
