@@ -2,7 +2,8 @@
 import { expect } from "chai";
 import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { ConnectionOptions } from "node:tls";
+import { Duplex } from "node:stream";
+import { connect, type ConnectionOptions } from "node:tls";
 
 import { TlsAcceptor } from "../../src/net/tls/acceptor.js";
 import type { TlsAcceptorOptions, TlsSession } from "../../src/net/tls/acceptor.js";
@@ -22,6 +23,19 @@ const { Ack, Info, ErrInvalid, ErrPolicy, ErrTlsReqd } = OptionReplyType;
 
 const types = (replies: readonly OptionReply[]): number[] => replies.map((reply) => reply.type);
 const go = encodeInfoRequest({ exportName: "disk0", infoTypes: [] });
+
+/** What a client sends first. */
+function clientHello(): Promise<Buffer> {
+  return new Promise((resolve) => {
+    const wire = new Duplex({
+      read: () => undefined,
+      write: (chunk: Buffer) => {
+        resolve(chunk);
+      },
+    });
+    connect({ socket: wire });
+  });
+}
 
 describe("NBD server, TLS", () => {
   const certs = useAuthorities();
@@ -193,6 +207,20 @@ describe("NBD server, TLS", () => {
       client.send(Buffer.from([0x16, 3, 1, 2, 0, 1, 0]));
       await enterTransmission(await secure());
       await client.readToEnd();
+      expect(await refusal()).to.equal("connection closed: no export chosen within 300 ms");
+    });
+
+    it("logs once why it ended a TLS handshake in which nothing comes any more", async () => {
+      await start("on", {}, 300);
+      const client = await negotiate();
+      await client.option(Option.StartTls);
+      client.send(await clientHello());
+      expect(await client.readToEnd(), "the server's part of the handshake").to.not.have.length(0);
+      await waitFor(
+        "its end",
+        () => harness?.server.connections().length,
+        (count) => count === 0,
+      );
       expect(await refusal()).to.equal("connection closed: no export chosen within 300 ms");
     });
 
