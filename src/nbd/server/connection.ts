@@ -1,43 +1,38 @@
 /**
- * One client, from accept to the last byte: joins the socket, the receiver, the handshake and the transmission.
+ * One client, from accept to the last byte: joins the socket, its input, the handshake and the transmission.
  *
  * Invariants:
- * - Input stops for good (`#inputOver`) at NBD_CMD_DISC, NBD_OPT_ABORT, the client's FIN or a violation; what
- *   arrives later is dropped.
- * - The socket is paused while `#stalled`: the receiver keeps an unparsed rest, or has had its share of this turn. Parsing
- *   goes on when there is room for what comes next, in this client's turn (turns.ts). A handshake waits for its turn
- *   always. The replies of a client that is stalled wait for its turn too, and go with those that the turn brings.
- * - While `#upgrade` is under way nothing is parsed (starttls.ts).
- * - `ended` resolves once, when no device request is in flight and no further reply can be sent.
+ * - Its phase only goes forward (see Phase).
+ * - In its turn (turns.ts) it goes on with what has waited for that: the replies of a client whose input is stalled
+ *   (client-input.ts), then the input. A handshake waits for its turn always.
  */
 import type { Socket } from "node:net";
 
 import type { Logger } from "pino";
 
 import { delayOf } from "../../clock.js";
-import { ProtocolError, asError, describeError } from "../../errors.js";
+import { Deferred } from "../../deferred.js";
+import { describeError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
-import { readInto, type Reader } from "../../net/read-into.js";
 import type { SendRoom } from "../../net/send-room.js";
-import type { SharedBuffer } from "../../block/buffer-pool.js";
 import type { TlsSession } from "../../net/tls/acceptor.js";
 import type { OptionSink } from "../receiver.js";
 import { RequestReceiver } from "../receiver.js";
 import type { OptionHeader } from "../wire/option.js";
 import type { Agreement } from "./agreement.js";
+import { ClientInput } from "./client-input.js";
 import type { ClientLog } from "./client-log.js";
 import type { ExportTable } from "./exports.js";
-import { DIRECT_READ_BYTES, LINGER_TIMEOUT_MS, QUEUED_OPTION_REPLY_BYTES } from "./limits.js";
+import { LINGER_TIMEOUT_MS, QUEUED_OPTION_REPLY_BYTES } from "./limits.js";
 import type { MemoryPool } from "./memory-pool.js";
 import type { Outcome } from "./negotiation.js";
 import { Negotiation } from "./negotiation.js";
 import type { OpenRequest } from "./open-request.js";
-import { ReceiveBuffer } from "./receive-buffer.js";
 import { ReplyWriter } from "./reply-writer.js";
 import { type ServerTls, StartTls } from "./starttls.js";
 import { Transmission } from "./transmission.js";
 import type { Turns } from "./turns.js";
-import { Share } from "./turns.js";
+import { ClientTurn } from "./turns.js";
 
 /** A client as it was accepted; TLS puts another stream over its own. */
 interface AcceptedClient {
@@ -79,42 +74,39 @@ export interface ConnectionInfo {
   readonly bytesWritten: number;
 }
 
-export class Connection implements OptionSink, Reader {
+/**
+ * How far it has come; phases may be left out.
+ * - serving: what the client sends is taken up, options first, then requests.
+ * - refusing: requests are refused with ESHUTDOWN; once all are answered it leaves.
+ * - answering: nothing that the client sends counts any more, after NBD_CMD_DISC, NBD_OPT_ABORT or its FIN; once all is answered it
+ *   leaves.
+ * - leaving: FIN is sent, the client's is awaited. With both the socket closes itself.
+ * - broken: the socket is closed, and the device is still at work for this client.
+ * - gone: the socket is closed, and nothing is at work.
+ *
+ * `ended` resolves when it begins to leave, or is gone without having left.
+ */
+type Phase = "serving" | "refusing" | "answering" | "leaving" | "broken" | "gone";
+
+export class Connection implements OptionSink {
   readonly peer: string;
   readonly host: string | null;
   readonly listenedOn: Address;
-  /** Resolves when nothing of this connection can reach a device or the client any more. */
-  readonly ended: Promise<void>;
+  #phase: Phase = "serving";
+  readonly #ended = new Deferred<void>();
   /** The TLS session once there is one. */
   #stream: Socket;
   readonly #options: ConnectionOptions;
   readonly #receiver = new RequestReceiver(this);
+  readonly #turn: ClientTurn;
+  readonly #input: ClientInput;
   readonly #negotiation: Negotiation;
+  readonly #upgrade: StartTls;
   #writer: ReplyWriter<OpenRequest>;
+  /** Null during the handshake. */
+  #transmission: Transmission | null = null;
   readonly #handshakeTimer: NodeJS.Timeout;
   #lingerTimer: NodeJS.Timeout | null = null;
-  #transmission: Transmission | null = null;
-  #resolveEnded: (() => void) | null = null;
-  #stalled = false;
-  readonly #share: Share;
-  #awaitsTurn = false;
-  /** When its turn came last; as Turns.number. */
-  #lastTurn = -1;
-  /** Replies wait for its turn. */
-  #handOver: (() => void) | null = null;
-  #inputOver = false;
-  #shuttingDown = false;
-  #finished = false;
-  #streamClosed = false;
-  readonly #upgrade: StartTls;
-  /** This side ended the connection, and said why if there was anything to say. */
-  #isGivenUp = false;
-
-  readonly #buffer = new ReceiveBuffer();
-  /** Where the next bytes go: into the rest of a payload, or into #buffer. */
-  #isDirect = false;
-  /** What is being parsed, or waits to be. */
-  #source: SharedBuffer | null = null;
 
   /** The stream is paused. */
   constructor({ stream, host, peer, listenedOn }: AcceptedClient, options: ConnectionOptions) {
@@ -123,11 +115,9 @@ export class Connection implements OptionSink, Reader {
     this.listenedOn = listenedOn;
     this.#stream = stream;
     this.#options = options;
-    this.#share = new Share(options.turns);
-    this.ended = new Promise((resolve) => {
-      this.#resolveEnded = resolve;
+    this.#turn = new ClientTurn(options.turns, () => {
+      this.#takeTurn();
     });
-    this.#writer = this.#writerTo(this.#stream);
     this.#upgrade = new StartTls({
       tls: options.tls,
       turns: options.turns,
@@ -135,7 +125,6 @@ export class Connection implements OptionSink, Reader {
         this.#secured(secured);
       },
       failed: (code, message, err) => {
-        if (this.#isGivenUp) return;
         this.#warnOfEnd(code, message, err);
         this.destroy();
       },
@@ -155,10 +144,25 @@ export class Connection implements OptionSink, Reader {
     this.#handshakeTimer = setTimeout(() => {
       this.#violation("handshake-timeout", `no export chosen within ${options.handshakeTimeoutMs} ms`);
     }, delayOf(options.handshakeTimeoutMs));
-    this.#read();
+    this.#input = new ClientInput(stream, {
+      receiver: this.#receiver,
+      turn: this.#turn,
+      upgrade: this.#upgrade,
+      isOver: () => this.#isInputOver,
+      hasRoom: () => this.#hasRoom,
+      violated: (code, message, err) => {
+        this.#violation(code, message, err);
+      },
+    });
+    this.#writer = this.#writerTo(stream);
     this.#listen();
-    this.#stream.resume();
+    stream.resume();
     this.#negotiation.greet();
+  }
+
+  /** Resolves when nothing of this connection can reach a device or the client any more. */
+  get ended(): Promise<void> {
+    return this.#ended.promise;
   }
 
   /** Null during the handshake. */
@@ -178,28 +182,33 @@ export class Connection implements OptionSink, Reader {
     };
   }
 
-  /** New requests get ESHUTDOWN; those in flight are answered, then the connection is closed. See `ended`. */
+  /** Of a client in transmission: new requests get ESHUTDOWN; those in flight are answered, then it leaves. See `ended`. */
   shutDown(): void {
-    this.#shuttingDown = true;
+    if (this.#phase === "serving") this.#phase = "refusing";
     this.#transmission?.shutDown();
     this.#progress();
   }
 
   /** Closes the socket at once; device requests in flight go on until they settle. See `ended`. */
   destroy(): void {
-    this.#isGivenUp = true;
+    this.#upgrade.abandon();
     this.#stream.destroy();
   }
 
   /** As OptionSink. */
   ready(): boolean {
-    return this.#isItsTurn && !this.#share.isSpent && this.#hasRoom;
+    return this.#turn.isNow && !this.#turn.isSpent && this.#hasRoom;
   }
 
   /** Whether another option or request may be taken up, in its turn. */
   get #hasRoom(): boolean {
-    if (this.#inputOver || this.#upgrade.isUnderWay) return false;
+    if (this.#isInputOver || this.#upgrade.isUnderWay) return false;
     return this.#transmission?.hasRoom ?? this.#writer.queuedBytes < QUEUED_OPTION_REPLY_BYTES;
+  }
+
+  /** Nothing that the client sends counts any more. */
+  get #isInputOver(): boolean {
+    return this.#phase !== "serving" && this.#phase !== "refusing";
   }
 
   clientFlags(flags: number): void {
@@ -207,7 +216,7 @@ export class Connection implements OptionSink, Reader {
   }
 
   optionHeader(option: OptionHeader): boolean {
-    this.#share.spend(option.lengthBytes);
+    this.#turn.spend(option.lengthBytes);
     return this.#negotiation.wantsData(option);
   }
 
@@ -235,8 +244,9 @@ export class Connection implements OptionSink, Reader {
     this.#transmission = new Transmission({
       agreement,
       observer,
+      input: this.#input,
       writer: this.#writer,
-      share: this.#share,
+      turn: this.#turn,
       later: this.#options.turns.later,
       memory: this.#options.memory.open({
         movedBytes: () => this.#stream.bytesRead + this.#writer.handedOverBytes,
@@ -252,9 +262,6 @@ export class Connection implements OptionSink, Reader {
         this.#progress();
       },
     });
-    // Requests may have come in one piece with the option that brought us here.
-    this.#transmission.source = this.#source;
-    this.#transmission.mayStay = this.#buffer.mayStay;
     this.#receiver.enterTransmission(this.#transmission, agreement.extendedHeaders);
     const { peer, exportName } = this;
     this.#options.log.debug({ peer, export: exportName }, "client entered transmission");
@@ -264,10 +271,9 @@ export class Connection implements OptionSink, Reader {
     const { stallTimeoutMs } = this.#options;
     return new ReplyWriter<OpenRequest>(stream, {
       stallTimeoutMs,
-      isPatient: () => this.#stalled && !this.#isItsTurn,
-      later: (handOver) => {
-        this.#handOver = handOver;
-        this.#awaitTurn();
+      isPatient: () => this.#input.isStalled && !this.#turn.isNow,
+      awaitTurn: () => {
+        this.#turn.await();
       },
       onHandedOver: (answered) => {
         if (this.#transmission === null) this.#progress();
@@ -290,47 +296,8 @@ export class Connection implements OptionSink, Reader {
     this.#writer.close();
     this.#writer = this.#writerTo(secured);
     this.#negotiation.secured();
-    this.#read();
+    this.#input.readFrom(secured);
     this.#listen();
-  }
-
-  #read(): void {
-    const stream = this.#stream;
-    readInto(stream, this);
-    stream.on("data", (chunk: Buffer) => {
-      if (this.#inputOver) return;
-      const goesOn = this.#upgrade.awaitsHello
-        ? this.#upgrade.push(stream, chunk)
-        : this.#parse(() => this.#receiver.push(chunk));
-      if (!goesOn) stream.pause();
-    });
-  }
-
-  /** As Reader. */
-  target(): Buffer {
-    const body = this.#stalled || this.#inputOver ? null : this.#receiver.bodyTarget();
-    this.#isDirect = body !== null;
-    return body?.subarray(0, DIRECT_READ_BYTES) ?? this.#buffer.room();
-  }
-
-  /** As Reader. */
-  received(lengthBytes: number): boolean {
-    if (this.#inputOver) return true;
-    if (this.#isDirect) {
-      this.#parse(() => {
-        this.#receiver.bodyReceived(lengthBytes);
-        return true;
-      });
-      this.#share.spend(lengthBytes);
-      if (!this.#share.isSpent) return true;
-      this.#awaitTurn();
-      return false;
-    }
-    const chunk = this.#buffer.received(lengthBytes);
-    if (this.#upgrade.awaitsHello) return this.#upgrade.push(this.#stream, chunk);
-    this.#source = this.#buffer.slab;
-    this.#source?.hold();
-    return this.#parse(() => this.#receiver.push(chunk));
   }
 
   #listen(): void {
@@ -342,76 +309,16 @@ export class Connection implements OptionSink, Reader {
       this.#options.log.debug({ peer: this.peer, err: error }, `connection broke: ${describeError(error)}`);
     });
     stream.on("close", () => {
-      if (stream !== this.#stream) return;
-      clearTimeout(this.#handshakeTimer);
-      if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
-      this.#writer.close();
-      this.#streamClosed = true;
-      this.#inputOver = true;
-      this.#releaseSource();
-      this.#buffer.close();
-      this.#transmission?.inputEnded();
-      this.#progress();
+      if (stream === this.#stream) this.#closed();
     });
   }
 
-  /**
-   * Runs the receiver over what there is; false when it kept a rest.
-   * A violation ends this connection and nothing else; so does what an export's hooks throw, or a mistake of ours.
-   */
-  #parse(run: () => boolean, hasJustCome = true): boolean {
-    this.#stalled = false;
-    if (this.#transmission !== null) {
-      this.#transmission.source = this.#source;
-      this.#transmission.mayStay = this.#buffer.mayStay;
-      this.#transmission.hasJustCome = hasJustCome;
-    }
-    try {
-      this.#stalled = !run();
-      if (this.#upgrade.isUnderWay) this.#holdInput();
-    } catch (error) {
-      if (error instanceof ProtocolError) this.#violation(error.code, error.message);
-      else this.#violation("internal-error", `internal error: ${describeError(error)}`, asError(error));
-    }
-    if (!this.#stalled) this.#releaseSource();
-    else if (this.#hasRoom) this.#awaitTurn();
-    return !this.#stalled;
-  }
-
-  #awaitTurn(): void {
-    if (this.#awaitsTurn) return;
-    this.#awaitsTurn = true;
-    this.#options.turns.later(this.#takeTurn);
-  }
-
-  readonly #takeTurn = (): void => {
-    this.#awaitsTurn = false;
-    if (this.#streamClosed) return;
-    this.#lastTurn = this.#options.turns.number;
-    const handOver = this.#handOver;
-    this.#handOver = null;
-    handOver?.();
-    const mayRead = !this.#stalled || (this.#hasRoom && this.#parse(() => this.#receiver.resume(), false));
-    if (mayRead && !this.#upgrade.isUnderWay) this.#stream.resume();
+  #takeTurn(): void {
+    if (this.#phase === "broken" || this.#phase === "gone") return;
+    this.#writer.turnCame();
+    this.#input.goOn();
     // Answers that are ready would lie until the next turn; with a thousand clients the garbage collector would move them about.
     this.#writer.flush();
-  };
-
-  get #isItsTurn(): boolean {
-    return this.#lastTurn === this.#options.turns.number;
-  }
-
-  #releaseSource(): void {
-    this.#source?.release();
-    this.#source = null;
-  }
-
-  /** From the client's STARTTLS to its first TLS message only our reply may pass. */
-  #holdInput(): void {
-    if (this.#stalled) {
-      throw new ProtocolError("plaintext-injection", "plaintext came behind NBD_OPT_STARTTLS");
-    }
-    this.#stream.pause();
   }
 
   #violation(code: string, message: string, err?: Error): void {
@@ -428,8 +335,8 @@ export class Connection implements OptionSink, Reader {
   }
 
   #endInput(): void {
-    if (this.#inputOver) return;
-    this.#inputOver = true;
+    if (this.#isInputOver) return;
+    this.#phase = "answering";
     this.#transmission?.inputEnded();
     this.#progress();
   }
@@ -437,31 +344,44 @@ export class Connection implements OptionSink, Reader {
   /** Something was answered, taken or ended: looks what can go on, and whether this was the last of it. */
   #progress(): void {
     if (this.#transmission?.disconnected === true) this.#endInput();
-    if (this.#streamClosed) {
-      this.#end();
-      return;
+    switch (this.#phase) {
+      case "leaving":
+      case "gone":
+        return;
+      case "broken":
+        if ((this.#transmission?.deviceRequests ?? 0) > 0) return;
+        this.#phase = "gone";
+        this.#end();
+        this.#options.onClosed(this);
+        return;
+      case "refusing":
+      case "answering":
+        if (this.#isAnswered) this.#leave();
+        else this.#goOn();
+        return;
+      case "serving":
+        this.#goOn();
+        return;
     }
-    const isLast = this.#inputOver || (this.#shuttingDown && this.#transmission !== null);
-    if (isLast && this.#isAnswered()) {
-      this.#finish();
-    } else if (this.#upgrade.isGranted) {
+  }
+
+  #goOn(): void {
+    if (this.#upgrade.isGranted) {
       if (this.#writer.queuedBytes > 0) return;
       this.#upgrade.awaitHello();
       this.#stream.resume();
-    } else if (this.#stalled && this.#hasRoom) {
-      this.#awaitTurn();
+    } else if (this.#input.isStalled && this.#hasRoom) {
+      this.#turn.await();
     }
   }
 
-  #isAnswered(): boolean {
+  /** Nothing is at the device either: that is not answered before it is done. */
+  get #isAnswered(): boolean {
     return this.#writer.queuedBytes === 0 && (this.#transmission?.openRequests ?? 0) === 0;
   }
 
-  /** All is said: FIN, then wait for the client's; with both the socket closes itself. */
-  #finish(): void {
-    if (this.#finished) return;
-    this.#finished = true;
-    this.#inputOver = true;
+  #leave(): void {
+    this.#phase = "leaving";
     this.#stream.end();
     this.#end();
     this.#stream.resume();
@@ -470,13 +390,23 @@ export class Connection implements OptionSink, Reader {
     }, LINGER_TIMEOUT_MS);
   }
 
-  #end(): void {
-    if ((this.#transmission?.deviceRequests ?? 0) > 0) return;
-    if (this.#resolveEnded !== null) {
-      this.#resolveEnded();
-      this.#resolveEnded = null;
-      this.#transmission?.closed();
+  #closed(): void {
+    clearTimeout(this.#handshakeTimer);
+    if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
+    this.#writer.close();
+    this.#input.close();
+    if (this.#phase === "leaving") {
+      this.#phase = "gone";
+      this.#options.onClosed(this);
+      return;
     }
-    if (this.#streamClosed) this.#options.onClosed(this);
+    this.#phase = "broken";
+    this.#transmission?.inputEnded();
+    this.#progress();
+  }
+
+  #end(): void {
+    this.#ended.resolve();
+    this.#transmission?.closed();
   }
 }

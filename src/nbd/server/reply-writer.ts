@@ -11,7 +11,6 @@ import type { Writable } from "node:stream";
 import { delayOf } from "../../clock.js";
 import { writeGathered } from "../../net/gather.js";
 import { HANDOVER_BYTES, LONG_HANDOVER_BYTES } from "./limits.js";
-import type { Soon } from "./turns.js";
 
 interface QueuedReply<Answered> {
   readonly bytes: Buffer;
@@ -22,9 +21,10 @@ interface QueuedReply<Answered> {
 export interface ReplyWriterOptions<Answered> {
   /** How long the kernel may take none of a handover. */
   readonly stallTimeoutMs: number;
-  /** Whether handovers wait for `later`, and not only for the end of this turn of the event loop. */
+  /** Whether handovers wait for turnCame(), and not only for the end of this turn of the event loop. */
   readonly isPatient: () => boolean;
-  readonly later: Soon;
+  /** Has turnCame() called. */
+  readonly awaitTurn: () => void;
   /** The kernel has taken these answers, and maybe parts of others. */
   readonly onHandedOver: (answered: readonly Answered[]) => void;
   /** The connection is over: these answers are used by nobody any more, and were not handed over. */
@@ -42,7 +42,8 @@ export class ReplyWriter<Answered> {
   #queuedBytes = 0;
   #handedOverBytes = 0;
   #busy = false;
-  #scheduled = false;
+  /** When the next handover is due: at the end of this turn of the event loop, or in the client's turn; null: none is. */
+  #due: "soon" | "in its turn" | null = null;
   #hasBeenLong = false;
   #closed = false;
   /** Counts handovers that the kernel has taken. */
@@ -79,6 +80,11 @@ export class ReplyWriter<Answered> {
     if (!this.#options.isPatient()) this.#flush();
   }
 
+  /** The client has its turn: hands over what waits for that. */
+  turnCame(): void {
+    if (this.#due === "in its turn") this.#onDue();
+  }
+
   #flush(): void {
     if (!this.#busy && !this.#closed && this.#queue.length > 0) this.#handOver();
   }
@@ -93,14 +99,18 @@ export class ReplyWriter<Answered> {
   }
 
   #schedule(): void {
-    if (this.#scheduled) return;
-    this.#scheduled = true;
-    if (this.#options.isPatient()) this.#options.later(this.#onTurn);
-    else setImmediate(this.#onTurn);
+    if (this.#due !== null) return;
+    if (this.#options.isPatient()) {
+      this.#due = "in its turn";
+      this.#options.awaitTurn();
+    } else {
+      this.#due = "soon";
+      setImmediate(this.#onDue);
+    }
   }
 
-  readonly #onTurn = (): void => {
-    this.#scheduled = false;
+  readonly #onDue = (): void => {
+    this.#due = null;
     this.#flush();
   };
 

@@ -22,13 +22,13 @@ export interface StartTlsParts {
   readonly turns: Turns;
   /** What the client sends from now on is TLS, and this its stream. */
   readonly secured: (stream: Socket) => void;
-  /** @param err with a stack that is of use */
+  /** Not called after abandon(). @param err with a stack that is of use */
   readonly failed: (code: string, message: string, err?: Error) => void;
 }
 
 export class StartTls {
   readonly #parts: StartTlsParts;
-  #state: "none" | "granted" | "hello" | "handshake" = "none";
+  #state: "none" | "granted" | "hello" | "handshake" | "abandoned" = "none";
   #hello: ClientHelloReader | null = null;
   #session: TlsSession | null = null;
 
@@ -58,6 +58,10 @@ export class StartTls {
     return this.#state === "handshake";
   }
 
+  get #isAbandoned(): boolean {
+    return this.#state === "abandoned";
+  }
+
   grant(): void {
     this.#state = "granted";
   }
@@ -66,6 +70,11 @@ export class StartTls {
   awaitHello(): void {
     this.#state = "hello";
     this.#hello = new ClientHelloReader();
+  }
+
+  /** This side closes the socket. */
+  abandon(): void {
+    if (this.isUnderWay) this.#state = "abandoned";
   }
 
   /** @returns whether to read on */
@@ -94,6 +103,7 @@ export class StartTls {
       this.#state = "none";
       this.#parts.secured(secured);
     } catch (error) {
+      if (this.#isAbandoned) return;
       if (error instanceof NegotiationError) this.#parts.failed(error.code, error.message);
       else this.#parts.failed("internal-error", `internal error: ${describeError(error)}`, asError(error));
     }

@@ -1,24 +1,26 @@
 /**
- * The transmission phase of one connection: requests in, device calls, replies out in the order they finish.
+ * The transmission phase of one connection: requests in, as there is room for them, and on to the device. answers.ts sends the
+ * replies, in the order in which the requests finish.
  *
  * Invariants:
  * - `#open` requests have had their header parsed and their answer not yet taken by the kernel; each is
  *   answered exactly once, unless the connection breaks.
- * - `#deviceRequests` of them are with the device; it never gets a request that refusalOf() refuses.
+ * - The device never gets a request that refusalOf() refuses.
  * - While there is no room (`hasRoom`) no further header is parsed, so that what a client can pile up is bounded.
  */
-import { Arena, Loan, SMALLEST_BYTES, type SharedBuffer } from "../../block/buffer-pool.js";
-import { describeError, errnoOf } from "../../errors.js";
+import { Arena, Loan, SMALLEST_BYTES } from "../../block/buffer-pool.js";
+import { describeError } from "../../errors.js";
 import type { RequestSink } from "../receiver.js";
 import { Command } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
 import { EXTENDED_DESCRIPTOR_BYTES } from "../wire/structured-reply.js";
 import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
-import { BusyPoll } from "./busy-poll.js";
+import { Answers } from "./answers.js";
+import type { Incoming } from "./client-input.js";
 import type { ClientLog } from "./client-log.js";
 import { deviceDepthOf, DevicePlace } from "./device-depth.js";
-import { type DeviceRequestSink, DeviceRequests } from "./device-requests.js";
+import { DeviceRequests } from "./device-requests.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";
 import {
   BLOCK_STATUS_DESCRIPTORS,
@@ -29,21 +31,21 @@ import {
   REQUEST_MEMORY_BYTES,
 } from "./limits.js";
 import type { OpenRequest } from "./open-request.js";
-import { errorReply } from "./replies.js";
 import type { ReplyWriter } from "./reply-writer.js";
 import type { MemoryAccount } from "./memory-pool.js";
 import type { Refusal, RequestRules } from "./request-rules.js";
-import { SHUTTING_DOWN, errnoForWire, isWriteLike, offsetWithin, refusalOf } from "./request-rules.js";
-import type { Share, Soon } from "./turns.js";
+import { SHUTTING_DOWN, isWriteLike, refusalOf } from "./request-rules.js";
+import type { ClientTurn, Soon } from "./turns.js";
 
 export interface TransmissionOptions {
   readonly agreement: Agreement;
   /** The export's, of this connection. */
   readonly observer: ConnectionObserver;
+  readonly input: Incoming;
   readonly writer: ReplyWriter<OpenRequest>;
   /** For payloads; closed with the transmission. */
   readonly memory: MemoryAccount;
-  readonly share: Share;
+  readonly turn: ClientTurn;
   /** Calls back when it is the client's turn. */
   readonly later: Soon;
   readonly peer: string;
@@ -54,44 +56,39 @@ export interface TransmissionOptions {
   readonly onProgress: () => void;
 }
 
-export class Transmission implements RequestSink, DeviceRequestSink {
+/**
+ * - serving: requests are performed.
+ * - refusing: new ones are answered with ESHUTDOWN.
+ * - over: none comes any more.
+ * - closed: nothing of the connection is left.
+ */
+type Phase = "serving" | "refusing" | "over" | "closed";
+
+export class Transmission implements RequestSink {
   readonly export: NbdExport;
-  /** The slab in which the payloads lie that are being parsed; null: they have memory of their own. */
-  source: SharedBuffer | null = null;
-  /** Whether they may stay there; if not they are copied. */
-  mayStay = true;
-  /** What is parsed next has just come, and has not waited for the client's turn. */
-  hasJustCome = true;
   readonly #options: TransmissionOptions;
-  readonly #poll = new BusyPoll();
   readonly #rules: RequestRules;
-  readonly #device: DeviceRequests;
   readonly #place: DevicePlace;
+  readonly #answers: Answers;
+  readonly #device: DeviceRequests;
   /** For replies to short reads; nothing is kept while no request is open. */
   readonly #arena = new Arena(SMALLEST_BYTES);
+  #phase: Phase = "serving";
+  #disconnected = false;
   #current: OpenRequest | null = null;
-  /** The last request whose header came has no memory yet; nothing is parsed meanwhile. */
-  #awaitsMemory = false;
-  /** That request has been granted its memory by now, and waits for the client's turn. */
-  #isGranted = false;
+  /**
+   * The memory of the last request whose header came: nothing is parsed while it is awaited, nor when it has been granted and waits
+   * for the client's turn.
+   */
+  #memory: "held" | "awaited" | "granted" = "held";
   /** That request, once it is complete: it is answered when it has its memory. */
   #deferred: OpenRequest | null = null;
   #open = 0;
   #memoryBytes = 0;
-  #deviceRequests = 0;
-  #disconnected = false;
-  /** Nothing more comes: it disconnected, or its side of the connection ended. */
-  #inputOver = false;
-  #isClosed = false;
-  #shuttingDown = false;
   #writes = 0;
   #unansweredWrites = 0;
-  #failedWrites = 0;
   /** Why this client may not write; undefined: it has not tried to. */
   #writeRefusal: Refusal | null | undefined = undefined;
-  #failureLogged = false;
-  #bytesRead = 0;
-  #bytesWritten = 0;
 
   constructor(options: TransmissionOptions) {
     const { export: e, structuredReplies, extendedHeaders, contexts } = options.agreement;
@@ -108,12 +105,9 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       hasContexts: contexts.length > 0,
     };
     this.#place = new DevicePlace(deviceDepthOf(e), options.onProgress);
-    this.#device = new DeviceRequests(
-      options.agreement,
-      this.#rules,
-      this,
-      () => !this.#inputOver && !this.#shuttingDown,
-    );
+    this.#answers = new Answers(options, this.#place);
+    const isWanted = (): boolean => this.#phase === "serving";
+    this.#device = new DeviceRequests(options.agreement, this.#rules, this.#answers, isWanted);
   }
 
   /** Requests whose answer the kernel has not taken. */
@@ -122,12 +116,12 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   }
 
   get deviceRequests(): number {
-    return this.#deviceRequests;
+    return this.#answers.deviceRequests;
   }
 
   /** It is for the client to send the rest of a payload. */
   get isMidRequest(): boolean {
-    return this.#current !== null && !this.#awaitsMemory;
+    return this.#current !== null && this.#memory === "held";
   }
 
   /** NBD_CMD_DISC was seen. */
@@ -137,23 +131,23 @@ export class Transmission implements RequestSink, DeviceRequestSink {
 
   /** Payload of successful reads and writes. */
   get bytesMoved(): { read: number; written: number } {
-    return { read: this.#bytesRead, written: this.#bytesWritten };
+    return this.#answers.bytesMoved;
   }
 
   /** From now on requests are answered with ESHUTDOWN; those in flight finish. */
   shutDown(): void {
-    this.#shuttingDown = true;
+    if (this.#phase === "serving") this.#phase = "refusing";
   }
 
   /** The client sends no more; a WRITE whose payload is incomplete will never be one. */
   inputEnded(): void {
-    this.#inputOver = true;
+    this.#phase = "over";
     const partial = this.#current;
     if (partial === null) return;
     this.#current = null;
     this.#open--;
     this.#memoryBytes -= partial.memoryBytes;
-    if (!this.#awaitsMemory || this.#isGranted) this.#options.memory.give(partial.memoryBytes);
+    if (this.#memory !== "awaited") this.#options.memory.give(partial.memoryBytes);
     partial.loan.release();
   }
 
@@ -164,9 +158,9 @@ export class Transmission implements RequestSink, DeviceRequestSink {
       clean: this.#disconnected && this.#open === 0,
       unansweredWrites: this.#unansweredWrites,
       writes: this.#writes,
-      failedWrites: this.#failedWrites,
+      failedWrites: this.#answers.failedWrites,
     };
-    this.#isClosed = true;
+    this.#phase = "closed";
     this.#place.close();
     this.#arena.letGo();
     this.#options.memory.close();
@@ -200,13 +194,13 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   }
 
   ready(): boolean {
-    if (!this.hasRoom || this.#options.share.isSpent) return false;
-    return this.#place.mayBegin(this.#open === 0, this.hasJustCome);
+    if (!this.hasRoom || this.#options.turn.isSpent) return false;
+    return this.#place.mayBegin(this.#open === 0, this.#options.input.hasJustCome);
   }
 
   /** Whether the rest of a request, or another one, may be taken up, in its turn. */
   get hasRoom(): boolean {
-    if (this.#disconnected || this.#awaitsMemory || this.#place.isAwaited) return false;
+    if (this.#disconnected || this.#memory !== "held" || this.#place.isAwaited) return false;
     // The request at hand is counted already; it may be as long as all that is allowed.
     if (this.#current !== null) return true;
     return (
@@ -219,14 +213,14 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   requestHeader(header: RequestHeader): boolean {
     if (header.type === Command.Disconnect) return false;
     const isWrite = isWriteLike(header.type);
-    this.#options.share.spend(bytesMovedAtOnce(header));
-    let refusal = this.#shuttingDown ? SHUTTING_DOWN : refusalOf(this.#rules, header);
+    this.#options.turn.spend(bytesMovedAtOnce(header));
+    let refusal = this.#phase === "refusing" ? SHUTTING_DOWN : refusalOf(this.#rules, header);
     if (isWrite && refusal === null && header.lengthBytes > 0) refusal = this.#refusalToWrite();
     const memoryBytes = refusal === null ? this.#memoryFor(header) : REQUEST_MEMORY_BYTES;
     this.#current = { header, refusal, isWrite, memoryBytes, loan: new Loan(this.#arena) };
     this.#open++;
     this.#memoryBytes += memoryBytes;
-    this.#awaitsMemory = !this.#options.memory.take(memoryBytes, this.#onMemory);
+    this.#memory = this.#options.memory.take(memoryBytes, this.#onMemory) ? "held" : "awaited";
     if (isWrite) {
       this.#writes++;
       this.#unansweredWrites++;
@@ -239,17 +233,17 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   }
 
   readyForPayload(): boolean {
-    return !this.#awaitsMemory;
+    return this.#memory === "held";
   }
 
   request(_header: RequestHeader, payload: Buffer | null): void {
-    this.#poll.arrived();
+    this.#answers.requestCame();
     const open = this.#current;
     this.#current = null;
     if (open === null) {
       this.#disconnected = true;
       this.#options.onProgress();
-    } else if (this.#awaitsMemory) {
+    } else if (this.#memory !== "held") {
       this.#deferred = open;
     } else {
       this.#answer(open, payload);
@@ -257,20 +251,17 @@ export class Transmission implements RequestSink, DeviceRequestSink {
   }
 
   #answer(open: OpenRequest, payload: Buffer | null): void {
-    if (open.refusal === null) {
-      this.#device.perform(open, payload === null ? null : this.#kept(open, payload));
-      return;
-    }
-    if (open.isWrite) this.#failedWrites++;
-    this.#send(open, this.#errorReply(open, open.refusal));
+    if (open.refusal !== null) this.#answers.refused(open, open.refusal);
+    else this.#device.perform(open, payload === null ? null : this.#kept(open, payload));
   }
 
   /** The payload, where nothing is received over it until the request releases its loan. */
   #kept({ loan }: OpenRequest, payload: Buffer): Buffer {
     const isInPlace = payload.length > 0 && loan.isEmpty;
-    if (!isInPlace || this.source === null) return payload;
-    if (this.mayStay) {
-      loan.share(this.source);
+    const { source, mayStay } = this.#options.input;
+    if (!isInPlace || source === null) return payload;
+    if (mayStay) {
+      loan.share(source);
       return payload;
     }
     const copy = loan.takeApart(payload.length);
@@ -287,14 +278,13 @@ export class Transmission implements RequestSink, DeviceRequestSink {
 
   /** One large request that is done may make way for a thousand small ones: each in its turn. */
   readonly #onMemory = (): void => {
-    this.#isGranted = true;
+    this.#memory = "granted";
     this.#options.later(this.#useMemory);
   };
 
   readonly #useMemory = (): void => {
-    if (this.#isClosed) return;
-    this.#awaitsMemory = false;
-    this.#isGranted = false;
+    if (this.#phase === "closed") return;
+    this.#memory = "held";
     const deferred = this.#deferred;
     this.#deferred = null;
     if (deferred !== null) this.#answer(deferred, null);
@@ -313,106 +303,6 @@ export class Transmission implements RequestSink, DeviceRequestSink {
     }
     return this.#writeRefusal;
   }
-
-  /** As DeviceRequestSink. */
-  answered(open: OpenRequest, reply: Buffer): void {
-    this.#send(open, reply);
-  }
-
-  /** As DeviceRequestSink. */
-  refused(open: OpenRequest, refusal: Refusal): void {
-    this.#send(open, this.#errorReply(open, refusal));
-  }
-
-  /** As DeviceRequestSink. */
-  begun(open: OpenRequest, done: Promise<void>, reply: Buffer): void {
-    this.#deviceRequests++;
-    if (isAtDevice(open)) this.#place.begun();
-    // The very promise that it is; but devices are others' code, and may return something else.
-    Promise.resolve(done).then(
-      () => {
-        this.#succeeded(open, reply);
-      },
-      (error: unknown) => {
-        this.#failed(open, error);
-      },
-    );
-  }
-
-  /** As DeviceRequestSink. */
-  begunInPieces(open: OpenRequest, pieces: Promise<Buffer[]>): void {
-    this.#deviceRequests++;
-    this.#place.begun();
-    pieces.then(
-      (parts) => {
-        const last = parts.pop();
-        for (const part of parts) this.#options.writer.send(part, null);
-        if (last !== undefined) this.#succeeded(open, last);
-      },
-      (error: unknown) => {
-        this.#failed(open, error);
-      },
-    );
-  }
-
-  #succeeded(open: OpenRequest, reply: Buffer): void {
-    if (open.header.type === Command.Read) this.#bytesRead += open.header.lengthBytes;
-    if (open.header.type === Command.Write) this.#bytesWritten += open.header.lengthBytes;
-    this.#settled(open, reply);
-  }
-
-  #failed(open: OpenRequest, error: unknown): void {
-    const errno = errnoForWire(open.header, errnoOf(error));
-    const failedAt = offsetWithin(open.header, error);
-    if (open.isWrite) this.#failedWrites++;
-    // FAST_ZERO asks for this answer, and each client would ask a thousand times.
-    if (errno !== "ENOTSUP" && !this.#failureLogged) {
-      this.#failureLogged = true;
-      const { peer, host, clientLog } = this.#options;
-      const { type, offset, lengthBytes } = open.header;
-      const details = () => ({
-        peer,
-        export: this.export.name,
-        errno,
-        type,
-        offset,
-        lengthBytes,
-        failedAt,
-        err: error,
-      });
-      clientLog.warn(
-        { host, code: "request-failed" },
-        details,
-        `request failed: ${describeError(error)}; further failures on this connection are not logged`,
-      );
-    }
-    this.#settled(open, this.#errorReply(open, { errno, message: describeError(error) }, failedAt));
-  }
-
-  #settled(open: OpenRequest, reply: Buffer): void {
-    if (open.isWrite) open.loan.release();
-    this.#deviceRequests--;
-    if (isAtDevice(open)) this.#place.settled();
-    this.#send(open, reply);
-    if (this.#deviceRequests > 0) return;
-    // Nobody is left to share the writev with.
-    this.#options.writer.flush();
-    if (open.header.type === Command.Read) this.#poll.expect();
-    this.#options.onProgress();
-  }
-
-  #errorReply({ header }: OpenRequest, refusal: Refusal, offset: number | null = null): Buffer {
-    return errorReply(this.#rules.structuredReplies, header, refusal.errno, refusal.message, offset);
-  }
-
-  #send(open: OpenRequest, reply: Buffer): void {
-    this.#options.writer.send(reply, open);
-  }
-}
-
-/** Of CACHE requests a client has one at the device, however many wait for that. */
-function isAtDevice({ header }: OpenRequest): boolean {
-  return header.type !== Command.Cache;
 }
 
 /** By the event loop itself: longer reads are others' work, longer writes have still to be received. */

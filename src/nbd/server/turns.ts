@@ -58,14 +58,33 @@ export class Turns {
   };
 }
 
-/** What one client has spent of its share. */
-export class Share {
+/** One client in that round: what it has spent of its share, and whether it is its turn. */
+export class ClientTurn {
   readonly #turns: Turns;
+  readonly #onTurn: () => void;
+  #isAwaited = false;
+  /** When its turn came last; as Turns.number. */
+  #lastNumber = -1;
+  /** Of the turn of the event loop in which it spent something last. */
   #number = 0;
   #spentUnits = 0;
 
-  constructor(turns: Turns) {
+  /** @param onTurn it has its turn, which it waited for */
+  constructor(turns: Turns, onTurn: () => void) {
     this.#turns = turns;
+    this.#onTurn = onTurn;
+  }
+
+  /** It is its turn. */
+  get isNow(): boolean {
+    return this.#lastNumber === this.#turns.number;
+  }
+
+  /** It waits for its turn from now on, once however often it asks. */
+  await(): void {
+    if (this.#isAwaited) return;
+    this.#isAwaited = true;
+    this.#turns.later(this.#come);
   }
 
   /** Whether what comes next is to wait for its turn. */
@@ -79,6 +98,12 @@ export class Share {
     this.#renew();
     this.#spentUnits += 1 + lengthBytes / UNIT_BYTES;
   }
+
+  readonly #come = (): void => {
+    this.#isAwaited = false;
+    this.#lastNumber = this.#turns.number;
+    this.#onTurn();
+  };
 
   #renew(): void {
     const { number } = this.#turns;

@@ -46,7 +46,7 @@ describe("ReplyWriter", () => {
   let stalled: number;
   let long: number;
   let isPatient: boolean;
-  let later: (() => void)[];
+  let asked: number;
   let writer: ReplyWriter<string>;
 
   const make = (stallTimeoutMs: number): void => {
@@ -56,11 +56,11 @@ describe("ReplyWriter", () => {
     stalled = 0;
     long = 0;
     isPatient = false;
-    later = [];
+    asked = 0;
     writer = new ReplyWriter<string>(kernel, {
       stallTimeoutMs,
       isPatient: () => isPatient,
-      later: (callback) => later.push(callback),
+      awaitTurn: () => asked++,
       onHandedOver: (some) => answered.push(...some),
       onDropped: (some) => dropped.push(...some),
       onLongHandover: () => long++,
@@ -117,9 +117,17 @@ describe("ReplyWriter", () => {
     writer.send(Buffer.from("b"), "second");
     await nextTurn();
     expect(lengths()).to.deep.equal([]);
-    expect(later).to.have.length(1);
-    for (const callback of later.splice(0)) callback();
+    expect(asked).to.equal(1);
+    writer.turnCame();
     expect(lengths()).to.deep.equal([[2]]);
+  });
+
+  it("leaves to the end of the turn of the event loop what does not wait for the client's turn", async () => {
+    writer.send(Buffer.from("a"), "first");
+    writer.turnCame();
+    expect(lengths()).to.deep.equal([]);
+    await nextTurn();
+    expect(lengths()).to.deep.equal([[1]]);
   });
 
   it("gathers what comes while a handover is on its way", async () => {

@@ -1,6 +1,6 @@
 import { expect } from "chai";
 
-import { Share, Turns } from "../../../src/nbd/server/turns.js";
+import { ClientTurn, Turns } from "../../../src/nbd/server/turns.js";
 
 describe("Turns", () => {
   let next: (() => void)[];
@@ -14,10 +14,11 @@ describe("Turns", () => {
   const endTurn = (): void => {
     for (const callback of next.splice(0)) callback();
   };
+  const client = (onTurn: () => void = () => undefined): ClientTurn => new ClientTurn(turns, onTurn);
   /** Requests without payload that a share takes before it is spent. */
-  const requestsOf = (share: Share): number => {
+  const requestsOf = (client: ClientTurn): number => {
     let count = 0;
-    for (; !share.isSpent && count < 1000; count++) share.spend(0);
+    for (; !client.isSpent && count < 1000; count++) client.spend(0);
     return count;
   };
 
@@ -53,7 +54,7 @@ describe("Turns", () => {
   });
 
   it("gives everybody the same share of each turn", () => {
-    const [one, other] = [new Share(turns), new Share(turns)];
+    const [one, other] = [client(), client()];
     const count = requestsOf(one);
     expect(count).to.be.within(32, 256);
     expect(one.isSpent).to.equal(true);
@@ -64,16 +65,32 @@ describe("Turns", () => {
   });
 
   it("counts the bytes that a request moves", () => {
-    const share = new Share(turns);
-    share.spend(32 * 1024 * 1024);
-    expect(share.isSpent).to.equal(true);
+    const one = client();
+    one.spend(32 * 1024 * 1024);
+    expect(one.isSpent).to.equal(true);
   });
 
   it("gives smaller shares while somebody waits", () => {
-    const alone = requestsOf(new Share(turns));
+    const alone = requestsOf(client());
     later("somebody");
-    expect(requestsOf(new Share(turns))).to.be.below(alone);
+    expect(requestsOf(client())).to.be.below(alone);
     endTurn();
-    expect(requestsOf(new Share(turns))).to.equal(alone);
+    expect(requestsOf(client())).to.equal(alone);
+  });
+
+  it("gives a client one turn, however often it asks, which is over with that turn of the event loop", () => {
+    const isNow: boolean[] = [];
+    const one = client(() => {
+      called.push("one");
+      isNow.push(one.isNow);
+    });
+    one.await();
+    one.await();
+    expect(one.isNow).to.equal(false);
+    endTurn();
+    endTurn();
+    expect(called).to.deep.equal(["one"]);
+    expect(isNow).to.deep.equal([true]);
+    expect(one.isNow).to.equal(false);
   });
 });
