@@ -2,7 +2,8 @@
  * What one client may cost the server; each bound pushes back on its socket or ends its connection.
  *
  * The memory of a client in transmission is PAYLOAD_IN_FLIGHT_BYTES and one more payload (32 MiB) at most,
- * besides replies without payload; that of all clients together is what memory-pool.ts grants.
+ * besides replies without payload; that of all clients together is what memory-pool.ts grants. In which order a request
+ * passes turns.ts, device-depth.ts and memory-pool.ts: docs/ARCHITECTURE.md, "A request among many".
  */
 
 /** Requests of one connection that are not answered, or whose answer the kernel has not taken yet. */
