@@ -1,6 +1,6 @@
 /**
  * All disks of a secondary as one: what they copy and what their views show changes for all at one instant.
- * This is the mechanics; secondary-checkpoints.ts and succession.ts decide when.
+ * This is the mechanics; secondary-checkpoints.ts and failover.ts decide when.
  *
  * Invariants: a change happens with both gates shut and every acknowledged write on its disk, so that each request
  * falls before or after it; either every disk has the overlays of `epoch`, or none has any. A failure that may have cost something

@@ -1,107 +1,100 @@
 /**
- * Failover of a secondary: what it would cost, and how its view becomes the disk while its clients go on.
+ * The failover of a secondary, from its fence to the last merged block, while clients of the views go on. stage.ts says whether there
+ * is one; SecondaryStages has steps 1 to 3 carried out (its effects `fence` and `commit`). The steps, and what is on stable
+ * storage after each:
  *
- * What is on record, in this order:
- * - stage `running` with a target: it was asked for. A restart begins it anew.
- * - stage `failover`: the dirty maps are whole, and from now on the disks change. A restart finishes it, to this target.
- * - stage `done`: the last block is durable.
- * One that fails is on record as `failover-failed`; without a target as long as it has changed nothing, so that a restart neither
- * begins it nor is bound to its target. If that can't be recorded, the record before counts: a restart finds the failover not asked for,
- * or begins it anew.
+ * 1. fence(): no replication write reaches a disk any more, and what was taken is on the disks. That may still cost the checkpoint;
+ *    then there is no failover to it. On record: `running`, as before. A restart finds that none was asked for.
+ * 2. begin(): that it was asked for is put on record: `running` with a target, and the new generation of this node's data.
+ *    A restart begins it anew.
+ * 3. At one instant, with no request to any disk under way: the node becomes a primary, whose dirty maps tell what the failover
+ *    changes; then `failover` is put on record; then the views take writes, as that primary's guests. To the checkpoint they go on
+ *    through the overlays, to the latest they are the disks. A restart finishes it, to this target. begun() resolves.
+ * 4. In the background the overlays are merged into the disks; to the latest there is nothing to merge. Nothing new is on record, and the
+ *    overlays stay complete, so that a restart can begin the merge anew.
+ * 5. At one instant: the disks are flushed, `done` is put on record, the views are the disks. Then the overlays are removed; a
+ *    restart removes what is left of them.
  *
- * Invariant: until stage `done` is on record the overlays are complete, so that a restart can begin the merge anew.
+ * One that fails behind step 1 is on record as `failover-failed`; without a target as long as it has changed nothing, so that a
+ * restart neither begins it nor is bound to its target. If that can't be recorded, the record before counts: a restart finds it not
+ * asked for, or begins it anew. It can be tried again, from step 1.
  */
 import type { Logger } from "pino";
-import { asError, describeError, ReplError } from "../errors.js";
+import { asError, describeError, ReplError, StateError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
+import type { StateDirectory } from "../meta/state-directory.js";
 import { Commit } from "./commit.js";
 import type { DiskGroup } from "./disk-group.js";
 import type { Epoch } from "./epoch.js";
 import type { EpochChanger } from "./epoch-changer.js";
+import type { FailoverChoice } from "./failover-choice.js";
 import { branch } from "./generation.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
+import type { OwnData } from "./own-data.js";
 import type { Primary } from "./primary.js";
-import { guestExportsOf } from "./promotion.js";
+import { guestExportsOf, type PrimarySettings, promote, tellChanges } from "./promotion.js";
+import type { Reserve } from "./reserve.js";
+import type { SecondaryStages } from "./secondary-stages.js";
 import type { Serial } from "./serial.js";
-import { type FailoverTarget, hasChangedDisks } from "./stage.js";
-
-/** What is lost by a failover to `to`. */
-export interface FailoverOption {
-  readonly to: FailoverTarget;
-  readonly lost: { readonly bytes: number; readonly seconds: number };
-  /** Why it can't be done; null if it can. */
-  readonly refusal: string | null;
-  /** What to know before choosing it; null if there is nothing. */
-  readonly warning: string | null;
-}
-
-/**
- * @param pendingBytes received, and not in the overlays yet
- * @param gap why the replica may have holes, or null
- */
-export function failoverOptions(
-  epoch: Epoch,
-  pendingBytes: number,
-  secondsSinceCheckpoint: number,
-  gap: string | null,
-): FailoverOption[] {
-  let received = pendingBytes;
-  let speculative = 0;
-  for (const { hidden, active } of epoch.overlays) {
-    received += hidden.mappedBytes;
-    speculative += active.mappedBytes;
-  }
-  return [
-    {
-      to: "checkpoint",
-      lost: { bytes: received, seconds: received > 0 ? secondsSinceCheckpoint : 0 },
-      refusal: epoch.lost === null ? null : `the last checkpoint is lost: ${epoch.lost}`,
-      warning: null,
-    },
-    {
-      to: "latest",
-      lost: { bytes: speculative, seconds: speculative > 0 ? secondsSinceCheckpoint : 0 },
-      refusal: null,
-      warning: gap === null ? null : `what was received may have holes: ${gap}`,
-    },
-  ];
-}
+import { type FailoverTarget, hasChangedDisks, isPromoted } from "./stage.js";
 
 export interface FailoverParts {
+  readonly directory: StateDirectory;
+  /** How the node replicates once it takes a replica. */
+  readonly asPrimary: PrimarySettings;
+  readonly stages: SecondaryStages;
+  readonly choice: FailoverChoice;
   readonly group: DiskGroup;
   readonly epochs: EpochChanger;
   readonly metadata: MetadataKeeper<SecondaryMetadata>;
   /** Keeps the end of the failover apart from other operations. */
   readonly serial: Serial;
-  /**
-   * Makes the primary that the node becomes, at the instant at which nothing is written to it, with dirty maps that tell what the
-   * failover changes. Again is no harm.
-   */
-  readonly promote: (overlays: Epoch, target: FailoverTarget) => Promise<Primary>;
-  /** The disks are whole: enter stage done. Or the merge failed: enter failover-failed. */
-  readonly onEnd: (failure: Error | null) => void;
+  readonly own: OwnData;
+  /** Let go of when a failover begins. */
+  readonly reserve: Reserve;
+  /** As WriterSessionsParts.disconnectWriters. */
+  readonly disconnectWriters: () => Promise<void>;
+  /** The background part has ended; the stage says so already. */
+  readonly ended: (failure: Error | null) => void;
   readonly log: Logger;
 }
 
 export class Failover {
   readonly #parts: FailoverParts;
-  #commit: Commit | null = null;
-  #ended: Promise<void> = Promise.resolve();
-  #merging: Promise<unknown> = Promise.resolve();
-  #isInterrupted = false;
-  /** What kept the failover from beginning the last time, or null. */
+  #isFenced = false;
+  /** What kept it from beginning the last time, or null. */
   #obstacle: Error | null = null;
   /** Whether it has changed something, or may have in an earlier life: it is on record as begun. */
   #hasBegun: boolean;
+  /** Whether it was asked for before this start. */
+  #isResumed = false;
+  /** The primary that the node is, from the instant on at which its views become writable as one. */
+  #promoted: Primary | null = null;
+  #commit: Commit | null = null;
+  #merging: Promise<unknown> = Promise.resolve();
+  #isInterrupted = false;
+  #ended: Promise<void> = Promise.resolve();
+  /** Why it failed the last time in this life, or null. */
+  #failure: Error | null = null;
 
   constructor(parts: FailoverParts) {
     this.#parts = parts;
     this.#hasBegun = hasChangedDisks(parts.metadata.current);
   }
 
-  /** Whether the disks may have changed: the target stays what it is. */
-  get hasBegun(): boolean {
-    return this.#hasBegun;
+  /**
+   * This node as a primary, which can take a replica of its own.
+   * @throws StateError if it was not promoted, or its failover is not over
+   */
+  get promoted(): Primary {
+    const { stage } = this.#parts.stages;
+    if (stage === "done" && this.#promoted !== null) return this.#promoted;
+    throw new StateError(
+      "not-promoted",
+      isPromoted(stage) || stage === "failover-failed"
+        ? "the failover is not over: this node can't take a replica before it is"
+        : "this node is a secondary: only after a failover can it take a replica of its own",
+    );
   }
 
   /** The merge of overlays into the disks, while there is one. */
@@ -112,6 +105,72 @@ export class Failover {
   /** Resolves when the background part has ended, one way or the other. */
   get ended(): Promise<void> {
     return this.#ended;
+  }
+
+  /** Why the replication exports take nobody, or null. */
+  exportRefusal(): string | null {
+    return this.#isFenced
+      ? "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory), or this one with --demote"
+      : null;
+  }
+
+  /** Which promise this node can't keep because of its failover, or as a primary, or null. */
+  brokenPromise(): string | null {
+    if (this.#parts.stages.stage === "failover-failed") {
+      const why = this.#failure === null ? "" : `: ${this.#failure.message}`;
+      return `the failover has failed${why}`;
+    }
+    return this.#promoted?.brokenPromise() ?? null;
+  }
+
+  /**
+   * Step 1. Nothing is on record yet.
+   * @throws StateError if the last writes have cost the checkpoint to fail over to: there is no failover then
+   */
+  async fence(target: FailoverTarget): Promise<void> {
+    const wasFenced = this.#isFenced;
+    this.#setFenced(true);
+    try {
+      await this.#settleWrites(target);
+    } catch (error) {
+      // Whoever was cut off may come back: nothing is on record, and the node is what it was.
+      this.#setFenced(wasFenced);
+      throw error;
+    }
+  }
+
+  async #settleWrites(target: FailoverTarget): Promise<void> {
+    const { choice, group, epochs, reserve, disconnectWriters } = this.#parts;
+    await disconnectWriters();
+    await group.drain();
+    await epochs.settled();
+    // The last writes may have cost the checkpoint. Before anything is on record, the other target is still open.
+    choice.refuseLostCheckpoint(target);
+    // Nothing is received any more that could take the room.
+    await reserve.release();
+  }
+
+  #setFenced(isFenced: boolean): void {
+    this.#isFenced = isFenced;
+    this.#parts.group.setFenced(isFenced);
+  }
+
+  /**
+   * Steps 2 and 3, behind the fence; the others go on in the background. If it can't begin, it ends as one that failed (see begun()), since it may be on
+   * record already. Never rejects.
+   */
+  async begin(target: FailoverTarget): Promise<void> {
+    const overlays = this.#parts.group.epoch;
+    if (overlays === null) throw new Error("failover without overlays");
+    this.#obstacle = null;
+    try {
+      await this.#recordTarget(target);
+      const merge = await this.#show(overlays, target);
+      this.#ended = this.#finish(overlays, merge);
+    } catch (error) {
+      this.#obstacle = asError(error);
+      this.#ended = this.#finish(overlays, () => Promise.reject(asError(error)));
+    }
   }
 
   /**
@@ -129,73 +188,52 @@ export class Failover {
     );
   }
 
-  /**
-   * Begins the failover, or begins it again after a failure or a restart; the replication exports are closed. If it can't begin, it ends
-   * as one that failed (see begun()), since it may be on record already. Never rejects.
-   */
-  async begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
-    this.#obstacle = null;
-    try {
-      await this.#begin(overlays, target);
-    } catch (error) {
-      this.#obstacle = asError(error);
-      this.#ended = this.#finish(overlays, () => Promise.reject(asError(error)));
-    }
-  }
-
-  async #begin(overlays: Epoch, target: FailoverTarget): Promise<void> {
-    const { group, metadata } = this.#parts;
+  /** Step 2. */
+  async #recordTarget(target: FailoverTarget): Promise<void> {
+    const { metadata } = this.#parts;
     // From here on this node's data has a history of its own; one, however often the failover is begun.
     const isFirst = metadata.current.stage === "running" && metadata.current.failoverTarget === null;
     const lineage = isFirst ? branch(metadata.current) : {};
-    await metadata.save({
-      stage: this.#hasBegun ? "failover" : "running",
-      failoverTarget: target,
-      ...lineage,
-    });
+    const stage = this.#hasBegun ? "failover" : "running";
+    await metadata.save({ stage, failoverTarget: target, ...lineage });
+  }
+
+  /** Step 3. @returns step 4 */
+  async #show(overlays: Epoch, target: FailoverTarget): Promise<() => Promise<void>> {
+    const { group } = this.#parts;
     if (target === "latest") {
       // At once, for what clients write from now on must not go to an overlay that is about to be dropped.
-      await this.showLatest(overlays);
-      this.#ended = this.#finish(overlays, () => group.flush());
-      return;
+      await group.showDisks(() => this.#becomePrimary(overlays, target));
+      return () => group.flush();
     }
-    const commit = await this.showCommit(overlays);
-    this.#ended = this.#finish(overlays, () => commit.run());
-  }
-
-  /** Stops a merge before its end; a restart begins it anew. Resolves when nothing of it is under way. */
-  async interrupt(): Promise<void> {
-    this.#isInterrupted = true;
-    this.#commit?.interrupt();
-    await this.#merging;
-  }
-
-  /** To the checkpoint: the views go on through overlays whose merge is still to come. */
-  showCommit(overlays: Epoch): Promise<Commit> {
-    const { group } = this.#parts;
-    return group.showCommit(async () => {
-      await this.#promote(overlays, "checkpoint");
+    const commit = await group.showCommit(async () => {
+      await this.#becomePrimary(overlays, target);
       this.#commit ??= new Commit(group.devices, overlays);
       return this.#commit;
     });
+    return () => commit.run();
   }
 
-  /** To the latest: the views are the disks. */
-  showLatest(overlays: Epoch): Promise<void> {
-    return this.#parts.group.showDisks(() => this.#promote(overlays, "latest"));
-  }
-
-  /** The last step that can keep the failover from beginning. Nothing is written to the views meanwhile. */
-  async #promote(overlays: Epoch, target: FailoverTarget): Promise<void> {
-    const { group, metadata, promote } = this.#parts;
-    const primary = await promote(overlays, target);
+  /** The last that can keep the failover from beginning. */
+  async #becomePrimary(overlays: Epoch, target: FailoverTarget): Promise<void> {
+    const { group, metadata, log } = this.#parts;
+    const primary = await this.#promote();
+    await tellChanges(primary, metadata.current, overlays, target, this.#isResumed, log);
     // Before the first block, a guest's or a merged one: from here on the maps are all that tells of those changes.
     if (!this.#hasBegun) await metadata.save({ stage: "failover", returning: true });
     this.#hasBegun = true;
     group.setFronts(guestExportsOf(primary));
   }
 
-  /** Never rejects: a failure is a stage. */
+  async #promote(): Promise<Primary> {
+    const { directory, asPrimary, group, metadata, own, log } = this.#parts;
+    // From here on they are the dirty maps of the primary that this node becomes.
+    await own.close();
+    this.#promoted ??= await promote(group.disks, metadata, { directory, log, ...asPrimary });
+    return this.#promoted;
+  }
+
+  /** Steps 4 and 5. Never rejects: a failure is a stage. */
   async #finish(overlays: Epoch, merge: () => Promise<void>): Promise<void> {
     const { serial } = this.#parts;
     const merged = merge().then(
@@ -215,29 +253,69 @@ export class Failover {
     if (failure !== null) await serial.run(() => this.#fail(failure));
   }
 
+  /** Step 5. */
   async #succeed(overlays: Epoch): Promise<void> {
-    const { group, epochs, metadata, onEnd, log } = this.#parts;
+    const { group, epochs, metadata, log } = this.#parts;
     await group.showDisks(async () => {
       await group.flush();
       await metadata.save({ stage: "done" });
     });
     group.release();
     // Who is told of the end can still see what was merged.
-    onEnd(null);
+    this.#end(null);
     this.#commit = null;
-    // The failover is done and on record, whatever becomes of the files: a start removes what is left of them.
+    // The failover is done and on record, whatever becomes of the files.
     await epochs.remove(overlays).catch((error: unknown) => {
       log.warn({ error: describeError(error) }, "overlay files could not be removed");
     });
   }
 
   async #fail(error: Error): Promise<void> {
-    const { metadata, onEnd, log } = this.#parts;
-    onEnd(error);
+    const { metadata, log } = this.#parts;
+    log.error({ error: error.message }, "failover failed");
+    this.#end(error);
     const target = this.#hasBegun ? {} : { failoverTarget: null };
     // What kept it from beginning may keep this from being written: a restart begins it anew then, or finds it not asked for.
     await metadata.save({ stage: "failover-failed", ...target }).catch((failure: unknown) => {
       log.error({ error: describeError(failure) }, "the failure of the failover could not be recorded");
     });
+  }
+
+  #end(failure: Error | null): void {
+    const { stages, ended } = this.#parts;
+    this.#failure = failure;
+    if (stages.stage === "failover") {
+      const failed = this.#hasBegun ? "commit-failed" : "begin-failed";
+      stages.happened(failure === null ? "commit-succeeded" : failed);
+    }
+    ended(failure);
+  }
+
+  /** After a restart, in a stage from which replication doesn't go on. */
+  refuseWriters(): void {
+    this.#setFenced(true);
+  }
+
+  /** After a restart: goes on where it was. @param overlays null: it was done */
+  async resume(overlays: Epoch | null, target: FailoverTarget | null): Promise<void> {
+    const { group, stages } = this.#parts;
+    this.#isResumed = true;
+    if (overlays === null) {
+      await group.showDisks(async () => {
+        group.setFronts(guestExportsOf(await this.#promote()));
+      });
+      return;
+    }
+    group.adopt(overlays);
+    if (stages.stage === "failover") await this.begin(target ?? "checkpoint");
+    else await this.#show(overlays, target ?? "checkpoint");
+  }
+
+  /** The node stops: a merge is interrupted, which a restart begins anew, and what the node is as a primary is closed. */
+  async close(): Promise<void> {
+    await this.#promoted?.close();
+    this.#isInterrupted = true;
+    this.#commit?.interrupt();
+    await this.#merging;
   }
 }

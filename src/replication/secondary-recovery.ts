@@ -9,12 +9,12 @@ import { checkDisks, newSecondaryMetadata, readMetadata, type SecondaryMetadata 
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { DiskGroup } from "./disk-group.js";
 import type { EpochStore } from "./epoch.js";
+import type { Failover } from "./failover.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
 import { asSecondary, type SecondaryStart } from "./roles.js";
 import type { NamedDisk } from "./secondary-disk.js";
 import type { SecondaryStages } from "./secondary-stages.js";
 import { hasChangedDisks, resumedStage } from "./stage.js";
-import type { Succession } from "./succession.js";
 import type { WriterTracker } from "./writer-tracker.js";
 
 export interface SecondaryState {
@@ -63,13 +63,13 @@ export interface RecoveryParts {
   readonly store: EpochStore;
   readonly group: DiskGroup;
   readonly stages: SecondaryStages;
-  readonly succession: Succession;
+  readonly failover: Failover;
   readonly tracker: WriterTracker;
 }
 
 /** Takes up where the node stopped or crashed, in the epoch and stage on record. @throws MetadataError if a log is missing or damaged */
 export async function recover(parts: RecoveryParts): Promise<void> {
-  const { disks, metadata, store, group, stages, succession, tracker } = parts;
+  const { disks, metadata, store, group, stages, failover, tracker } = parts;
   const { epoch, failoverTarget: target, cleanShutdown, logs, mixed } = metadata.current;
   const stage = resumedStage(metadata.current);
   const overlays =
@@ -81,11 +81,11 @@ export async function recover(parts: RecoveryParts): Promise<void> {
   if (overlays === null) await store.removeAllBut(null);
   else if (mixed !== null) overlays.distrust(mixed);
   stages.recovered(stage, target);
-  if (stage !== "none" && stage !== "running") succession.refuseWriters();
+  if (stage !== "none" && stage !== "running") failover.refuseWriters();
   await metadata.save({ cleanShutdown: false, logs: [], disks: await identifyDisks(disks, false) });
   if (stage === "none") return;
   if (overlays === null || target !== null) {
-    await succession.resume(overlays, target);
+    await failover.resume(overlays, target);
     return;
   }
   // Also after a failover that could not begin: the views are what they were.

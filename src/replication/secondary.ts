@@ -4,7 +4,7 @@
  *   DiskGroup ─ what is copied and shown, at one instant     WriterTracker ─ whether the disks may have holes
  *   EpochChanger, EpochStore ─ epochs, their files           WriterSessions ─ whose writes, whose word
  *   SecondaryStages ─ the stage                              SecondaryCheckpoints ─ on whose word, why not
- *   Succession ─ failover, and the primary it becomes        IoTrouble, OwnData ─ errors; what only this node has
+ *   Failover ─ its way, and the primary it makes of this     IoTrouble, OwnData ─ errors; what only this node has
  *
  * Invariants:
  * - Operations run one at a time. What they change together changes with both gates shut, so that every request to any
@@ -22,7 +22,8 @@ import { systemClock } from "../clock.js";
 import { DiskGroup } from "./disk-group.js";
 import { type Epoch, EpochStore } from "./epoch.js";
 import { EpochChanger } from "./epoch-changer.js";
-import type { FailoverOption } from "./failover.js";
+import { Failover } from "./failover.js";
+import { FailoverChoice, type FailoverOption } from "./failover-choice.js";
 import type { Introduction } from "./introduction.js";
 import { IoTrouble } from "./io-trouble.js";
 import { MetadataKeeper } from "./metadata-keeper.js";
@@ -35,10 +36,10 @@ import type { SecondaryOptions } from "./secondary-options.js";
 import { readSecondaryState, recover, refuseLeftovers } from "./secondary-recovery.js";
 import { Reserve } from "./reserve.js";
 import { SecondaryStages } from "./secondary-stages.js";
+import { SecondaryTakeOver } from "./secondary-take-over.js";
 import { Serial } from "./serial.js";
 import { SpareLog } from "./spare-log.js";
 import { type FailoverTarget, isPromoted, type Mode, type Stage } from "./stage.js";
-import { Succession } from "./succession.js";
 import { WriterTracker } from "./writer-tracker.js";
 
 export class Secondary {
@@ -55,7 +56,9 @@ export class Secondary {
   readonly #stages: SecondaryStages;
   readonly #sessions: WriterSessions;
   readonly #checkpoints: SecondaryCheckpoints;
-  readonly #succession: Succession;
+  readonly #choice: FailoverChoice;
+  readonly #failover: Failover;
+  readonly #takeOver: SecondaryTakeOver;
 
   private constructor(options: SecondaryOptions, known: SecondaryMetadata) {
     this.#options = options;
@@ -127,18 +130,19 @@ export class Secondary {
     this.#sessions = sessions;
     const checkpoints = new SecondaryCheckpoints({ stages, sessions, group, epochs, tracker, trouble });
     this.#checkpoints = checkpoints;
-    this.#succession = new Succession({
+    this.#takeOver = new SecondaryTakeOver({ stages, metadata, group, epochs, checkpoints, sessions });
+    const choice = new FailoverChoice({ stages, group, metadata, tracker });
+    this.#choice = choice;
+    this.#failover = new Failover({
       directory,
       asPrimary: options.asPrimary,
       stages,
-      sessions,
-      checkpoints,
+      choice,
       group,
       epochs,
       metadata,
       serial: this.#serial,
       own: this.#own,
-      tracker,
       reserve,
       disconnectWriters,
       ended: (failure) => {
@@ -170,7 +174,7 @@ export class Secondary {
       store: secondary.#store,
       group: secondary.#group,
       stages: secondary.#stages,
-      succession: secondary.#succession,
+      failover: secondary.#failover,
       tracker: secondary.#tracker,
     });
     if (secondary.stage === "none" || secondary.stage === "running") await secondary.#reserve.hold();
@@ -209,12 +213,12 @@ export class Secondary {
 
   /** The commit of a failover, while there is one. */
   get commit(): Commit | null {
-    return this.#succession.commit;
+    return this.#failover.commit;
   }
 
-  /** As Succession.promoted. */
+  /** As Failover.promoted. */
   get promoted(): Primary {
-    return this.#succession.promoted;
+    return this.#failover.promoted;
   }
 
   /** Why the last primary that introduced itself was refused for its data's history, or null. */
@@ -229,7 +233,7 @@ export class Secondary {
 
   /** Why the replication exports take nobody, or null. */
   exportRefusal(): string | null {
-    return this.#succession.exportRefusal();
+    return this.#failover.exportRefusal();
   }
 
   /** Why a checkpoint would be refused now, or null. */
@@ -239,7 +243,7 @@ export class Secondary {
 
   /** Which promise can't be kept any more, or null; for the exit code. */
   brokenPromise(): string | null {
-    const undecided = this.#succession.brokenPromise();
+    const undecided = this.#failover.brokenPromise();
     if (undecided !== null) return undecided;
     const isLost = (this.overlays?.lost ?? null) !== null;
     return this.#epochs.failure ?? this.#group.failure ?? (isLost ? "the last checkpoint is lost" : null);
@@ -288,7 +292,7 @@ export class Secondary {
         this.#tracker.end();
         return this.#metadata.save({ copying: false });
       }
-      if (!isPromoted(this.stage)) this.#succession.refuseLostCheckpoint(failover);
+      if (!isPromoted(this.stage)) this.#choice.refuseLostCheckpoint(failover);
       return this.#stages.apply({ type: "stop", failover });
     });
   }
@@ -299,7 +303,7 @@ export class Secondary {
    */
   async failOver(target: FailoverTarget): Promise<void> {
     await this.stop(target);
-    await this.#succession.begun();
+    await this.#failover.begun();
   }
 
   /**
@@ -308,19 +312,19 @@ export class Secondary {
    * @throws StateError if it can't take over: nothing has changed then
    */
   async takeOver(primary: string, epoch: number): Promise<string> {
-    await this.#serial.run(() => this.#succession.beginTakeOver(primary, epoch));
+    await this.#serial.run(() => this.#takeOver.begin(primary, epoch));
     await this.commitEnded();
-    return this.#succession.takenOver(epoch);
+    return this.#takeOver.outcome(epoch);
   }
 
   /** Resolves when the background part of a failover has ended, one way or the other. */
   commitEnded(): Promise<void> {
-    return this.#succession.ended;
+    return this.#failover.ended;
   }
 
   /** What a failover now would cost, target by target. @throws StateError if there is nothing to fail over */
   failoverOptions(): FailoverOption[] {
-    return this.#succession.options();
+    return this.#choice.options();
   }
 
   /** As WriterSessions.introduce(). */
@@ -340,7 +344,7 @@ export class Secondary {
   /** Finishes what was acknowledged, makes it durable and records a clean state. The exports are closed already. */
   close(): Promise<void> {
     return this.#serial.run(async () => {
-      await this.#succession.close();
+      await this.#failover.close();
       await this.#group.drain();
       await this.#epochs.settled();
       await this.#store.discardPrepared();
@@ -384,8 +388,8 @@ export class Secondary {
     return new SecondaryStages({
       beginEpoch: (begin) => this.#checkpoints.beginEpoch(begin),
       dropOverlays: () => this.#checkpoints.dropOverlays(),
-      fence: (target) => this.#succession.fence(target),
-      commit: (target) => this.#succession.begin(target),
+      fence: (target) => this.#failover.fence(target),
+      commit: (target) => this.#failover.begin(target),
       changed: (stage) => {
         log.info({ stage, epoch: this.epoch }, "stage");
         events.stageChanged(stage);
