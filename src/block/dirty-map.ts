@@ -13,14 +13,12 @@
  */
 import { asError } from "../errors.js";
 import { DirtyMapFile, type DirtyMapGeometry } from "../meta/dirty-map-file.js";
-import { BITS_PER_SECTOR, emptyWords, type Region, type Sector } from "../meta/dirty-map-format.js";
+import type { Sector } from "../meta/dirty-map-format.js";
 import type { StateDirectory } from "../meta/state-directory.js";
-import { blockAfter, blockOf, DIRTY_BLOCK_BYTES, DirtyBlocks } from "./dirty-blocks.js";
+import { DIRTY_BLOCK_BYTES, DirtyBlocks } from "./dirty-blocks.js";
+import { DirtySectors } from "./dirty-sectors.js";
 import { GroupFlush } from "./group-flush.js";
 import { EXTENT_BYTES, HotExtents, MAX_HOT_EXTENTS } from "./hot-extents.js";
-
-const BLOCKS_PER_EXTENT = EXTENT_BYTES / DIRTY_BLOCK_BYTES;
-const EXTENTS_PER_SECTOR = BITS_PER_SECTOR / BLOCKS_PER_EXTENT;
 
 /** Far more hot extents than there should be: a change that needs another one waits for those that are cooling down. */
 const CROWDED_EXTENTS = 2 * MAX_HOT_EXTENTS;
@@ -49,12 +47,10 @@ export class DirtyMap {
   readonly #blocks: DirtyBlocks;
   #tenure: string | null = null;
   readonly #hot: HotExtents;
+  /** What of these two the file lacks. */
+  readonly #sectors: DirtySectors;
   #file: DirtyMapFile | null = null;
   readonly #writes = new GroupFlush(() => this.#writeFile());
-  /** Sectors of the file that the next write replaces. */
-  readonly #dueSectors = { hot: new Set<number>(), blocks: new Set<number>() };
-  /** Sectors with bits in the file that memory no longer has, or won't have after the next flush of the replica. */
-  readonly #staleSectors = new Set<number>();
   #isTenureDue = false;
   /** Resolves when the extents that are cooling down have cooled, or can't; null: none is. */
   #cooling: Promise<void> | null = null;
@@ -72,6 +68,7 @@ export class DirtyMap {
     this.#options = options;
     this.#blocks = new DirtyBlocks(options.sizeBytes);
     this.#hot = new HotExtents(options.sizeBytes);
+    this.#sectors = new DirtySectors(this.#blocks, this.#hot.bits);
   }
 
   /**
@@ -83,7 +80,7 @@ export class DirtyMap {
     const { directory, disk, sizeBytes } = options;
     const geometry = geometryOf(sizeBytes);
     const restore = (sector: Sector): void => {
-      map.#restore(sector);
+      map.#sectors.restore(sector);
     };
     map.#file =
       (await DirtyMapFile.open(directory, dirtyMapName(disk), geometry, restore)) ??
@@ -145,7 +142,7 @@ export class DirtyMap {
   /** As missed(), for a range that nobody writes to; durable when this resolves. */
   markMissed(offset: number, lengthBytes: number): Promise<void> {
     this.missed(offset, lengthBytes);
-    this.#dueBlocks(blockOf(offset), blockAfter(offset + lengthBytes));
+    this.#sectors.markDue(offset, lengthBytes);
     return this.#write();
   }
 
@@ -158,7 +155,7 @@ export class DirtyMap {
   async describe(tenure: string | null, isKnown: boolean): Promise<void> {
     if (!isKnown) {
       this.#blocks.allMissed();
-      this.#dueAll();
+      this.#sectors.markAllDue();
       await this.#write();
     }
     this.#tenure = tenure;
@@ -193,9 +190,7 @@ export class DirtyMap {
   }
 
   resynced(offset: number, lengthBytes: number): void {
-    if (!this.#blocks.resynced(offset, lengthBytes)) return;
-    const last = sectorOf(blockAfter(offset + lengthBytes) - 1);
-    for (let sector = sectorOf(blockOf(offset)); sector <= last; sector++) this.#staleSectors.add(sector);
+    if (this.#blocks.resynced(offset, lengthBytes)) this.#sectors.markStale(offset, lengthBytes);
   }
 
   beginFlush(): void {
@@ -212,14 +207,8 @@ export class DirtyMap {
   }
 
   linkMade(hasKept: boolean): void {
-    const blocks = this.#blocks;
-    // Unsure blocks that cooled down while there was no link are set in the file, as missed, and won't be missed any more.
-    let unsure = hasKept ? blocks.nextUnsure(0) : -1;
-    while (unsure !== -1) {
-      this.#staleSectors.add(sectorOf(unsure));
-      unsure = blocks.nextUnsure(sectorEnd(unsure));
-    }
-    blocks.linkMade(hasKept);
+    if (hasKept) this.#sectors.markUnsureStale();
+    this.#blocks.linkMade(hasKept);
   }
 
   linkLost(): void {
@@ -232,7 +221,7 @@ export class DirtyMap {
     if (this.#hasUntrustedFile) await this.#removeFile();
     this.linkLost();
     await this.#cooling;
-    this.#dueAll();
+    this.#sectors.markAllDue();
     await this.#write();
     await this.#coolAll();
     const file = this.#file;
@@ -243,10 +232,10 @@ export class DirtyMap {
   /** A resync that is interrupted goes on about where it was; a crash costs what was written to lately. */
   #recordProgress(): void {
     this.#flushesSinceProgress++;
-    const isResynced = this.#staleSectors.size > 0 && this.#blocks.missedBytes === 0;
+    const isResynced = this.#sectors.hasStale && this.#blocks.missedBytes === 0;
     if (this.#flushesSinceProgress < PROGRESS_FLUSHES && !isResynced) return;
     this.#flushesSinceProgress = 0;
-    for (const sector of this.#staleSectors) this.#dueSectors.blocks.add(sector);
+    this.#sectors.markStaleDue();
     void this.#write();
     this.#coolDown(true);
   }
@@ -254,7 +243,7 @@ export class DirtyMap {
   /** Has extents cool down in the background: all idle ones, or only as many as there are too many. */
   #coolDown(isIdleDue: boolean): void {
     if (this.#cooling !== null || this.#isStuck || this.#file === null || this.#isBroken) return;
-    const chosen = this.#hot.chooseCooling(isIdleDue, this.#isVolatile);
+    const chosen = this.#hot.chooseCooling(isIdleDue, this.#sectors.isVolatile);
     if (chosen.length === 0) {
       // It took a look at each of them, which must not be done again for each change.
       this.#isStuck = this.#hot.isFull && (this.#blocks.hasVolatile || this.#blocks.isFlushing);
@@ -279,38 +268,12 @@ export class DirtyMap {
     const { bits } = this.#hot;
     if (bits.count === 0) return;
     for (let extent = bits.nextSet(0); extent !== -1; extent = bits.nextSet(extent + 1)) {
-      this.#dueBlocks(extent * BLOCKS_PER_EXTENT, (extent + 1) * BLOCKS_PER_EXTENT);
+      this.#sectors.markBlocksDue(extent);
     }
     await this.#write();
-    for (let index = 0; index < (this.#file?.sectors("hot") ?? 0); index++) this.#dueSectors.hot.add(index);
+    this.#sectors.markAllHeatDue();
     bits.clearAll();
     await this.#write();
-  }
-
-  #restore({ region, index, words }: Sector): void {
-    const firstWord = (index * BITS_PER_SECTOR) / 32;
-    for (const [at, word] of words.entries()) {
-      if (region === "hot") this.#hot.bits.addWord(firstWord + at, word);
-      else this.#blocks.addMissedWord(firstWord + at, word);
-    }
-    if (region === "hot") return;
-    const firstExtent = index * EXTENTS_PER_SECTOR;
-    const end = Math.min(firstExtent + EXTENTS_PER_SECTOR, this.#hot.bits.length);
-    for (let extent = firstExtent; extent < end; extent++) {
-      const offset = extent * EXTENT_BYTES;
-      if (this.#hot.bits.has(extent)) this.missed(offset, Math.min(EXTENT_BYTES, this.sizeBytes - offset));
-    }
-  }
-
-  /** The next write replaces every sector of blocks. */
-  #dueAll(): void {
-    this.#dueBlocks(0, this.#blocks.length);
-  }
-
-  #dueBlocks(start: number, end: number): void {
-    for (let sector = sectorOf(start); sector <= sectorOf(Math.max(start, end - 1)); sector++) {
-      if (sector * BITS_PER_SECTOR < this.#blocks.length) this.#dueSectors.blocks.add(sector);
-    }
   }
 
   /** Resolves when what is due is in the file, durably, or the file is broken. Rejects only with what onBroken() throws. */
@@ -324,61 +287,19 @@ export class DirtyMap {
     const isTenureDue = this.#isTenureDue;
     this.#isTenureDue = false;
     const heating = this.#hot.takeHeating();
-    for (const extent of heating) this.#dueSectors.hot.add(sectorOf(extent));
+    for (const extent of heating) this.#sectors.markHeatDue(extent);
     const cooling = this.#flushed;
     this.#flushed = [];
-    for (const extent of cooling) this.#dueSectors.blocks.add(sectorOf(extent * BLOCKS_PER_EXTENT));
+    for (const extent of cooling) this.#sectors.markBlocksDue(extent);
     // For those that cool down the disk was flushed before; an extent that is written to meanwhile stays hot.
-    const forgetsMore = this.#isStale(this.#dueSectors.blocks);
-    const sectors = [...this.#takeDue("hot"), ...this.#takeDue("blocks")];
-    if (forgetsMore) await this.#options.flushDisk();
+    const { sectors, forgets } = this.#sectors.takeDue();
+    if (forgets) await this.#options.flushDisk();
     if (sectors.length > 0) await file.write(sectors);
     this.#hot.heated(heating);
     // That they are cold goes to the file with the next write; a crash before costs a copy of them.
-    for (const extent of this.#hot.cooled(cooling, this.#isVolatile)) {
-      this.#dueSectors.hot.add(sectorOf(extent));
-    }
+    for (const extent of this.#hot.cooled(cooling, this.#sectors.isVolatile))
+      this.#sectors.markHeatDue(extent);
     if (isTenureDue) await file.setTenure(this.#tenure);
-  }
-
-  /** Whether writing these sectors clears bits. One that keeps bits of a resync, which the next flush may cover, stays stale. */
-  #isStale(sectors: ReadonlySet<number>): boolean {
-    let isStale = false;
-    for (const sector of sectors) {
-      if (!this.#staleSectors.has(sector)) continue;
-      isStale = true;
-      if (!this.#hasVolatileCopy(sector)) this.#staleSectors.delete(sector);
-    }
-    return isStale;
-  }
-
-  /** Whether a resync left something volatile there. What guests left is hot, and its sector is written when it cools down. */
-  #hasVolatileCopy(sector: number): boolean {
-    if (!this.#blocks.isVolatile(sector * BITS_PER_SECTOR, (sector + 1) * BITS_PER_SECTOR)) return false;
-    const first = sector * EXTENTS_PER_SECTOR;
-    const end = Math.min(first + EXTENTS_PER_SECTOR, this.#hot.bits.length);
-    for (let extent = first; extent < end; extent++) {
-      if (!this.#hot.bits.has(extent) && this.#isVolatile(extent)) return true;
-    }
-    return false;
-  }
-
-  readonly #isVolatile = (extent: number): boolean =>
-    this.#blocks.isVolatile(extent * BLOCKS_PER_EXTENT, (extent + 1) * BLOCKS_PER_EXTENT);
-
-  #takeDue(region: Region): Sector[] {
-    const due = this.#dueSectors[region];
-    const sectors = [...due].map((index): Sector => ({ region, index, words: this.#words(region, index) }));
-    due.clear();
-    return sectors;
-  }
-
-  #words(region: Region, index: number): Uint32Array {
-    const bits = region === "hot" ? this.#hot.bits : this.#blocks;
-    const words = emptyWords();
-    const first = (index * BITS_PER_SECTOR) / 32;
-    for (let at = 0; at < words.length; at++) words[at] = bits.word(first + at);
-    return words;
   }
 
   /** The guest goes on. The file is removed; where that fails too, `tenure` is null, so that nobody trusts it. */
@@ -401,15 +322,6 @@ export class DirtyMap {
 
 function extentOf(offset: number): number {
   return Math.floor(offset / EXTENT_BYTES);
-}
-
-function sectorOf(bit: number): number {
-  return Math.floor(bit / BITS_PER_SECTOR);
-}
-
-/** The first bit of the next sector. */
-function sectorEnd(bit: number): number {
-  return (sectorOf(bit) + 1) * BITS_PER_SECTOR;
 }
 
 function geometryOf(sizeBytes: number): DirtyMapGeometry {
