@@ -31,10 +31,9 @@ import {
 } from "../errors.js";
 import { QmpError } from "../qmp/errors.js";
 import type { LinkState } from "../status.js";
-import type { PrimaryDisk } from "./primary-disk.js";
 import type { RateLimit } from "./rate-limit.js";
-import { summaryOf } from "./changes-summary.js";
-import { HANDSHAKE_VERSION, type LostRollback, type ReplicaControlEvents } from "./replica-control.js";
+import { type HandshakeEvents, type HandshakeOptions, helloOf, takeWelcome } from "./primary-handshake.js";
+import type { LostRollback, ReplicaControlEvents } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions } from "./replica-connections.js";
 import { Resync } from "./resync.js";
 
@@ -47,30 +46,18 @@ export const CONGESTED = "congested";
 /** Refusals by a secondary that a new handshake mends: it takes the session for lost, or somebody else began an epoch. */
 const OUT_OF_STEP: ReadonlySet<string> = new Set(["session-lost", "old-epoch"]);
 
-export interface LinkOptions extends ReplicaConnectionsOptions {
+export interface LinkOptions extends ReplicaConnectionsOptions, HandshakeOptions {
   readonly rate: RateLimit;
-  /** Names the primary, whichever life it is in. */
-  readonly primary: string;
-  /** The line of history of the data, as of now. */
-  readonly lineage: () => { readonly generation: string; readonly ancestors: readonly string[] };
-  /** The epoch of the pair as this side knows it. */
-  readonly epoch: () => number;
   readonly log: Logger;
   readonly events: LinkEvents;
 }
 
-export interface LinkEvents extends Pick<ReplicaControlEvents, "durable" | "checkpointFailed"> {
-  /** The replica has everything; from now on a checkpoint can be taken. `epoch` is its own. */
+export interface LinkEvents
+  extends HandshakeEvents, Pick<ReplicaControlEvents, "durable" | "checkpointFailed"> {
+  /** The replica has everything; from now on a checkpoint can be taken. */
   synchronised(): void;
   stateChanged(state: LinkState): void;
   jobEnded(resync: Resync, error: Error | null): void;
-  /**
-   * The replica is not the one that the dirty maps told of.
-   * @returns whether that one may have the present generation, so that this one gets another
-   */
-  otherReplica(): Promise<boolean>;
-  /** The secondary said in which epoch it is. */
-  epochLearned(epoch: number): void;
 }
 
 export class Link {
@@ -240,7 +227,7 @@ export class Link {
   }
 
   async #connect(): Promise<ReplicaConnections> {
-    const { disks, primary, lineage, epoch, events } = this.#options;
+    const { disks, events } = this.#options;
     this.#become("connecting");
     const connections = await ReplicaConnections.open(this.#options, {
       hello: () => {
@@ -248,33 +235,9 @@ export class Link {
         // What holds of the one that is asked now, it tells before it answers.
         this.#lostRollback = null;
         this.#session = randomUUID();
-        return {
-          version: HANDSHAKE_VERSION,
-          primary,
-          session: this.#session,
-          generation: lineage().generation,
-          ancestors: [...lineage().ancestors],
-          tenures: tenuresOf(disks),
-          dirty: summaryOf(disks.map(({ name, dirty }) => [name, dirty])),
-          epoch: epoch(),
-          disks: disks.map(({ name, local }) => ({ name, size: local.info.sizeBytes })),
-        };
+        return helloOf(this.#options, this.#session);
       },
-      welcomed: async ({ tenure, known, changed, epoch: replicaEpoch }) => {
-        events.epochLearned(replicaEpoch);
-        for (const { name, dirty } of disks) {
-          for (const [offset, lengthBytes] of changed[name] ?? [])
-            await dirty.markMissed(offset, lengthBytes);
-          // Before anything is written: the replica takes the map's old name until then, in case its answer is lost.
-          await dirty.describe(tenure, known);
-        }
-        if (!known && (await events.otherReplica())) {
-          throw new LinkError(
-            "new-generation",
-            "this replica is not the one before: a new generation begins",
-          );
-        }
-      },
+      welcomed: (welcome) => takeWelcome(this.#options, welcome),
       durable: (number) => {
         // The next checkpoint may be lost as well before it is known to be durable.
         if (this.#lostRollback !== null && number > this.#lostRollback.epoch) this.#lostRollback = null;
@@ -377,16 +340,6 @@ export class Link {
     }
     this.#options.events.stateChanged(state);
   }
-}
-
-/** The tenures that the maps tell of, each once; none if one of them tells nothing. */
-function tenuresOf(disks: readonly PrimaryDisk[]): string[] {
-  const tenures = new Set<string>();
-  for (const { dirty } of disks) {
-    if (dirty.tenure === null) return [];
-    tenures.add(dirty.tenure);
-  }
-  return [...tenures];
 }
 
 /** Whether the replica is there but can't be used, so that an operator has to look. */
