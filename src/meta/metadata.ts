@@ -47,6 +47,8 @@ const secondarySchema = z.strictObject({
   offeredTenure: z.uuid().nullable(),
   /** The uuid of the primary that introduced itself last: it gets in again, whoever else is writing. */
   primary: z.string().nullable(),
+  /** The last epoch that this primary asked for, which it had put on record before. Absent in what older releases wrote. */
+  primaryEpoch: z.int().nonnegative().default(0),
   /** Whether a primary has introduced itself and not said yet that nothing is missing: the disks may be a mixture. */
   copying: z.boolean(),
   /**
@@ -89,6 +91,7 @@ export const UNTOUCHED_SECONDARY: Omit<SecondaryMetadata, keyof typeof common> =
   tenure: null,
   offeredTenure: null,
   primary: null,
+  primaryEpoch: 0,
   copying: false,
   mixed: null,
   discard: false,

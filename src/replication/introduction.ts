@@ -11,6 +11,8 @@ export interface Introduction extends Lineage {
   readonly session: string;
   /** The tenures of its dirty maps; none: they tell nothing. */
   readonly tenures: readonly string[];
+  /** The highest number of an epoch that it knows of. */
+  readonly epoch: number;
   /** What it believes this replica to lack. */
   readonly dirty: ChangesSummary;
 }
@@ -21,7 +23,7 @@ export interface AskedSecondary extends Lineage {
   readonly writer: string | null;
   /** The primary that was admitted last, in an earlier life of the node too, or null. */
   readonly primary: string | null;
-  /** Whether that primary is connected, and told of a time since then that the one that asks knows nothing of. */
+  /** Whether that primary is connected, and told of a time, or asked for an epoch, that the one that asks knows nothing of. */
   readonly isOutdated: boolean;
   /** Whether what only it has may be given up. */
   readonly discard: boolean;

@@ -75,6 +75,8 @@ export class Link {
   #memory: string | null = null;
   /** Names the last handshake. A checkpoint that was asked for under an earlier one comes late, and is refused by it. */
   #session = "";
+  /** The last epoch that the replica said is durable there. */
+  #durableEpoch = 0;
   /** The checkpoint that the replica can't go back to, as it said last; null: it has not said so. */
   #lostRollback: LostRollback | null = null;
   #resyncs: readonly Resync[] = [];
@@ -237,10 +239,15 @@ export class Link {
         this.#session = randomUUID();
         return helloOf(this.#options, this.#session);
       },
-      welcomed: (welcome) => takeWelcome(this.#options, welcome),
+      welcomed: (welcome) => {
+        const known = welcome.known && !this.#isOlderCopy(welcome.epoch);
+        if (!known) this.#durableEpoch = 0;
+        return takeWelcome(this.#options, { ...welcome, known });
+      },
       durable: (number) => {
         // The next checkpoint may be lost as well before it is known to be durable.
         if (this.#lostRollback !== null && number > this.#lostRollback.epoch) this.#lostRollback = null;
+        this.#durableEpoch = Math.max(this.#durableEpoch, number);
         events.durable(number);
       },
       checkpointFailed: (failed) => {
@@ -263,6 +270,16 @@ export class Link {
       if (replica !== undefined) disk.setReplica(checked(replica), hasKept);
     }
     return connections;
+  }
+
+  /** Whether a replica in this epoch is from before a checkpoint that it had made durable: what it acknowledged since is lost. */
+  #isOlderCopy(replicaEpoch: number): boolean {
+    if (replicaEpoch >= this.#durableEpoch) return false;
+    this.#options.log.warn(
+      { epoch: replicaEpoch, durableEpoch: this.#durableEpoch },
+      "the replica is an older copy of itself, from before a checkpoint that it had: everything is copied",
+    );
+    return true;
   }
 
   /** Resyncs, then stays until the link is lost, which it reports by throwing. */

@@ -57,10 +57,13 @@ export class PrimaryCheckpoints {
       refusal: () => this.refusal(),
       nextEpoch: () => lineage.epoch + 1,
       prepare: async () => {
-        await link()?.prepareCheckpoint(lineage.epoch + 1);
+        const epoch = lineage.epoch + 1;
+        await Promise.all([lineage.announce(epoch), link()?.prepareCheckpoint(epoch)]);
       },
       atInstant: () => this.#beginFlush(),
       send: async (epoch) => {
+        // Another one than was prepared, if the secondary has told of a higher one meanwhile.
+        void lineage.announce(epoch);
         await link()?.checkpoint(epoch);
       },
       onCheckpoint: (epoch, pauseMs) => {

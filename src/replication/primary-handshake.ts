@@ -11,7 +11,7 @@ export interface HandshakeOptions {
   readonly primary: string;
   /** The line of history of the data, as of now. */
   readonly lineage: () => { readonly generation: string; readonly ancestors: readonly string[] };
-  /** The epoch of the pair as this side knows it. */
+  /** The highest number of an epoch that this side knows of. */
   readonly epoch: () => number;
   readonly events: HandshakeEvents;
 }

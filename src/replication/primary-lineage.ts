@@ -6,6 +6,8 @@
  * - Before a change is acknowledged that such a replica lacks, another generation is on record, unless that can't be
  *   written: then the guest goes on, and until it could be written, which is tried again, a promise is broken.
  * - Epochs only grow, also when the replica is another one or comes back from an older state.
+ * - The number of an epoch is on record before a secondary is asked to begin it, if it can be: who knows of a lower one than that
+ *   secondary was asked for is an older copy of this node.
  */
 import type { Logger } from "pino";
 import type { Cancel, Clock } from "../clock.js";
@@ -26,11 +28,13 @@ export class PrimaryLineage {
   #failure: string | null = null;
   #cancelRetry: Cancel | null = null;
   #isClosed = false;
+  #epoch: number;
 
   constructor(metadata: PrimaryKeeper, clock: Clock, log: Logger) {
     this.#metadata = metadata;
     this.#clock = clock;
     this.#log = log;
+    this.#epoch = metadata.current.epoch;
   }
 
   /** The line of history of the data, as of now. */
@@ -38,7 +42,13 @@ export class PrimaryLineage {
     return this.#metadata.current;
   }
 
+  /** The one that the pair is in. */
   get epoch(): number {
+    return this.#epoch;
+  }
+
+  /** The highest number that a secondary was, or is about to be, asked to begin, or is in. */
+  get knownEpoch(): number {
     return this.#metadata.current.epoch;
   }
 
@@ -101,7 +111,14 @@ export class PrimaryLineage {
 
   /** The pair is in this epoch, or was. */
   reached(epoch: number): void {
-    if (epoch <= this.epoch) return;
-    void this.#metadata.saveSoon({ epoch });
+    this.#epoch = Math.max(this.#epoch, epoch);
+    void this.announce(epoch);
+  }
+
+  /** A secondary may be asked to begin this epoch. Resolves when that is on record, or could not be written, which is logged. */
+  async announce(epoch: number): Promise<void> {
+    if (epoch <= this.knownEpoch) return;
+    // Without it a checkpoint can be taken as well: a crash costs a full copy then.
+    await Promise.allSettled([this.#metadata.saveSoon({ epoch })]);
   }
 }

@@ -192,7 +192,7 @@ export class ReplicaAttachment {
       ...replica,
       ...parts,
       lineage: () => lineage.current,
-      epoch: () => lineage.epoch,
+      epoch: () => lineage.knownEpoch,
       events: {
         ...events,
         synchronised: () => {

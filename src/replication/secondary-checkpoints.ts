@@ -68,7 +68,7 @@ export class SecondaryCheckpoints {
     const isFirst = stages.stage === "none" && session !== null;
     await stages.apply(isFirst ? { type: "start", mode: "secondary" } : { type: "checkpoint" }, {
       number: epoch,
-      lineage: session === null ? {} : sessions.adopted(),
+      lineage: session === null ? {} : sessions.adopted(epoch),
     });
     if (session !== null) this.#mended();
     return epochs.number;

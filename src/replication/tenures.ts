@@ -2,8 +2,8 @@
  * The names by which a secondary knows how far to trust a primary's dirty map (docs/adr/0001).
  *
  * Invariant: maps are trusted only if each has the name given at the last handshake; or the name before that, as long as nothing was
- * written since, because the answer with the newer name may have been lost. So neither side's state, restored from a backup, passes
- * for the present one.
+ * written since, because the answer with the newer name may have been lost. So neither side's state from before the last handshake,
+ * restored from a backup, passes for the present one; one from after it has the name, and is known by its epoch.
  */
 import { randomUUID } from "node:crypto";
 import type { SecondaryMetadata } from "../meta/metadata.js";

@@ -95,8 +95,11 @@ export class WriterSessions {
       await this.#beginEpoch();
       if (group.epoch !== null) await own.keep(group.epoch.number);
       const mixed = group.epoch === null ? { mixed: metadata.current.mixed ?? UNFINISHED } : {};
-      const change = { primary: introduction.primary, copying: true, ...mixed };
-      const { isKnown, tenure } = await this.#tenures.renew(introduction.tenures, change);
+      // Under the new tenure nothing was asked for yet that it does not know of.
+      const primaryEpoch = Math.min(this.#askedEpoch(introduction), introduction.epoch);
+      const tenures = this.#tenuresOf(introduction);
+      const change = { primary: introduction.primary, primaryEpoch, copying: true, ...mixed };
+      const { isKnown, tenure } = await this.#tenures.renew(tenures, change);
       const writer = randomUUID();
       tracker.introduce(introduction.session, writer);
       this.#introductions.admitted(introduction);
@@ -127,12 +130,16 @@ export class WriterSessions {
     }
   }
 
-  /** What becomes of this node's data when a primary of ours says that nothing is missing: its line is the primary's. */
-  adopted(): Partial<SecondaryMetadata> {
+  /**
+   * What becomes of this node's data when a primary of ours says that nothing is missing: its line is the primary's.
+   * @param epoch the one that the primary asks for; null: it names none
+   */
+  adopted(epoch: number | null): Partial<SecondaryMetadata> {
     if (this.#introductions.last === null) return {};
     const { generation, ancestors } = this.#introductions.last;
     const settled = { copying: false, discard: false, returning: false, handedOver: false };
-    return { generation, ancestors: [...ancestors], ...settled };
+    const asked = epoch === null ? {} : { primaryEpoch: epoch };
+    return { generation, ancestors: [...ancestors], ...settled, ...asked };
   }
 
   /** Begins an epoch if there is data to go back to, or to save. */
@@ -157,8 +164,31 @@ export class WriterSessions {
   }
 
   /** One whose maps tell nothing is the one that is connected, after the loss of its maps: it must not wait until that is noticed. */
-  #isOutdated({ tenures }: Introduction): boolean {
-    return tenures.length > 0 && !this.#tenures.areKnown(tenures);
+  #isOutdated(introduction: Introduction): boolean {
+    const { tenures } = introduction;
+    return this.#isOlderCopy(introduction) || (tenures.length > 0 && !this.#tenures.areKnown(tenures));
+  }
+
+  /** Its state is from before a checkpoint that it asked for: what was written meanwhile is not in its maps, though they have the name. */
+  #isOlderCopy(introduction: Introduction): boolean {
+    return introduction.epoch < this.#askedEpoch(introduction);
+  }
+
+  /** The last epoch that a primary asked for; 0: none, for it is not the one that was admitted last. */
+  #askedEpoch({ primary }: Introduction): number {
+    const { current } = this.#parts.metadata;
+    return primary === current.primary ? current.primaryEpoch : 0;
+  }
+
+  /** The names that its maps show, if they count. */
+  #tenuresOf(introduction: Introduction): readonly string[] {
+    if (!this.#isOlderCopy(introduction)) return introduction.tenures;
+    const { primaryEpoch } = this.#parts.metadata.current;
+    this.#parts.log.warn(
+      { primaryEpoch, epoch: introduction.epoch },
+      "the primary is an older copy of itself, from before a checkpoint that it took: everything is copied",
+    );
+    return [];
   }
 
   #refuse(introduction: Introduction): void {

@@ -137,6 +137,7 @@ async function introduce({ node }: SecondaryModel): Promise<string> {
   const session = randomUUID();
   await node.secondary.introduce({
     ...{ primary: "the primary", session, generation: GENERATION, ancestors: [], tenures: [] },
+    epoch: 0,
     dirty: { bytes: 0, first: [] },
   });
   return session;

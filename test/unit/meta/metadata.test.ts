@@ -108,7 +108,8 @@ describe("metadata", () => {
     const whole = newSecondaryMetadata(DISKS);
     for (const field of Object.keys(whole)) {
       if (["format", "version", "role"].includes(field)) continue;
-      const bads = field === "handedOver" ? [{ an: "object" }] : [undefined, { an: "object" }];
+      const isNewer = ["handedOver", "primaryEpoch"].includes(field);
+      const bads = isNewer ? [{ an: "object" }] : [undefined, { an: "object" }];
       for (const bad of bads) {
         putJson({ ...whole, [field]: bad });
         const text = await refusal(() => readMetadata(directory));
@@ -123,9 +124,9 @@ describe("metadata", () => {
     expect(await refusal(() => readMetadata(directory))).to.match(/^damaged: .*novelty/);
   });
 
-  it("reads what an older release wrote, which does not say whether the disks were handed over", async () => {
+  it("reads what an older release wrote, which does not say whether the disks were handed over, nor what its primary asked for", async () => {
     const whole = newSecondaryMetadata(DISKS);
-    putJson({ ...whole, handedOver: undefined });
+    putJson({ ...whole, handedOver: undefined, primaryEpoch: undefined });
     expect(await readMetadata(directory)).to.deep.equal(whole);
   });
 

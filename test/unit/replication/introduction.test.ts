@@ -12,6 +12,7 @@ const PRIMARY: Introduction = {
     primary: "the primary",
     session: "s",
     tenures: [],
+    epoch: 0,
     dirty: { bytes: 65536, first: [{ disk: "disk0", offset: 0, lengthBytes: 65536 }] },
   },
   ...{ generation: "aaaaaaaa", ancestors: ["0"] },

@@ -86,6 +86,7 @@ export function introduce(
     generation: GENERATION,
     ancestors: [],
     tenures: [],
+    epoch: 0,
     dirty: { bytes: 0, first: [] },
     ...told,
   });

@@ -168,6 +168,35 @@ describe("secondary: trust in its writers", () => {
     expect(await outcome(put(unaware, 0, PAGE, 0x27)), "its old connection is cut off").to.not.equal("done");
   });
 
+  it("takes one for an older copy that knows nothing of a checkpoint that the primary took, though its maps have the name", async () => {
+    const { tenure } = await introduce(pair.node, "s");
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
+    await pair.node.secondary.checkpoint({ session: "s", epoch: 7 });
+    await pair.node.secondary.checkpointDurable();
+    const older = { tenures: [tenure], epoch: 6 };
+    await expectFailure(
+      introduce(pair.node, "copy", older),
+      /another primary replicates to this node, from .*, and this one may be an older copy of it: stop that first/,
+    );
+    await pair.crashSecondary();
+    const restored = await introduce(pair.node, "restored", older);
+    expect(restored.isKnown, "restored from a backup").to.equal(false);
+    await put(await pair.connectWriter(), 0, PAGE, 0x23);
+    const again = await introduce(pair.node, "again", { tenures: [restored.tenure], epoch: 6 });
+    expect(again.isKnown, "that is its own time from then on").to.equal(true);
+  });
+
+  it("knows the primary that is in the epoch that it asked for last, or a later one", async () => {
+    let { tenure } = await introduce(pair.node, "s");
+    for (const epoch of [7, 8]) {
+      await put(await pair.connectWriter(), 0, PAGE, epoch);
+      if (epoch === 7) await pair.node.secondary.checkpoint({ session: "s", epoch });
+      const next = await introduce(pair.node, "again", { tenures: [tenure], epoch });
+      expect(next.isKnown).to.equal(true);
+      ({ tenure } = next);
+    }
+  });
+
   it("lets a primary in that ended between its first handshake and putting the tenure on record", async () => {
     await introduce(pair.node, "s");
     const { tenure } = await introduce(pair.node, "again");
