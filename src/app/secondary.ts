@@ -106,7 +106,7 @@ function replicationGroup(secondary: Secondary): ReplicationGroup {
   return {
     mode: "secondary",
     start: (mode) => secondary.start(mode),
-    stop: (isFailover) => (isFailover ? secondary.failOver("checkpoint") : secondary.stop(null)),
+    stop: (isFailover) => (isFailover ? secondary.failOverOnce() : secondary.stop(null)),
     checkpoint: async () => {
       await secondary.checkpoint({ session: null, epoch: null });
       await secondary.checkpointDurable();

@@ -37,13 +37,8 @@ export class FailoverChoice {
 
   /** What a failover now would cost, target by target. @throws StateError if there is nothing to fail over */
   options(): FailoverOption[] {
-    const { stages, group, metadata, tracker } = this.#parts;
-    if (isPromoted(stages.stage)) {
-      throw new StateError(
-        "promoted",
-        `failover is ${stages.stage === "done" ? "done" : "under way"} already`,
-      );
-    }
+    const { group, metadata, tracker } = this.#parts;
+    this.refuseSecond();
     if (group.epoch === null) throw this.#nothing();
     const { checkpointAt, failoverTarget } = metadata.current;
     const begunTo = hasChangedDisks(metadata.current) ? failoverTarget : null;
@@ -53,6 +48,13 @@ export class FailoverChoice {
           ? option
           : { ...option, refusal: `the failover to ${begunTo} has changed the disks already` },
     );
+  }
+
+  /** @throws StateError if a failover is under way or done, to whichever target */
+  refuseSecond(): void {
+    const { stage } = this.#parts.stages;
+    if (isPromoted(stage))
+      throw new StateError("promoted", `failover is ${stage === "done" ? "done" : "under way"} already`);
   }
 
   /** @throws StateError if there is no checkpoint to fail over to, or nothing at all: a stop that failed has given it up */

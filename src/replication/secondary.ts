@@ -287,22 +287,25 @@ export class Secondary {
 
   /** @param failover null: stop without failover, keeping everything received; none runs: a copy that is not finished is given up */
   stop(failover: FailoverTarget | null): Promise<void> {
-    return this.#serial.run(() => {
-      if (failover === null && this.stage === "none" && this.metadata.copying) {
-        this.#tracker.end();
-        return this.#metadata.save({ copying: false });
-      }
-      if (!isPromoted(this.stage)) this.#choice.refuseLostCheckpoint(failover);
-      return this.#stages.apply({ type: "stop", failover });
-    });
+    return this.#serial.run(() => this.#stop(failover));
   }
 
   /**
    * Fails over: resolves when the views are on their way to be the disks, on record; the merge goes on behind it.
-   * @throws StateError if it is refused, or ReplError "failover-failed" if it could not begin: it can be tried again
+   * @throws StateError if it is refused, also while another one is under way or done, which may have another target; or ReplError
+   * "failover-failed" if it could not begin: it can be tried again
    */
   async failOver(target: FailoverTarget): Promise<void> {
-    await this.stop(target);
+    await this.#serial.run(() => {
+      this.#choice.refuseSecond();
+      return this.#stop(target);
+    });
+    await this.#failover.begun();
+  }
+
+  /** As failOver() to the checkpoint, for a manager of QEMU's: ignored by a node that is being or has been promoted. */
+  async failOverOnce(): Promise<void> {
+    await this.stop("checkpoint");
     await this.#failover.begun();
   }
 
@@ -359,6 +362,15 @@ export class Secondary {
       await this.overlays?.close();
       await this.#own.close();
     });
+  }
+
+  #stop(failover: FailoverTarget | null): Promise<void> {
+    if (failover === null && this.stage === "none" && this.metadata.copying) {
+      this.#tracker.end();
+      return this.#metadata.save({ copying: false });
+    }
+    if (!isPromoted(this.stage)) this.#choice.refuseLostCheckpoint(failover);
+    return this.#stages.apply({ type: "stop", failover });
   }
 
   #makeEpochs(): EpochChanger {

@@ -57,6 +57,18 @@ describe("secondary: failover", () => {
     }
   });
 
+  it("of two that are asked for at once begins the first alone, and refuses the second, whose target it is not", async () => {
+    const { secondary } = node;
+    const first = secondary.failOver("latest");
+    await expectFailure(secondary.failOver("checkpoint"), /^failover is (under way|done) already$/);
+    await first;
+    await secondary.commitEnded();
+    await expectContent(node.view(0), received[0]);
+    await expectFailure(secondary.failOver("latest"), "failover is done already");
+    await secondary.failOverOnce();
+    await expectContent(node.view(0), received[0], "QEMU's failover is ignored then");
+  });
+
   it("tells before it what either target would lose", async () => {
     await node.applied();
     const options = node.secondary.failoverOptions();
