@@ -4,7 +4,7 @@ import type { Logger } from "pino";
 import { defaultQmpAddress, type NodeConfig } from "../config/schema.js";
 import { clientParameters, type TlsConfig } from "../config/tls.js";
 import { Deferred } from "../deferred.js";
-import { describeError } from "../errors.js";
+import { describeError, ReplError } from "../errors.js";
 import { createLogger } from "../log.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
 import { unsafeDirectory } from "../meta/unsafe-directory.js";
@@ -82,7 +82,7 @@ export async function runNode(
     log.info({ pid: process.pid, stateDirectory: config.stateDir }, "ready");
     const reason = await stopped.promise;
     log.info({ reason }, "stopping");
-    await lifecycle.close();
+    await end(lifecycle);
     const broken = node.brokenPromise();
     if (broken === null) log.info("stopped");
     else log.error({ reason: broken }, "stopped with a promise broken");
@@ -94,6 +94,15 @@ export async function runNode(
     throw error;
   } finally {
     process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+  }
+}
+
+/** @throws ReplError for the exit code 1, whatever failed: the class of an error says why a node did not start, or can't be reached */
+async function end(lifecycle: Lifecycle): Promise<void> {
+  try {
+    await lifecycle.close();
+  } catch (error) {
+    throw new ReplError("end-failed", describeError(error), { cause: error });
   }
 }
 

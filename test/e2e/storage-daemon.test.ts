@@ -3,25 +3,27 @@ import { expect } from "chai";
 
 import { expectPattern, writePattern } from "../tools/clients.js";
 import { type Pair, startPair } from "../tools/pair.js";
-import { run, succeed } from "../tools/process.js";
+import { run, succeed, type TestProcess } from "../tools/process.js";
 import { serveOn } from "../tools/socket-server.js";
 import { useWorkspace } from "../tools/workspace.js";
 
 describe("disks under qemu-storage-daemon", () => {
   const workspace = useWorkspace();
 
+  const daemons = new Map<string, TestProcess>();
   const image = (role: string): string => workspace.path(`${role}.qcow2`);
   const uri = (role: string): string => `nbd+unix:///image?socket=${workspace.path(`${role}-qsd.sock`)}`;
 
   const startDaemon = async (role: string): Promise<void> => {
     await succeed("qemu-img", ["create", "-q", "-f", "qcow2", image(role), "32M"]);
     const socket = workspace.path(`${role}-qsd.sock`);
-    await serveOn(workspace, socket, "qemu-storage-daemon", [
+    const daemon = await serveOn(workspace, socket, "qemu-storage-daemon", [
       ...["--blockdev", `driver=file,node-name=file,filename=${image(role)},discard=unmap`],
       ...["--blockdev", "driver=qcow2,node-name=disk,file=file,discard=unmap"],
       ...["--nbd-server", `addr.type=unix,addr.path=${socket}`],
       ...["--export", "type=nbd,id=export,node-name=disk,name=image,writable=on"],
     ]);
+    daemons.set(role, daemon);
   };
 
   const startOnImages = async (): Promise<Pair> => {
@@ -47,6 +49,18 @@ describe("disks under qemu-storage-daemon", () => {
     await expectPattern(pair.viewUri(), ...expected);
     await pair.secondary.succeed("stop");
     await expectPattern(uri("secondary"), ...expected);
+  });
+
+  it("end their node with exit code 1 when they are gone, as its verb stop says", async () => {
+    const pair = await startOnImages();
+    await writePattern(pair.primaryUri(), 0x33, "5M", "3M");
+    for (const node of [pair.secondary, pair.primary]) {
+      await daemons.get(node.role)?.kill();
+      const { code, stderr } = await node.verb("stop");
+      expect(code).to.equal(1);
+      expect(stderr).to.match(/the node ended with exit code 1: .*qsd\.sock/);
+      expect((await node.process.ended()).code, node.role).to.equal(1);
+    }
   });
 
   it("hold the same content after a checkpoint", async () => {
