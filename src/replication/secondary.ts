@@ -364,13 +364,18 @@ export class Secondary {
     });
   }
 
-  #stop(failover: FailoverTarget | null): Promise<void> {
+  async #stop(failover: FailoverTarget | null): Promise<void> {
     if (failover === null && this.stage === "none" && this.metadata.copying) {
       this.#tracker.end();
       return this.#metadata.save({ copying: false });
     }
     if (!isPromoted(this.stage)) this.#choice.refuseLostCheckpoint(failover);
-    return this.#stages.apply({ type: "stop", failover });
+    const { overlays } = this;
+    await this.#stages.apply({ type: "stop", failover });
+    // A primary that is connected goes on writing, and has to show that there is nothing to fail over to.
+    const { mixed } = this.metadata;
+    if (this.stage === "none" && overlays !== null && mixed !== null)
+      this.#options.events.rollbackLost({ epoch: overlays.number, reason: mixed });
   }
 
   #makeEpochs(): EpochChanger {

@@ -163,6 +163,25 @@ describe("a primary's troubles", () => {
     expect(pair.primary.link?.rollbackLost).to.equal(null);
   });
 
+  it("a replica whose replication a manager stopped says that there is no rollback, until it has a checkpoint again", async () => {
+    await pair.attach();
+    await put(pair.guest(), 0, PAGE, 0x22);
+    await pair.checkpoint();
+    await pair.node.secondary.stop(null);
+    await waitFor(
+      "the replica's word",
+      () => pair.primary.link?.rollbackLost ?? null,
+      (reason) => reason === "replication was stopped without a failover",
+    );
+    // The first is refused for the session, and the link built anew.
+    expect((await failureOf(pair.checkpoint())).message).to.match(/^checkpoint refused: /);
+    await waitFor(
+      "a checkpoint",
+      () => pair.primary.link?.rollbackLost === null && pair.node.secondary.stage === "running",
+      (isMended) => isMended,
+    );
+  });
+
   it("a checkpoint that the replica lost before it was durable there counts as lost when it is", async () => {
     await pair.attach();
     // Whose first write it is goes on record now, and not when the records are held up.
