@@ -68,11 +68,15 @@ export class OwnData {
     log.info({ bytes: changes.bytes }, "this node was a primary: what it changed by itself is known");
   }
 
-  /** Puts on record that the before-images of this epoch are to be kept, if what it overwrites is this node's own. */
-  async keep(epoch: number): Promise<void> {
+  /**
+   * Puts on record that the before-images of this epoch are to be kept, if what it overwrites is this node's own.
+   * @param isReplica whether the primary that introduces itself has all that this node has, but for what is known as changed: then what
+   * was saved last is not to be replaced by nothing, though what only this node has may be given up
+   */
+  async keep(epoch: number, isReplica: boolean): Promise<void> {
     const { metadata, log } = this.#parts;
     const { discard, salvage } = metadata.current;
-    const hasOwn = discard || (this.#changes?.bytes ?? 0) > 0;
+    const hasOwn = (discard && !isReplica) || (this.#changes?.bytes ?? 0) > 0;
     if (!hasOwn || salvage === epoch) return;
     await metadata.save({ salvage: epoch });
     log.warn({ path: this.salvage }, "local changes are given up, and saved when the resync is done");

@@ -12,6 +12,7 @@ import type { Logger } from "pino";
 import { describeError, StateError } from "../errors.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { DiskGroup } from "./disk-group.js";
+import { relationOf } from "./generation.js";
 import { type Introduction, Introductions } from "./introduction.js";
 import type { ChangedRanges } from "./local-changes.js";
 import type { MetadataKeeper } from "./metadata-keeper.js";
@@ -93,11 +94,11 @@ export class WriterSessions {
       await group.drain();
       group.forgetFailures();
       await this.#beginEpoch();
-      if (group.epoch !== null) await own.keep(group.epoch.number);
+      const tenures = this.#tenuresOf(introduction);
+      if (group.epoch !== null) await own.keep(group.epoch.number, this.#isReplica(introduction, tenures));
       const mixed = group.epoch === null ? { mixed: metadata.current.mixed ?? UNFINISHED } : {};
       // Under the new tenure nothing was asked for yet that it does not know of.
       const primaryEpoch = Math.min(this.#askedEpoch(introduction), introduction.epoch);
-      const tenures = this.#tenuresOf(introduction);
       const change = { primary: introduction.primary, primaryEpoch, copying: true, ...mixed };
       const { isKnown, tenure } = await this.#tenures.renew(tenures, change);
       const writer = randomUUID();
@@ -167,6 +168,12 @@ export class WriterSessions {
   #isOutdated(introduction: Introduction): boolean {
     const { tenures } = introduction;
     return this.#isOlderCopy(introduction) || (tenures.length > 0 && !this.#tenures.areKnown(tenures));
+  }
+
+  /** Whether all that this node has is the primary's, which knows what it lacks. @param tenures that count */
+  #isReplica(introduction: Introduction, tenures: readonly string[]): boolean {
+    const relation = relationOf(this.#parts.metadata.current, introduction);
+    return (relation === "same" || relation === "behind") && this.#tenures.areKnown(tenures);
   }
 
   /** Its state is from before a checkpoint that it asked for: what was written meanwhile is not in its maps, though they have the name. */

@@ -93,7 +93,15 @@ describe("roles that change", () => {
     await expectPattern(a.uri, [0x55, "12M", "3M"], [0x11, "10M", "2M"], [0x11, "64M", "8M"]);
     expect(await sentBytes(b)).to.be.lessThan(32 * MEBIBYTE);
     expect((await a.node.status()).secondary?.conflict).to.equal(null);
-    expect((await a.node.status()).secondary?.salvage).to.match(/salvage-\d+\.log$/);
+    const saved = (await a.node.status()).secondary?.salvage;
+    expect(saved).to.match(/salvage-\d+\.log$/);
+
+    // The option that was left on the command line gives up nothing more, and saves nothing in place of what was.
+    await b.node.succeed("detach");
+    await a.node.succeed("stop");
+    await a.startSecondary("--discard-local-changes", "--yes");
+    await b.attach(a);
+    expect((await a.node.status()).secondary?.salvage).to.equal(saved);
     await expectSameDisks();
 
     const output = workspace.path("salvaged");
