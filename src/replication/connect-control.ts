@@ -21,6 +21,13 @@ export async function connectControl(
     if (!answer.success) throw new ProtocolError("bad-answer", "query-commands was not answered with a list");
     const names = new Set(answer.data.map(({ name }) => name));
     if (names.has("x-repl-handshake")) return new NodeControl(client, timeoutMs, events);
+    // A primary of ours answers to QEMU's commands, too.
+    if (names.has("x-repl-status")) {
+      throw new NegotiationError(
+        "no-secondary",
+        `the QMP server at ${formatAddress(address)} is a primary's: name that of the secondary (--replica-qmp)`,
+      );
+    }
     if (names.has("xen-set-replication")) return new QemuControl(client, timeoutMs, events);
     throw new NegotiationError(
       "no-secondary",

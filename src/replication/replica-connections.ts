@@ -187,6 +187,14 @@ async function connectDisk(
     const reason = asError(error);
     // What goes to the log and the status is no place for the secret in it.
     reason.message = reason.message.replaceAll(exportName, disk.name);
+    // Without the name that the handshake gave it there would be such an export.
+    if (writer !== null && reason instanceof NegotiationError && reason.code === "export-unknown") {
+      throw new NegotiationError(
+        reason.code,
+        `${reason.message} for the primary that introduced itself by QMP: --replica and --replica-qmp have to name the same node`,
+        { cause: reason },
+      );
+    }
     throw reason;
   });
   const { sizeBytes, writable } = replica.info;

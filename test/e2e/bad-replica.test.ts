@@ -139,6 +139,45 @@ describe("replica that can't be used", () => {
       );
     });
 
+    it("the QMP server of a primary", async () => {
+      const secondary = await startSecondary(
+        ...["--disk", `disk0=${workspace.path("secondary.img")}`, "--size", REPLICATION_SIZE],
+      );
+      const other = await NodeProcess.start(
+        workspace,
+        "primary",
+        [
+          ...["--disk", `disk0=${workspace.path("other.img")}`, "--size", REPLICATION_SIZE],
+          ...["--listen", "127.0.0.1:0", "--qmp", "tcp:127.0.0.1:0"],
+        ],
+        workspace.path("other"),
+      );
+      const qmp = await other.tcpAddress("qmp");
+      await expectRefused(
+        `the QMP server at ${qmp} is a primary's: name that of the secondary (--replica-qmp)`,
+        ...[...secondary.slice(0, 2), "--replica-qmp", `tcp:${qmp}`],
+      );
+    });
+
+    it("the exports of one secondary and the QMP server of another", async () => {
+      const disks = ["a.img", "b.img"].map((name) => [
+        ...["--disk", `disk0=${workspace.path(name)}`, "--size", REPLICATION_SIZE],
+      ]);
+      const [, , ...qmp] = await startSecondary(...(disks[0] ?? []));
+      const other = await NodeProcess.start(
+        workspace,
+        "secondary",
+        [...(disks[1] ?? []), "--listen", "127.0.0.1:0"],
+        workspace.path("other"),
+      );
+      const nbd = await other.tcpAddress("replication");
+      expectRefusal(
+        await tryPrimary("--replica", `nbd://${nbd}`, ...qmp),
+        Exit.Failed,
+        `${nbd}: the server refuses the export "disk0": there is no export "disk0" for the primary that introduced itself by QMP: --replica and --replica-qmp have to name the same node`,
+      );
+    });
+
     it("a server that answers garbage", async () => {
       const stranger = await startStranger((socket) =>
         socket.write("HTTP/1.1 400 Bad Request\r\n\r\n".repeat(9)),
