@@ -187,11 +187,11 @@ async function connectDisk(
     const reason = asError(error);
     // What goes to the log and the status is no place for the secret in it.
     reason.message = reason.message.replaceAll(exportName, disk.name);
-    // Without the name that the handshake gave it there would be such an export.
+    // There may be one by its plain name: of another node, which knows nothing of the handshake.
     if (writer !== null && reason instanceof NegotiationError && reason.code === "export-unknown") {
       throw new NegotiationError(
         reason.code,
-        `${reason.message} for the primary that introduced itself by QMP: --replica and --replica-qmp have to name the same node`,
+        `${reason.message}: it has to be the node of --replica-qmp, and to export the disk`,
         { cause: reason },
       );
     }

@@ -174,7 +174,7 @@ describe("replica that can't be used", () => {
       expectRefusal(
         await tryPrimary("--replica", `nbd://${nbd}`, ...qmp),
         Exit.Failed,
-        `${nbd}: the server refuses the export "disk0": there is no export "disk0" for the primary that introduced itself by QMP: --replica and --replica-qmp have to name the same node`,
+        `${nbd}: the server refuses the export "disk0": there is no export "disk0": it has to be the node of --replica-qmp, and to export the disk`,
       );
     });
 

@@ -84,7 +84,7 @@ describe("a second writer beside the primary", () => {
       (part?.link.lastError ?? "").includes("no export"),
     );
     expect(primary?.link.lastError).to.equal(
-      `${pair.addresses.replication}: the server refuses the export "disk0": there is no export "disk0"`,
+      `${pair.addresses.replication}: the server refuses the export "disk0": there is no export "disk0": it has to be the node of --replica-qmp, and to export the disk`,
     );
     await pair.secondary.withQmp((client) =>
       client.execute("nbd-server-add", { device: "disk0", writable: true }),
