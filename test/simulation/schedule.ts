@@ -554,9 +554,14 @@ async function renewLog(pair: SimulatedPair, host: ModelledHost): Promise<void> 
   await start(pair, host);
 }
 
-/** A disk whose flush failed fails each flush until its node is started anew. @returns whether there was one */
+/**
+ * A disk whose flush failed fails each flush until its node is started anew; of a view that is on its way to be the disk a flush may fail by
+ * itself, and the node asks for that. @returns whether there was one
+ */
 async function renewAfterFailedFlush(pair: SimulatedPair): Promise<boolean> {
-  const failed = pair.hosts.filter(({ host }) => host.hasFlushFailed);
+  const asks = ({ host }: ModelledHost): boolean =>
+    host.primary?.brokenPromise()?.endsWith("or start this node anew") === true;
+  const failed = pair.hosts.filter((host) => host.host.hasFlushFailed || asks(host));
   for (const host of failed) {
     await pair.quiet();
     await renewLog(pair, host);
