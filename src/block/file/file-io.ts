@@ -11,6 +11,7 @@ import type { OpenFile } from "./file-open.js";
 import { DeviceError } from "../../errors.js";
 import { type Libc, SystemCallError } from "../../os/libc.js";
 import type { WriteLane } from "./write-lane.js";
+import { PIECE_BYTES } from "./write-lane-ring.js";
 
 /** Longer reads than this go to the thread pool in any case: copying them would hold up the event loop. */
 const IN_PLACE_MAXIMUM_BYTES = 64 * 1024;
@@ -85,7 +86,8 @@ function writeRest(
   resolve: () => void,
   reject: (error: DeviceError) => void,
 ): void {
-  write(file.fd, from, done, from.length - done, offset + done, (error, bytes) => {
+  const pieceBytes = Math.min(from.length - done, PIECE_BYTES);
+  write(file.fd, from, done, pieceBytes, offset + done, (error, bytes) => {
     if (error !== null)
       reject(fileError(file.path, `write of ${from.length} bytes at ${offset}`, error, offset + done));
     else if (done + bytes === from.length) resolve();

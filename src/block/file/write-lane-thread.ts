@@ -4,7 +4,7 @@ import { constants } from "node:os";
 import { workerData } from "node:worker_threads";
 
 import { errnoNumber } from "./file-errors.js";
-import { Control, laneRing, RING_REQUESTS } from "./write-lane-ring.js";
+import { Control, laneRing, PIECE_BYTES, RING_REQUESTS } from "./write-lane-ring.js";
 
 export interface LaneThreadData {
   readonly shared: SharedArrayBuffer;
@@ -21,7 +21,8 @@ function write(slot: number, lengthBytes: number): number {
   let done = 0;
   try {
     while (done < lengthBytes) {
-      done += writeSync(fd, bytes, start + done, lengthBytes - done, offset + done);
+      const pieceBytes = Math.min(lengthBytes - done, PIECE_BYTES);
+      done += writeSync(fd, bytes, start + done, pieceBytes, offset + done);
     }
     return 0;
   } catch (error) {
