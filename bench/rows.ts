@@ -18,6 +18,8 @@ export interface Row {
   readonly disks?: number;
   /** Work on this part of the disk only. */
   readonly extentBytes?: number;
+  /** The guest has written all of it before, in requests of 1 MiB, as one does that installs or restores. */
+  readonly isFilledByGuest?: true;
   /** A checkpoint again and again while the row runs. */
   readonly checkpointEveryMs?: number;
 }
@@ -30,6 +32,9 @@ const RANDOM_WRITE_1: FioJob = { rw: "randwrite", bs: "4k", iodepth: 1 };
 const RANDOM_WRITE_32: FioJob = { rw: "randwrite", bs: "4k", iodepth: 32 };
 const WRITE_1M: FioJob = { rw: "write", bs: "1M", iodepth: 8 };
 const HOT_EXTENT_BYTES = 4 * 1024 * 1024;
+const FILLED_BYTES = 512 * 1024 * 1024;
+/** Before a row with `isFilledByGuest`; once, however long it takes. */
+export const FILL: FioJob = { ...WRITE_1M, time_based: 0 };
 
 export const ROWS: readonly Row[] = [
   { name: "randwrite-4k-d1", group: "six", job: RANDOM_WRITE_1, unit: "IOPS", on: "data" },
@@ -55,6 +60,15 @@ export const ROWS: readonly Row[] = [
   { name: "randwrite-4k-d32-holes", group: "holes", job: RANDOM_WRITE_32, unit: "IOPS", on: "holes" },
   { name: "write-1m-d8-holes", group: "holes", job: WRITE_1M, unit: "MB/s", on: "holes" },
 
+  {
+    name: "randwrite-4k-d32-filled",
+    group: "more",
+    job: RANDOM_WRITE_32,
+    unit: "IOPS",
+    on: "holes",
+    extentBytes: FILLED_BYTES,
+    isFilledByGuest: true,
+  },
   {
     name: "write-64k-d16",
     group: "more",

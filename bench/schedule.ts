@@ -7,10 +7,13 @@
  */
 import type { Lab } from "./lab.js";
 import { firstLine, measure } from "./measure.js";
-import type { Row } from "./rows.js";
+import { runLoad } from "./load.js";
+import { FILL, type Row } from "./rows.js";
 import type { BenchSettings, Outcome, Sample } from "./sample.js";
 import { startWarm, WARM_UP_BYTES } from "./warm-up.js";
 import type { Shape, System, SystemName } from "./systems/system.js";
+
+const FILL_LIMIT_SECONDS = 60;
 
 export type Report = (sample: Sample) => void;
 
@@ -59,12 +62,21 @@ export class Schedule {
       return { kind: "failed", reason: `did not start: ${firstLine(error)}` };
     }
     const { seconds, sizeBytes, dataBytes } = this.#settings;
-    const outcome = await measure(system, {
-      job: row.job,
+    const target = {
       disks: row.disks ?? 1,
       extentBytes: row.extentBytes ?? (row.on === "data" ? dataBytes : sizeBytes - WARM_UP_BYTES),
-      seconds,
       seed: round + 1,
+    };
+    try {
+      if (row.isFilledByGuest) await runLoad(system, FILL, { ...target, seconds: FILL_LIMIT_SECONDS });
+    } catch (error) {
+      await this.#lab.discard(system.workspace);
+      return { kind: "failed", reason: `could not be filled: ${firstLine(error)}` };
+    }
+    const outcome = await measure(system, {
+      ...target,
+      job: row.job,
+      seconds,
       ...(row.checkpointEveryMs !== undefined && { checkpointEveryMs: row.checkpointEveryMs }),
     });
     if (isKept && outcome.kind === "measured") this.#kept.set(name, system);
