@@ -41,6 +41,7 @@ export async function openDisks(
     }
     missing.add(path);
   }
+  await refuseTwins(disks);
   const opened: NamedDisk[] = [];
   for (const { name, path } of disks) {
     const disk = await openDisk(path, createSizeBytes, afterCrash, log);
@@ -63,6 +64,24 @@ async function isMissing(path: string): Promise<boolean> {
     () => false,
     (error: unknown) => isErrno(error, "ENOENT"),
   );
+}
+
+/** One file or device by two paths: to each disk it would be in use by another process, which is this one. */
+async function refuseTwins(disks: readonly DiskConfig[]): Promise<void> {
+  const pathOf = new Map<string, string>();
+  for (const { path } of disks) {
+    // What is wrong with one that can't be looked at, openDisk() says.
+    const file = isUri(path) ? null : await stat(path, { bigint: true }).catch(() => null);
+    if (file === null) continue;
+    const key = file.isBlockDevice() ? `device ${file.rdev}` : `${file.dev}:${file.ino}`;
+    const twin = pathOf.get(key);
+    if (twin !== undefined)
+      throw new ConfigError(
+        "same-disk",
+        `--disk: ${path} is the same as ${twin}: name another file or device`,
+      );
+    pathOf.set(key, path);
+  }
 }
 
 /** Takes back a file that was made for a start that was refused: nothing was written to it, and no node has it. */

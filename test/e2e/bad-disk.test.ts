@@ -1,6 +1,6 @@
 /** Disks that can't be used: the node doesn't start, says why, and leaves everything as it found it. */
 import { expect } from "chai";
-import { mkdir, symlink, writeFile } from "node:fs/promises";
+import { link, mkdir, symlink, writeFile } from "node:fs/promises";
 
 import { NodeProcess, runNode } from "../tools/node-process.js";
 import { MEBIBYTE } from "../tools/pair.js";
@@ -59,6 +59,17 @@ describe("disk that can't be used", () => {
     await symlink("loop", workspace.path("loop"));
     expectRefusal(await start("primary", workspace.path("file/disk.img")), Exit.Usage, "can't be used");
     expectRefusal(await start("secondary", workspace.path("loop")), Exit.Usage, "can't be used");
+  });
+
+  it("the same as another one, by a link", async () => {
+    const path = workspace.path("disk.img");
+    await writeFile(path, Buffer.alloc(MEBIBYTE));
+    for (const make of ["symlink", "link"] as const) {
+      const twin = workspace.path(`${make}.img`);
+      await (make === "symlink" ? symlink(path, twin) : link(path, twin));
+      const message = `--disk: ${twin} is the same as ${path}: name another file or device`;
+      await expectRefused(path, Exit.Usage, message, "--disk", `disk1=${twin}`);
+    }
   });
 
   it("empty", async () => {

@@ -143,7 +143,7 @@ function openFailure(path: string, writable: boolean, error: unknown): Error {
   if (errno === EBUSY) {
     return new StateError(
       "disk-locked",
-      `${path} is mounted or part of another block device: release it first`,
+      `${path} is in use, mounted, part of another block device or another program's: release it first`,
       {
         cause: error,
       },
