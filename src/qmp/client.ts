@@ -80,7 +80,10 @@ export class QmpClient {
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     const socket = open(address);
     const client = new QmpClient(address, socket);
-    const timer = setTimeout(() => socket.destroy(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
+    const isPlain = address.kind === "tcp" && !(socket instanceof TLSSocket);
+    const hint = isPlain ? ", as from a server that waits for TLS" : "";
+    const late = new Error(`no answer within ${timeoutMs} ms${hint}`);
+    const timer = setTimeout(() => socket.destroy(late), timeoutMs);
     try {
       await client.#greeting();
       await client.execute("qmp_capabilities", {}, { timeoutMs });

@@ -103,7 +103,8 @@ export class PrimaryCheckpoints {
     if (link === null) return null;
     const missedBytes = missedBytesOf(this.#parts.disks);
     if (link.state !== "replicating") {
-      return `the replica is ${link.state}: ${formatSize(missedBytes)} are not replicated`;
+      const missed = missedBytes > 0 ? `: ${formatSize(missedBytes)} are not replicated` : "";
+      return `the replica is ${link.state}${missed}`;
     }
     const trouble = troubleOf(this.#parts.disks);
     if (trouble !== null) return trouble;

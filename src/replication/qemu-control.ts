@@ -170,7 +170,7 @@ function refusePromoted(stage: QemuStage): void {
   if (stage === "promoted") {
     throw new StateError(
       "promoted",
-      "the QEMU secondary was promoted by a failover: it must not be written to",
+      "the QEMU secondary was promoted by a failover and must not be written to: start it anew as a secondary, or detach it",
     );
   }
 }

@@ -150,7 +150,7 @@ describe("QEMU as the secondary of our primary", () => {
       ({ primary: side }) => side?.link.state === "refused",
     );
     expect(status?.link.lastError).to.equal(
-      "the QEMU secondary was promoted by a failover: it must not be written to",
+      "the QEMU secondary was promoted by a failover and must not be written to: start it anew as a secondary, or detach it",
     );
     await writePattern(guest(), 0x22, "0", "1M");
     await expectPattern(qemu.uri("view"), [0x11, "0", "1M"]);
