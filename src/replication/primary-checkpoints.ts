@@ -56,9 +56,10 @@ export class PrimaryCheckpoints {
       },
       refusal: () => this.refusal(),
       nextEpoch: () => lineage.epoch + 1,
+      // Not before it is known that one may be taken: what goes on record here is of data that a replica has.
       prepare: async () => {
         const epoch = lineage.epoch + 1;
-        await Promise.all([lineage.announce(epoch), link()?.prepareCheckpoint(epoch)]);
+        await Promise.all([lineage.share(), lineage.announce(epoch), link()?.prepareCheckpoint(epoch)]);
       },
       atInstant: () => this.#beginFlush(),
       send: async (epoch) => {
@@ -114,7 +115,6 @@ export class PrimaryCheckpoints {
   /** Resolves with the epoch when it is durable on the secondary. @throws StateError if it is refused */
   async take(): Promise<number> {
     try {
-      await this.#parts.lineage.share();
       const at = new Date().toISOString();
       const epoch = await this.#checkpointer.checkpoint();
       this.#last = { epoch, at };
@@ -127,8 +127,7 @@ export class PrimaryCheckpoints {
   }
 
   /** As Checkpointer.checkpointAndHold(). */
-  async takeAndHold<T>(then: (epoch: number) => Promise<T>): Promise<T> {
-    await this.#parts.lineage.share();
+  takeAndHold<T>(then: (epoch: number) => Promise<T>): Promise<T> {
     return this.#checkpointer.checkpointAndHold(then);
   }
 

@@ -47,7 +47,6 @@ export async function takeWelcome(
   { disks, events }: HandshakeOptions,
   { tenure, known, changed, epoch }: Welcome,
 ): Promise<void> {
-  events.epochLearned(epoch);
   for (const { name, dirty } of disks) {
     for (const [offset, lengthBytes] of changed[name] ?? []) await dirty.markMissed(offset, lengthBytes);
     // Before anything is written: the replica takes the map's old name until then, in case its answer is lost.
@@ -56,6 +55,8 @@ export async function takeWelcome(
   if (!known && (await events.otherReplica())) {
     throw new LinkError("new-generation", "this replica is not the one before: a new generation begins");
   }
+  // It goes on record with all the rest, which may be of a new disk: not before that is (Primary.newData).
+  events.epochLearned(epoch);
 }
 
 /** The tenures that the maps tell of, each once; none if one of them tells nothing. */

@@ -413,6 +413,27 @@ describe("state directory that can't be used", () => {
     expect((await pair.primary.status()).disks[0]?.primary?.bytesResynced, "it is its disk now").to.equal(0);
   });
 
+  it("of a primary whose disk is another file: what is refused while its replica is away leaves no trace, put back it is as before", async () => {
+    const pair = await stopPair();
+    const file = pair.primaryFile();
+    const record = await readFile(join(workspace.path("primary"), "metadata.json"), "utf8");
+    await rename(file, `${file}.away`);
+    await copyFile(`${file}.away`, file);
+    await pair.startPrimary();
+    const { stderr } = await pair.primary.verb("checkpoint");
+    expect(stderr).to.match(/checkpoint refused: the replica is/);
+    await writePattern(pair.primaryUri(), 0x77, "0", "64k");
+    await pair.primary.succeed("stop");
+    const after = await readFile(join(workspace.path("primary"), "metadata.json"), "utf8");
+    expect(JSON.parse(after)).to.deep.equal({ ...JSON.parse(record), cleanShutdown: false });
+
+    await rename(`${file}.away`, file);
+    await pair.startSecondary();
+    await pair.startPrimary();
+    await pair.synchronised();
+    await expectPattern(pair.viewUri(), [0x11, "0", "512k"], [0x22, "512k", "1M"], [0, "1536k", "1M"]);
+  });
+
   it("of a primary whose disk is another file: a new secondary takes it, one without a control can't refuse it", async () => {
     const pair = await stopPair();
     const file = pair.primaryFile();
