@@ -2,7 +2,7 @@
 import type { Options } from "yargs";
 import { optionsOf } from "../config/options.js";
 import type { NodeRole } from "../status.js";
-import { EXIT_CODE_MEANINGS, ExitCode } from "./exit-code.js";
+import { EXIT_CODE_MEANINGS } from "./exit-code.js";
 import { NODE_LOCATION } from "./node-location.js";
 import type { Program } from "./program.js";
 
@@ -58,9 +58,7 @@ export function manPage(program: Program, version: string): string {
     textLine("options of every verb"),
     ...verbOptions(NODE_LOCATION),
     ".SH EXIT STATUS",
-    ...Object.entries(EXIT_CODE_MEANINGS).flatMap(([code, meaning]) =>
-      entry(`\\fB${ExitCode[code as keyof typeof ExitCode]}\\fR`, meaning),
-    ),
+    ...EXIT_CODE_MEANINGS.flatMap((meaning, code) => entry(`\\fB${code}\\fR`, meaning)),
     ".SH SIGNALS",
     ...entry("\\fBSIGTERM\\fR, \\fBSIGINT\\fR", "as the verb stop"),
     ".SH EXAMPLES",

@@ -6,7 +6,7 @@ import type { NodeOption } from "../config/options.js";
 import type { OptionValues } from "../config/schema.js";
 import { ConfigError, asError } from "../errors.js";
 import { readVersion } from "../version.js";
-import { EXIT_CODE_MEANINGS, ExitCode } from "./exit-code.js";
+import { EXIT_CODE_MEANINGS } from "./exit-code.js";
 import { NODE_LOCATION } from "./node-location.js";
 import type { Program, Verb, VerbArguments } from "./program.js";
 
@@ -97,9 +97,7 @@ function describeProgram(program: Program, columns: number, found: Invocation[])
 
 /** Not yargs' examples, which it breaks into columns. */
 function epilogue(program: Program): string {
-  const meanings = Object.entries(EXIT_CODE_MEANINGS).map(
-    ([name, meaning]) => `${ExitCode[name as keyof typeof ExitCode]} ${meaning}`,
-  );
+  const meanings = EXIT_CODE_MEANINGS.map((meaning, code) => `${code} ${meaning}`);
   return ["Examples:", ...program.examples, "", `Exit codes: ${meanings.join(", ")}.`].join("\n");
 }
 

@@ -17,11 +17,8 @@ function leadsTo(listener: Address, address: Address): boolean {
   if (listener.port !== address.port) return false;
   if (listener.host === address.host) return true;
   if (isAnyHost(listener.host)) return isThisHost(address.host);
-  return isLoopback(listener.host) && isLoopback(address.host) && [listener, address].some(isByName);
-}
-
-function isByName({ host }: { readonly host: string }): boolean {
-  return host === "localhost";
+  const hosts = [listener.host, address.host];
+  return hosts.every(isLoopback) && hosts.includes("localhost");
 }
 
 function isAnyHost(host: string): boolean {

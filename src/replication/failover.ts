@@ -156,8 +156,8 @@ export class Failover {
   }
 
   /**
-   * Steps 2 and 3, behind the fence; the others go on in the background. If it can't begin, it ends as one that failed (see begun()), since it may be on
-   * record already. Never rejects.
+   * Steps 2 and 3, behind the fence; the others go on in the background. If it can't begin, it ends as one that failed (see begun()),
+   * since it may be on record already. Never rejects.
    */
   async begin(target: FailoverTarget): Promise<void> {
     const overlays = this.#parts.group.epoch;

@@ -11,7 +11,7 @@ import type { OpenFile } from "./file-open.js";
 import { DeviceError } from "../../errors.js";
 import { type Libc, SystemCallError } from "../../os/libc.js";
 import type { WriteLane } from "./write-lane.js";
-import { PIECE_BYTES } from "./write-lane-ring.js";
+import { PIECE_BYTES } from "./write-piece.js";
 
 /** Longer reads than this go to the thread pool in any case: copying them would hold up the event loop. */
 const IN_PLACE_MAXIMUM_BYTES = 64 * 1024;

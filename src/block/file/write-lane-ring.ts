@@ -10,11 +10,6 @@ export const RING_REQUESTS = 256;
 /** A longer write goes its own way: copying it would cost more than the lane saves. */
 export const LANE_MAXIMUM_BYTES = 64 * 1024;
 const RING_BYTES = 4 * 1024 * 1024;
-/**
- * What goes to the kernel in one piece. From a longer write ext4 (Linux 6.18) makes folios of up to 2 MiB in the page cache, in which each
- * later write of 4 KiB looks at the state of every block: twice the processor time and more, as long as the folio lives (docs/performance.md).
- */
-export const PIECE_BYTES = 256 * 1024;
 const CONTROL_WORDS = 16;
 
 /** Index of a word in `control`. */

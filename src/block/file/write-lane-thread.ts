@@ -4,7 +4,8 @@ import { constants } from "node:os";
 import { workerData } from "node:worker_threads";
 
 import { errnoNumber } from "./file-errors.js";
-import { Control, laneRing, PIECE_BYTES, RING_REQUESTS } from "./write-lane-ring.js";
+import { Control, laneRing, RING_REQUESTS } from "./write-lane-ring.js";
+import { PIECE_BYTES } from "./write-piece.js";
 
 export interface LaneThreadData {
   readonly shared: SharedArrayBuffer;
