@@ -10,7 +10,8 @@
  *   grow: a stale or misplaced record is never taken for one of this log.
  * - append() resolves only when the records, and everything appended before them, are durable. Whatever they guard
  *   may begin then, not earlier: that is what makes a torn tail harmless.
- * - After a failed write or sync the log takes nothing more: what is behind the failure can't be known.
+ * - After a failed write or sync the log takes nothing more: what is behind the failure can't be known. A restart may find records
+ *   there that nobody went by, unless they are cut off.
  */
 import { randomBytes } from "node:crypto";
 import { type Cancel, type Clock, systemClock } from "../clock.js";
@@ -283,15 +284,18 @@ export class OverlayLog {
    */
   async markBroken(): Promise<void> {
     if (this.#broken) return;
-    // Through a handle of its own: the one that failed to sync a record will never sync again.
-    const file = await this.#directory.open(this.name);
-    try {
-      await file.write(BROKEN_MARK_POSITION, [BROKEN_MARK]);
-      if (this.#sync) await file.sync();
-    } finally {
-      await file.close();
-    }
+    await this.#changeDurably((file) => file.write(BROKEN_MARK_POSITION, [BROKEN_MARK]));
     this.#broken = true;
+  }
+
+  /**
+   * Cuts off, durably, what a failed write may have left behind the last record that counts.
+   * @throws DeviceError if it can't be cut: it can be tried again
+   */
+  async cutOff(): Promise<void> {
+    if (this.#failure === null) return;
+    await this.#cut(this.#durableBytes);
+    await this.#changeDurably(() => Promise.resolve());
   }
 
   /**
@@ -301,11 +305,27 @@ export class OverlayLog {
    */
   async letGo(): Promise<void> {
     if (!this.#broken || this.#failure === null) return;
+    await this.#cut(HEADER_BYTES);
+  }
+
+  /** Of a log that has failed. */
+  async #cut(lengthBytes: number): Promise<void> {
     // What is written behind the cut would pass for the rest of a log with a damaged middle. Nothing is added after a failure.
     while (this.#underWay > 0) await this.#committed;
-    await this.#directory.truncate(this.name, HEADER_BYTES);
-    this.#end = HEADER_BYTES;
-    this.#durableBytes = HEADER_BYTES;
+    await this.#directory.truncate(this.name, lengthBytes);
+    this.#end = lengthBytes;
+    this.#durableBytes = lengthBytes;
+  }
+
+  /** Through a handle of its own: the one that failed to sync a record will never sync again. */
+  async #changeDurably(change: (file: StateFile) => Promise<void>): Promise<void> {
+    const file = await this.#directory.open(this.name);
+    try {
+      await change(file);
+      if (this.#sync) await file.sync();
+    } finally {
+      await file.close();
+    }
   }
 
   async close(): Promise<void> {

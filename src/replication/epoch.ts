@@ -46,6 +46,8 @@ export interface Epoch {
   breakCheckpoint(): Promise<void>;
   /** Gives back the space of what counts for nothing once the checkpoint is given up: before-images, and what was written to the views. */
   letGo(): Promise<void>;
+  /** Nothing is received any more: before-images that could not be made durable are not there after a restart either, from here on. */
+  cutOff(): Promise<void>;
   /**
    * Nothing of it is shown any more in this life of the node, though before-images are kept on: it may not be what it has to be,
    * or not be taken for that after a restart.
@@ -284,6 +286,7 @@ export class EpochStore {
         };
         await settleAll([log.letGo(), activeLetGo()]);
       },
+      cutOff: () => log.cutOff(),
       distrust: doubt,
       flush: async () => {
         if (log.isBroken) return;

@@ -7,9 +7,10 @@
  *    then there is no failover to it. On record: `running`, as before. A restart finds that none was asked for.
  * 2. begin(): that it was asked for is put on record: `running` with a target, and the new generation of this node's data.
  *    A restart begins it anew.
- * 3. At one instant, with no request to any disk under way: the node becomes a primary, whose dirty maps tell what the failover
- *    changes; then `failover` is put on record; then the views take writes, as that primary's guests. To the checkpoint they go on
- *    through the overlays, to the latest they are the disks. A restart finishes it, to this target. begun() resolves.
+ * 3. To the checkpoint, what a failed write left in the log of before-images is cut off. Then, at one instant, with no request to any disk
+ *    under way: the node becomes a primary, whose dirty maps tell what the failover changes; then `failover` is put on record; then
+ *    the views take writes, as that primary's guests. To the checkpoint they go on through the overlays, to the latest they are the
+ *    disks. A restart finishes it, to this target. begun() resolves.
  * 4. In the background the overlays are merged into the disks; to the latest there is nothing to merge. Nothing new is on record, and the
  *    overlays stay complete, so that a restart can begin the merge anew.
  * 5. At one instant: the disks are flushed, `done` is put on record, the views are the disks. Then the overlays are removed; a
@@ -206,6 +207,8 @@ export class Failover {
       await group.showDisks(() => this.#becomePrimary(overlays, target));
       return () => group.flush();
     }
+    // A restart must find no image of a block that has none now: the guests' changes of such a block go to the disk itself.
+    await overlays.cutOff();
     const commit = await group.showCommit(async () => {
       await this.#becomePrimary(overlays, target);
       this.#commit ??= new Commit(group.devices, overlays);

@@ -359,6 +359,38 @@ describe("a secondary whose storage fails", () => {
     });
   }
 
+  for (const [when, isCutRefused] of [
+    ["is cut off", false],
+    ["can't be cut off at first", true],
+  ] as const) {
+    it(`keeps over a restart what guests changed after a failover that failed, where a before-image that never became durable ${when}`, async () => {
+      await node.dispose();
+      ({ node, media } = await openSecondary({ onUndoError: "break-replication" }));
+      await introduce(node, "session");
+      await sessionCheckpoint(node, "session");
+      const merged = 32 * PAGE;
+      await put(node.replication(), merged, PAGE, 0x22, Flag.Fua);
+      await node.applied();
+      node.state.fail({ operation: "sync", name: /^hidden-/, count: 1 });
+      expect(await outcome(put(node.replication(), 0, PAGE, 0x22, Flag.Fua))).to.equal("EIO");
+      if (isCutRefused) {
+        node.state.fail({ operation: "truncate", name: /^hidden-/, count: 1 });
+        expect(await outcome(node.secondary.failOver("checkpoint"))).to.equal("failover-failed");
+      }
+      node.disk().fail({ operation: "write" });
+      node.disk().fail({ operation: "zero" });
+      await node.failover("checkpoint");
+      expect(node.secondary.stage).to.equal("failover-failed");
+      node.disk().clear();
+      await put(node.view(), 0, PAGE, 0x33, Flag.Fua);
+      await node.crashAndReopen();
+      await expectContent(node.view(), content(0, [0, PAGE, 0x33]));
+      await node.failover("checkpoint");
+      expect(node.secondary.stage).to.equal("done");
+      expectMedium(media[0], content(0, [0, PAGE, 0x33]));
+    });
+  }
+
   it("fails over although the map of its own changes can't be written any more, and then knows that it has lost it", async () => {
     await introduce(node, "session");
     await sessionCheckpoint(node, "session");
