@@ -318,14 +318,15 @@ async function failover(pair: SimulatedPair): Promise<void> {
 }
 
 /**
- * A failover whose state directory failed at its beginning may be on record or not, which shows when the node is up: it is tried again.
+ * A failover whose state directory, or log of before-images, failed at its beginning may be on record or not, which shows when the
+ * node is up: it is tried again.
  * @param target of one that has changed nothing
  */
 async function begun(pair: SimulatedPair, host: ModelledHost, target: () => FailoverTarget): Promise<void> {
   for (;;) {
     if (host.host.life === null) await start(pair, host);
     const { secondary } = host.host;
-    if (secondary === null || pair.faults !== "all" || secondary.commit !== null) return;
+    if (secondary === null || !pair.hasFaults || secondary.commit !== null) return;
     const ended = secondary.commitEnded().then(() => true);
     if ((await alive(host, ended)) === null) continue;
     if (secondary.stage !== "failover-failed") return;
