@@ -108,7 +108,10 @@ describe("secondary: trust in its writers", () => {
     await first.close();
     await loseUnanswered(second, 1);
     expect(pair.node.secondary.checkpointRefusal()).to.match(/went away with 1 requests unanswered/);
-    await expectFailure(sessionCheckpoint(pair.node, "s"), /has to introduce itself again: its connections were lost/);
+    await expectFailure(
+      sessionCheckpoint(pair.node, "s"),
+      /has to introduce itself again: its connections were lost/,
+    );
   });
 
   it("refuses after a writer came back without a resync", async () => {
@@ -264,8 +267,14 @@ describe("secondary: trust in its writers", () => {
   it("takes the word of the session that introduced itself last, and of no other", async () => {
     await introduce(pair.node, "old");
     await introduce(pair.node, "new");
-    await expectFailure(sessionCheckpoint(pair.node, "old"), /has to introduce itself again: its connections were lost/);
-    await expectFailure(sessionCheckpoint(pair.node, "other"), /has to introduce itself again: its connections were lost/);
+    await expectFailure(
+      sessionCheckpoint(pair.node, "old"),
+      /has to introduce itself again: its connections were lost/,
+    );
+    await expectFailure(
+      sessionCheckpoint(pair.node, "other"),
+      /has to introduce itself again: its connections were lost/,
+    );
     expect(pair.node.secondary.stage).to.equal("none");
     await sessionCheckpoint(pair.node, "new");
     expect(pair.node.secondary.stage).to.equal("running");
@@ -462,7 +471,10 @@ describe("secondary: trust in its writers", () => {
     pair.cutLink();
     while (pair.primary.link?.session === before) await turns();
     await pair.synchronised();
-    await expectFailure(sessionCheckpoint(pair.node, before), /has to introduce itself again: its connections were lost/);
+    await expectFailure(
+      sessionCheckpoint(pair.node, before),
+      /has to introduce itself again: its connections were lost/,
+    );
     await pair.checkpoint();
   });
 
