@@ -144,6 +144,9 @@ export class QemuControl implements ReplicaControl {
   }
 
   async #objects(prefix: string): Promise<string[]> {
+    // A QEMU has no place for objects before its first one: one without a machine and memory, for example.
+    const root = await this.#ask(objectsSchema, "qom-list", { path: "/" });
+    if (!root.some(({ name }) => name === "objects")) return [];
     const objects = await this.#ask(objectsSchema, "qom-list", { path: "/objects" });
     return objects.map(({ name }) => name).filter((name) => name.startsWith(prefix));
   }

@@ -5,7 +5,8 @@ import { succeed } from "./process.js";
 import { serveOn } from "./socket-server.js";
 import type { Workspace } from "./workspace.js";
 
-const BARE = ["-machine", "none", "-nodefaults", "-display", "none", "-S", "-m", "16"];
+/** As in docs/colo.md. */
+const BARE = ["-machine", "none", "-nodefaults", "-display", "none", "-S"];
 const DISK = "driver=raw,file.driver=file";
 
 export class Qemu {
