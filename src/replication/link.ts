@@ -124,6 +124,11 @@ export class Link {
     return this.#options.control !== null;
   }
 
+  /** Whether the replica, as long as it is connected, tells digests of its content. */
+  get hasDigests(): boolean {
+    return this.#connections?.control?.hasDigests === true;
+  }
+
   /** A disk's replica; null while it can't be reached. */
   replica(index: number): BlockDevice | null {
     const replica = this.#connections?.replicas[index];

@@ -31,6 +31,7 @@ const statusSchema = z.object({ error: z.boolean(), desc: z.string().optional() 
 type QemuStage = "none" | "running" | "promoted";
 
 export class QemuControl implements ReplicaControl {
+  readonly hasDigests = false;
   readonly #client: QmpClient;
   readonly #timeoutMs: number;
   readonly #events: Pick<ReplicaControlEvents, "durable">;

@@ -95,6 +95,8 @@ export interface ReplicaControlEvents {
 export interface ReplicaControl {
   /** Resolves with the reason when the connection has ended, with null after close(). */
   readonly ended: Promise<Error | null>;
+  /** Whether `x-repl-digest` can be asked of it. */
+  readonly hasDigests: boolean;
   /** @throws QmpError or StateError if the secondary refuses */
   handshake(hello: Hello): Promise<Welcome>;
   /** Does for that epoch whatever needs no write to wait; it may begin or not. */
@@ -113,6 +115,7 @@ export type QmpConnection = Pick<QmpClient, "ended" | "execute" | "onEvent" | "c
 
 /** The control of a secondary of ours. */
 export class NodeControl implements ReplicaControl {
+  readonly hasDigests = true;
   readonly #client: QmpConnection;
   readonly #timeoutMs: number;
 

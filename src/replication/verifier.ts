@@ -113,6 +113,10 @@ export class Verifier {
       );
     }
     if (link.state !== "replicating") throw reason(`the replica is ${link.state}`);
+    if (!link.hasDigests)
+      throw reason(
+        "a QEMU can't be asked for digests: stop the guest and compare both exports by qemu-img compare",
+      );
     const busy = disks.find((disk) => this.#running.has(disk));
     if (busy !== undefined) throw reason(`a verify of ${busy.name} runs already`);
   }

@@ -141,6 +141,13 @@ describe("QEMU as the secondary of our primary", () => {
     await expectPattern(qemu.uri("view"), [0x11, "0", "8M"]);
   });
 
+  it("a verify is refused, with the reason, and the replica goes on", async () => {
+    const error = await failureOf(primary.withQmp((client) => client.execute("x-repl-verify")));
+    expect(error).to.include({ code: "verify-refused", kind: "state" });
+    expect(error.message).to.match(/^verify refused: a QEMU can't be asked for digests/);
+    await checkpoint();
+  });
+
   it("a QEMU that was promoted is written to no more, although its export would take it", async () => {
     await writePattern(guest(), 0x11, "0", "1M");
     await checkpoint();
