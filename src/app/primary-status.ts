@@ -1,10 +1,12 @@
 /** A primary's status, as `x-repl-status` and the command line show it. */
 import type { PrimaryConfig } from "../config/schema.js";
+import { LinkError } from "../errors.js";
 import type { NbdServer } from "../nbd/server/server.js";
 import type { Primary } from "../replication/primary.js";
 import type { Resync } from "../replication/resync.js";
 import type { Verify } from "../replication/verify.js";
 import type { BlockJobsParts } from "../qmp/commands/block-jobs.js";
+import type { Yankable } from "../qmp/commands/yank.js";
 import type { DiskStatus, JobStatus, NodeStatus, PrimaryStatus } from "../status.js";
 import { clientStatus, listenerStatus, type NodeParts } from "./run-node.js";
 
@@ -81,6 +83,17 @@ export function jobControls(primary: () => Primary): Omit<BlockJobsParts, "jobs"
     cancel: (id) => {
       verifyOf(id)?.cancel();
     },
+  };
+}
+
+/** The connections that a manager can cut. @param primary null: the node is none */
+export function yankable(primary: () => Primary | null): Yankable {
+  return {
+    connected: () => {
+      const node = primary();
+      return node?.link?.isConnected === true ? node.disks.map(({ name }) => name) : [];
+    },
+    yank: () => primary()?.link?.giveUp(new LinkError("yanked", "the connection was yanked by command")),
   };
 }
 

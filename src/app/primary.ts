@@ -1,6 +1,6 @@
 /** The composition root of repl-primary. */
 import type { PrimaryConfig } from "../config/schema.js";
-import { LinkError, StateError } from "../errors.js";
+import { StateError } from "../errors.js";
 import { ExportTable } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
 import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
@@ -12,7 +12,7 @@ import type { PrimaryOptions } from "../replication/primary-options.js";
 import type { Replica } from "../replication/replica-attachment.js";
 import { refuseItself, replicaOf } from "../replication/replica-uri.js";
 import { dirtyContext } from "./dirty-context.js";
-import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob } from "./primary-status.js";
+import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob, yankable } from "./primary-status.js";
 import { linkTlsOf, type NodeParts, runNode, type RunningNode } from "./run-node.js";
 
 /** How long guests may take to take their last replies when the node stops. */
@@ -70,10 +70,7 @@ async function startPrimary(
   return {
     commands: [
       ...replicationCommands(replicationGroup(primary), emit),
-      ...yankCommands({
-        connected: () => (primary.link?.isConnected === true ? primary.disks.map(({ name }) => name) : []),
-        yank: () => primary.link?.giveUp(new LinkError("yanked", "the connection was yanked by command")),
-      }),
+      ...yankCommands(yankable(() => primary)),
       ...primaryPairCommands(primary, {
         quit: parts.quit,
         tls: parts.linkTls,

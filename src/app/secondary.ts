@@ -16,7 +16,7 @@ import { Secondary } from "../replication/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
 import { linkEvents } from "./primary.js";
-import { jobControls } from "./primary-status.js";
+import { jobControls, yankable } from "./primary-status.js";
 import { commitJob, secondaryJobs, secondaryStatus } from "./secondary-status.js";
 
 /** Runs a secondary in the foreground. @returns the exit code @throws ReplError if it can't start */
@@ -83,7 +83,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
         listeners: () => [...view.addresses, ...writers.addresses],
       }),
       ...nbdServerCommands(writers),
-      ...yankCommands(null),
+      ...yankCommands(yankable(() => (secondary.stage === "done" ? secondary.promoted : null))),
       ...blockJobCommands({
         jobs: () => secondaryJobs(secondary),
         ...jobControls(() => secondary.promoted),

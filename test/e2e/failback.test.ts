@@ -69,6 +69,21 @@ describe("roles that change", () => {
     });
   }
 
+  it("a promoted secondary's link to its replica can be yanked, and is built anew", async () => {
+    await startPair();
+    await a.kill();
+    await b.failOver("latest");
+    await a.startSecondary();
+    await b.attach(a);
+    const disk = { type: "block-node", "node-name": "disk0" };
+    expect(await b.node.withQmp((client) => client.execute("query-yank"))).to.deep.equal([disk]);
+    await b.node.withQmp((client) => client.execute("yank", { instances: [disk] }));
+    await b.node.waitForStatus(
+      "the link built anew",
+      ({ primary }) => primary?.link.state === "replicating" && primary.link.reconnects === 1,
+    );
+  });
+
   it("what an old primary wrote alone makes a split brain: refused on both sides, settled by command, and saved", async () => {
     await startPair();
     await a.node.succeed("detach");

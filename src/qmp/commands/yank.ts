@@ -16,9 +16,7 @@ export interface Yankable {
   readonly yank: () => void;
 }
 
-/** @param yankable null: a node without connections of its own making */
-export function yankCommands(yankable: Yankable | null): QmpCommand[] {
-  const connected = (): readonly string[] => yankable?.connected() ?? [];
+export function yankCommands({ connected, yank }: Yankable): QmpCommand[] {
   return [
     qmpCommand({
       name: "query-yank",
@@ -35,7 +33,7 @@ export function yankCommands(yankable: Yankable | null): QmpCommand[] {
           if (wanted.type === "block-node" && names.includes(wanted["node-name"])) continue;
           throw new QmpError("DeviceNotFound", "no-instance", "Instance not found");
         }
-        if (instances.length > 0) yankable?.yank();
+        if (instances.length > 0) yank();
         return Promise.resolve({});
       },
     }),
