@@ -5,7 +5,7 @@ import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import { openFileDevice } from "../block/file/file-device.js";
 import { unsafeCache } from "../block/filters/unsafe-cache.js";
-import { ConfigError, isErrno, MetadataError } from "../errors.js";
+import { ConfigError, MetadataError, ReplError, describeError, isErrno } from "../errors.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import type { FileIdentity } from "../meta/disk-identity.js";
 import { metadataPath, readMetadata } from "../meta/metadata.js";
@@ -44,7 +44,7 @@ export async function openDisks(
   await refuseTwins(disks);
   const opened: NamedDisk[] = [];
   for (const { name, path } of disks) {
-    const disk = await openDisk(path, createSizeBytes, afterCrash, log);
+    const disk = await openDisk(name, path, createSizeBytes, afterCrash, log);
     const device = checked(cache === "unsafe" ? unsafeCache(disk) : disk);
     lifecycle.add(() => device.close());
     if (missing.has(path)) lifecycle.add(() => removeUnused(path, directory));
@@ -99,13 +99,17 @@ async function identifyFile(path: string): Promise<FileIdentity | null> {
 }
 
 async function openDisk(
+  name: string,
   path: string,
   createSizeBytes: number | null,
   afterCrash: boolean,
   log: Logger,
 ): Promise<BlockDevice> {
   if (isUri(path)) {
-    const device = await connectNbd(parseNbdUri(path));
+    const device = await connectNbd(parseNbdUri(path)).catch((error: unknown) => {
+      // Not a LinkError: it is not the node that can't be reached.
+      throw new ReplError("disk-unusable", `disk ${name}: ${describeError(error)}`, { cause: error });
+    });
     const { sizeBytes, writable } = device.info;
     const isOfSize = createSizeBytes === null || createSizeBytes === sizeBytes;
     if (writable && isOfSize) return device;

@@ -119,9 +119,10 @@ describe("disk that can't be used", () => {
       return socket;
     };
 
-    it("whose server is gone: can't be reached", async () => {
-      const uri = `nbd+unix:///image?socket=${workspace.path("nobody.sock")}`;
-      await expectRefused(uri, Exit.Unreachable, "nobody.sock");
+    it("whose server is gone: the disk and its server are named", async () => {
+      const socket = workspace.path("nobody.sock");
+      const message = `disk disk0: can't connect to unix:${socket}: `;
+      await expectRefused(`nbd+unix:///image?socket=${socket}`, Exit.Failed, message);
     });
 
     it("of an export that the server doesn't have", async () => {
