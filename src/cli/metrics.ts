@@ -99,6 +99,11 @@ const METRICS: readonly Metric[] = [
     ofPrimary(({ link }) => [isThere(link.rollbackLost)]),
   ),
   gauge(
+    "new_data",
+    "1: a disk is another file than the one on record, and no replica has taken its content.",
+    ofPrimary(({ newData }) => [isThere(newData)]),
+  ),
+  gauge(
     "waiting_changes",
     "Changes of guests that wait for the replica.",
     ofPrimary(({ waitingChanges }) => [{ value: waitingChanges }]),

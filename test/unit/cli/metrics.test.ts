@@ -165,6 +165,7 @@ describe("cli/metrics", () => {
       nbd_replication_link_reconnects_total: one(0),
       nbd_replication_link_error: one(0),
       nbd_replication_replica_rollback_lost: one(0),
+      nbd_replication_new_data: one(0),
       nbd_replication_waiting_changes: one(0),
       nbd_replication_checkpoint_interval_seconds: one(5),
       nbd_replication_checkpoint_failures: one(0),
@@ -215,6 +216,7 @@ describe("cli/metrics", () => {
     ["link_error", linkPart({ lastError: "ECONNREFUSED" }), 1],
     ["link_reconnects_total", linkPart({ reconnects: 7 }), 7],
     ["replica_rollback_lost", linkPart({ rollbackLost: "log full" }), 1],
+    ["new_data", primaryPart({ newData: "disk disk0: /a is another file" }), 1],
     ["waiting_changes", primaryPart({ waitingChanges: 2 }), 2],
     [
       "checkpoint_failures",
