@@ -50,9 +50,14 @@ function verbContext(
     terminal,
     environment,
     withNode: async (work) => {
-      const client = await QmpClient.connect(nodeAddress(program.role, args, environment), {
-        timeoutMs: CONNECT_TIMEOUT_MS,
-      });
+      const address = nodeAddress(program.role, args, environment);
+      const client = await QmpClient.connect(address, { timeoutMs: CONNECT_TIMEOUT_MS }).catch(
+        (error: unknown) => {
+          if (!(error instanceof UnreachableError) || args.texts["qmp"] !== undefined) throw error;
+          const remedy = "start the node, or name another by --state-dir, --config or --qmp";
+          throw new UnreachableError(error.code, `${error.message}: ${remedy}`, { cause: error });
+        },
+      );
       try {
         return await work(client);
       } finally {

@@ -30,7 +30,7 @@ const COMPONENTS = /^([^:/?#]+):(?:\/\/([^/?#]*))?([^?#]*)(?:\?([^#]*))?(#.*)?$/
 /** Userinfo, then a bracketed IPv6 address or a name, then a port that may be empty. */
 const AUTHORITY = /^(?:([^@]*)@)?(?:\[([0-9a-fA-F:.]+(?:%25[^\]]+)?)\]|([^:@[\]]*))(?::(\d*))?$/;
 
-const RIGHT_FORMS = "use nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH";
+const RIGHT_FORMS = "use nbd://HOST[:PORT][/EXPORT] or nbd+unix:///[EXPORT]?socket=PATH";
 
 /**
  * @throws ConfigError that names the URI and what would be right
@@ -107,7 +107,7 @@ function parseAuthority(text: string, authority: string): { address: Address; us
   if (match === null) throw badUri(text, `"${authority}" is not a host: use HOST, HOST:PORT or [V6]:PORT`);
   const [, user, v6, name, digits] = match;
   const host = decode(text, v6 ?? name ?? "");
-  if (host === "") throw badUri(text, "the host is missing: use nbd://HOST[:PORT]/EXPORT");
+  if (host === "") throw badUri(text, "the host is missing: use nbd://HOST[:PORT][/EXPORT]");
   const port = digits === undefined || digits === "" ? NBD_PORT : Number(digits);
   if (port < 1 || port > 65535) throw badUri(text, `the port ${digits ?? ""} is not within 1 to 65535`);
   return {
@@ -118,7 +118,7 @@ function parseAuthority(text: string, authority: string): { address: Address; us
 
 function parseSocket(text: string, scheme: string, parameters: Map<string, string>): Address {
   const path = take(parameters, "socket");
-  if (path === undefined) throw badUri(text, `the socket is missing: use ${scheme}:///EXPORT?socket=PATH`);
+  if (path === undefined) throw badUri(text, `the socket is missing: use ${scheme}:///[EXPORT]?socket=PATH`);
   if (path.startsWith("\0"))
     throw badUri(text, "sockets of the abstract namespace are not supported: use a path");
   try {

@@ -1,9 +1,10 @@
 /** Listening sockets: TCP, or a unix socket that replaces a stale one. */
 import { once } from "node:events";
-import { chmodSync, chownSync, readFileSync, readlinkSync } from "node:fs";
+import { chmodSync, chownSync, existsSync, readFileSync, readlinkSync } from "node:fs";
 import { lstat, unlink } from "node:fs/promises";
 import { connect } from "node:net";
 import type { Server } from "node:net";
+import { dirname } from "node:path";
 import { ReplError, describeError, isErrno } from "../errors.js";
 import { formatAddress, socketOptions } from "./address.js";
 import type { Address } from "./address.js";
@@ -139,6 +140,13 @@ function inUse(address: Address, reason: string): ReplError {
 
 function listenError(address: Address, error: unknown): ReplError {
   if (isErrno(error, "EADDRINUSE")) return inUse(address, "another process listens there");
+  // libuv calls a directory that is missing EACCES.
+  if (address.kind === "unix" && !existsSync(dirname(address.path)))
+    return new ReplError(
+      "cannot-listen",
+      `can't listen on ${formatAddress(address)}: ${dirname(address.path)} is not there: make it`,
+      { cause: error },
+    );
   return new ReplError(
     "cannot-listen",
     `can't listen on ${formatAddress(address)}: ${describeError(error)}`,

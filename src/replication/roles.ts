@@ -64,8 +64,8 @@ export function hasOwnData({ stage, returning, copying, mixed, handedOver }: Sec
  */
 export function promotionRemedy({ copying }: SecondaryMetadata, isStopping = false): string {
   const first = isStopping ? "finish the stop and " : copying ? "give that copy up and " : "";
-  const how = isStopping || copying ? "enable false, then true" : "enable true";
-  return `to take the disks as they are, ${first}start replication (QMP xen-set-replication, ${how}), then fail over (repl-secondary failover --to latest)`;
+  const how = isStopping || copying ? "enable: false, then true" : "enable: true";
+  return `to take the disks as they are, ${first}start replication (QMP xen-set-replication, ${how}, primary: false), then fail over (repl-secondary failover --to latest)`;
 }
 
 /**

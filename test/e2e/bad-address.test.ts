@@ -66,6 +66,11 @@ describe("address that is taken", () => {
   it("an address of another host, and a directory that is missing", async () => {
     await expectTaken("primary", "192.0.2.1:10809", "", "--listen", "192.0.2.1:10809");
     const path = workspace.path("missing/guest.sock");
-    await expectTaken("primary", `unix:${path}`, "", "--listen", `unix:${path}`);
+    await expectTaken(
+      "primary",
+      `unix:${path}`,
+      `${workspace.path("missing")} is not there: make it`,
+      ...["--listen", `unix:${path}`],
+    );
   });
 });

@@ -98,7 +98,7 @@ describe("metrics", () => {
       expect(await runNode(role, ["metrics", "--state-dir", nowhere])).to.deep.include({
         code: 4,
         stdout: "",
-        stderr: `repl-${role}: can't reach a QMP server at unix:${nowhere}/qmp.sock: connect ENOENT ${nowhere}/qmp.sock\n`,
+        stderr: `repl-${role}: can't reach a QMP server at unix:${nowhere}/qmp.sock: connect ENOENT ${nowhere}/qmp.sock: start the node, or name another by --state-dir, --config or --qmp\n`,
       });
     }
   });

@@ -197,7 +197,7 @@ describe("a writer that is no primary, before one comes", () => {
       const { code, stderr } = await secondary.verb("failover", ...options);
       expect([code, stderr], options.join(" ")).to.deep.equal([
         3,
-        "repl-secondary: Block replication is not running: there is nothing to fail over to, for replication was stopped without a failover: wait for the end of a primary's copy; or, to take the disks as they are, give that copy up and start replication (QMP xen-set-replication, enable false, then true), then fail over (repl-secondary failover --to latest)\n",
+        "repl-secondary: Block replication is not running: there is nothing to fail over to, for replication was stopped without a failover: wait for the end of a primary's copy; or, to take the disks as they are, give that copy up and start replication (QMP xen-set-replication, enable: false, then true, primary: false), then fail over (repl-secondary failover --to latest)\n",
       ]);
     }
 

@@ -1,5 +1,5 @@
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -60,8 +60,23 @@ describe("bin", () => {
     const { code, stderr } = runBin("secondary", ["status", "--state-dir", "/nonexistent"]);
     expect(code).to.equal(4);
     expect(stderr).to.equal(
-      "repl-secondary: can't reach a QMP server at unix:/nonexistent/qmp.sock: connect ENOENT /nonexistent/qmp.sock\n",
+      "repl-secondary: can't reach a QMP server at unix:/nonexistent/qmp.sock: connect ENOENT /nonexistent/qmp.sock: start the node, or name another by --state-dir, --config or --qmp\n",
     );
+  });
+
+  it("salvages nothing from a state directory that is not there, and doesn't make it", () => {
+    const directory = mkdtempSync(join(tmpdir(), "bin-"));
+    try {
+      const path = join(directory, "nowhere");
+      const { code, stderr } = runBin("secondary", ["salvage", "--output", "out", "--state-dir", path]);
+      expect(stderr).to.equal(
+        `repl-secondary: there is no state directory ${path}: name the node's by --state-dir\n`,
+      );
+      expect(code).to.equal(3);
+      expect(readdirSync(directory)).to.deep.equal([]);
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
   });
 
   it("shows its version", () => {

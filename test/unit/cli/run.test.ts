@@ -156,7 +156,9 @@ describe("cli/run", () => {
     const { code, terminal } = await primary("status", "--state-dir", stateDir);
     expect(code).to.equal(4);
     expect(terminal.complaints).to.have.length(1);
-    expect(terminal.complaints[0]).to.match(/^repl-primary: can't reach a QMP server at unix:.*qmp\.sock: /);
+    expect(terminal.complaints[0]).to.match(
+      /^repl-primary: can't reach a QMP server at unix:.*qmp\.sock: .*: start the node, or name another by --state-dir, --config or --qmp$/,
+    );
   });
 
   it("shows the status as text and as JSON", async () => {

@@ -214,6 +214,10 @@ describe("config/load", () => {
     [{ disk, listen: "none" }, '--listen: "none" is not an address'],
     [{ disk, listen: ["h:1", "h:1"] }, 'two listeners have the address "h:1"'],
     [{ disk, replica: "http://x" }, '--replica: "http://x"'],
+    [
+      { disk, replica: "nbd://" },
+      `--replica: "nbd://" can't be used: the host is missing: use nbd://HOST[:PORT][/EXPORT]`,
+    ],
     [{ disk, tls: "on" }, '--tls: "on" needs --tls-certificates DIR or --tls-psk FILE'],
     [{ disk, allow: ["10.0.0.0/40"] }, '--allow: "10.0.0.0/40" is not a network'],
     [{ disk, "max-connections": "0" }, '--max-connections: "0" is not a number from 1 on'],

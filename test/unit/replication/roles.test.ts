@@ -46,12 +46,12 @@ describe("a state directory in the other role", () => {
     [
       "somebody wrote to",
       { mixed: "a writer wrote" },
-      "metadata.json belongs to a secondary that was not promoted: fail over first (to take the disks as they are, start replication (QMP xen-set-replication, enable true), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
+      "metadata.json belongs to a secondary that was not promoted: fail over first (to take the disks as they are, start replication (QMP xen-set-replication, enable: true, primary: false), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
     ],
     [
       "a primary is copying to",
       { copying: true, mixed: "a copy" },
-      "metadata.json belongs to a secondary that was not promoted: fail over first (to take the disks as they are, give that copy up and start replication (QMP xen-set-replication, enable false, then true), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
+      "metadata.json belongs to a secondary that was not promoted: fail over first (to take the disks as they are, give that copy up and start replication (QMP xen-set-replication, enable: false, then true, primary: false), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
     ],
     [
       "is in an epoch of another primary",
@@ -61,7 +61,7 @@ describe("a state directory in the other role", () => {
     [
       "handed its disks over",
       { handedOver: true },
-      "metadata.json belongs to a node that handed its disks over to another one: start it as the secondary of that, or if that is lost, fail over first (to take the disks as they are, start replication (QMP xen-set-replication, enable true), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
+      "metadata.json belongs to a node that handed its disks over to another one: start it as the secondary of that, or if that is lost, fail over first (to take the disks as they are, start replication (QMP xen-set-replication, enable: true, primary: false), then fail over (repl-secondary failover --to latest)), or give another --state-dir",
     ],
   ] as const) {
     it(`that of a node that came back is no primary's if it ${what}`, () => {
