@@ -22,7 +22,7 @@ const NODE_OPTIONS = [
     nodes: BOTH,
     value: "NAME=PATH",
     repeatable: true,
-    describe: "a raw file, block device or nbd+unix:// URI, exported as NAME (required, repeatable)",
+    describe: "a raw file, block device or NBD URI, exported as NAME (required, repeatable)",
   },
   {
     name: "size",
