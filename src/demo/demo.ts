@@ -169,7 +169,7 @@ function explain(pair: Pair): void {
   process.stdout.write(`
 The pair keeps running; its files are in ${directory}. Attach a client:
   qemu-system-x86_64 -m 512 -drive 'file=nbd+unix:///${DISK}?socket=${guest},format=raw,if=virtio'
-  nbd-client -unix ${guest} -N ${DISK} /dev/nbd0
+  nbd-client -nonetlink -unix ${guest} -N ${DISK} /dev/nbd0
   qemu-img info 'nbd+unix:///${DISK}?socket=${guest}'
   qemu-img convert -f raw -O raw 'nbd+unix:///${DISK}?socket=${view}' checkpoint.img     (the view)
 Command it:
