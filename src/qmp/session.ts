@@ -54,8 +54,11 @@ export class QmpSession {
       this.#socket.pause();
       this.#idle = this.#serve(chunk);
     });
+    // Who pipes commands in has said all, and waits for the answers.
     this.#socket.on("end", () => {
-      this.#socket.destroySoon();
+      void this.#idle.then(() => {
+        this.#socket.destroySoon();
+      });
     });
     this.#socket.on("error", (error) => {
       this.#log.debug({ error: error.message }, "QMP connection failed");

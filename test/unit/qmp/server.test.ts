@@ -201,6 +201,21 @@ describe("qmp/server", () => {
     await client.closed;
   });
 
+  it("answers what still runs for a client that has shut its sending side, then closes", async () => {
+    const client = await RawClient.ready(harness.address);
+    client.send('{"execute": "hold", "id": 1}\n{"execute": "echo", "arguments": {"text": "a"}, "id": 2}\n');
+    await started.passed;
+    const ended = new Promise((resolve) => client.socket.once("finish", resolve));
+    client.socket.end();
+    await ended;
+    // So that the server has seen the end.
+    await (await RawClient.ready(harness.address)).ask({ execute: "query-commands" });
+    hold.open();
+    expect(await client.next()).to.deep.equal({ return: {}, id: 1 });
+    expect(await client.next()).to.deep.equal({ return: { text: "a" }, id: 2 });
+    await client.closed;
+  });
+
   it("sends events to those that have negotiated, with a timestamp", async () => {
     const ready = await RawClient.ready(harness.address);
     const silent = new RawClient(harness.address);
