@@ -17,6 +17,7 @@ import {
   writerExport,
 } from "./replica-control.js";
 import type { ReplicaDisk, ReplicaNetwork } from "./replica-network.js";
+import { Silence } from "./silence.js";
 
 /** How often it is looked whether the replica is to make durable what it acknowledged. */
 const FLUSH_INTERVAL_MS = 1000;
@@ -30,7 +31,7 @@ export interface ReplicaConnectionsOptions {
   /** Its control; null: a manager drives the checkpoints. */
   readonly control: Endpoint | null;
   readonly disks: readonly PrimaryDisk[];
-  /** For each answer; also how long a request may stay unanswered. */
+  /** For each answer; also how long the oldest request may stay unanswered. */
   readonly timeoutMs: number;
   readonly clock: Clock;
   readonly network: ReplicaNetwork;
@@ -128,10 +129,12 @@ export class ReplicaConnections {
     const giveUp = (error: unknown): void => {
       this.giveUp(asError(error));
     };
+    const watched = this.replicas.map((replica) => ({ replica, silence: new Silence() }));
     return [
       clock.every(timeoutMs / WATCH_PARTS, () => {
-        const now = clock.nowMs();
-        if (this.replicas.some((replica) => replica.oldestPendingMs(now) >= timeoutMs)) {
+        const nowMs = clock.nowMs();
+        const silences = watched.map(({ replica, silence }) => silence.look(replica.oldestPending, nowMs));
+        if (silences.some((silenceMs) => silenceMs >= timeoutMs)) {
           giveUp(new LinkError("replica-timeout", `the replica has not answered for ${timeoutMs} ms`));
         }
       }),

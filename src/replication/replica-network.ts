@@ -11,8 +11,8 @@ export interface ReplicaDisk extends BlockDevice {
   readonly ended: Promise<Error | null>;
   /** Requests that are sent and unanswered. */
   readonly inFlight: number;
-  /** For how long the oldest of them has been waiting, by the node's clock; 0 when there is none. */
-  oldestPendingMs(nowMs: number): number;
+  /** The oldest of them, always the same object while it is that, and when it was sent, by the node's clock; null: none. */
+  readonly oldestPending: { readonly sentAtMs: number } | null;
   /** Drops the connection at once; what is pending rejects with LinkError. */
   destroy(reason: Error): void;
 }

@@ -116,7 +116,7 @@ function errorOf({ class: qmpClass, code, desc, kind }: QmpErrorBody): QmpError 
 }
 
 interface Pending {
-  readonly sentMs: number;
+  readonly sentAtMs: number;
   readonly answered: Deferred<DiskAnswer>;
 }
 
@@ -151,9 +151,9 @@ class SimulatedReplica implements BlockDevice, ReplicaDisk {
     return this.#pending.size;
   }
 
-  oldestPendingMs(nowMs: number): number {
+  get oldestPending(): Pending | null {
     const [oldest] = this.#pending.values();
-    return oldest === undefined ? 0 : nowMs - oldest.sentMs;
+    return oldest ?? null;
   }
 
   destroy(reason: Error): void {
@@ -201,7 +201,7 @@ class SimulatedReplica implements BlockDevice, ReplicaDisk {
     if (this.#end.isClosed) throw new LinkError("closed", "the connection has ended");
     const id = ++this.#lastId;
     const answered = new Deferred<DiskAnswer>();
-    this.#pending.set(id, { sentMs: this.#clock.nowMs(), answered });
+    this.#pending.set(id, { sentAtMs: this.#clock.nowMs(), answered });
     this.#end.send({ ...request, id } satisfies DiskRequest);
     const answer = await answered.promise;
     if (answer.errno !== undefined)

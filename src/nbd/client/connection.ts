@@ -78,10 +78,9 @@ export class NbdConnection implements TransportUser, RequestTable {
     return request.settled;
   }
 
-  /** For how long the oldest request in flight has been waiting for its answer. */
-  oldestPendingMs(nowMs: number): number {
-    const sentAtMs = this.#slots.oldestSentAtMs();
-    return sentAtMs === null ? 0 : Math.max(0, nowMs - sentAtMs);
+  /** The oldest request in flight that waits for its answer; null: there is none. */
+  get oldestPending(): Request | null {
+    return this.#slots.oldest();
   }
 
   /** Ends the connection at once. */

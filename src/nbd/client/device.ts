@@ -83,7 +83,13 @@ export class NbdDevice implements BlockDevice {
    * @param nowMs by performance.now()
    */
   oldestPendingMs(nowMs: number): number {
-    return this.#connection.oldestPendingMs(nowMs);
+    const oldest = this.oldestPending;
+    return oldest === null ? 0 : Math.max(0, nowMs - oldest.sentAtMs);
+  }
+
+  /** The oldest unanswered request, always the same object while it is that, and when it was sent, by performance.now(); null: none. */
+  get oldestPending(): { readonly sentAtMs: number } | null {
+    return this.#connection.oldestPending;
   }
 
   /** Drops the connection at once; pending requests reject with LinkError caused by `reason`. */

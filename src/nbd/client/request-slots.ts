@@ -104,13 +104,13 @@ export class RequestSlots {
     return requests;
   }
 
-  /** When the oldest unanswered request was sent; null: there is none. */
-  oldestSentAtMs(): number | null {
-    let oldestMs: number | null = null;
-    for (const slot of this.#slots) {
-      if (slot.request === null || slot.answered) continue;
-      if (oldestMs === null || slot.request.sentAtMs < oldestMs) oldestMs = slot.request.sentAtMs;
+  /** The oldest unanswered request; null: there is none. */
+  oldest(): Request | null {
+    let oldest: Request | null = null;
+    for (const { request, answered } of this.#slots) {
+      if (request === null || answered) continue;
+      if (oldest === null || request.sentAtMs < oldest.sentAtMs) oldest = request;
     }
-    return oldestMs;
+    return oldest;
   }
 }

@@ -1,0 +1,104 @@
+/** When a replica that is connected is given up for its silence, on a clock that the test sets. */
+import { expect } from "chai";
+
+import type { Clock } from "../../../src/clock.js";
+import type { PrimaryDisk } from "../../../src/replication/primary-disk.js";
+import {
+  ReplicaConnections,
+  type ReplicaConnectionsEvents,
+} from "../../../src/replication/replica-connections.js";
+import type { ReplicaDisk, ReplicaNetwork } from "../../../src/replication/replica-network.js";
+import { isSettled, turns } from "../../tools/outcome.js";
+
+const TIMEOUT_MS = 5000;
+/** What is in flight takes many times as long as an answer may, all in all. */
+const REQUESTS = 40;
+
+class ManualClock implements Clock {
+  #nowMs = 1000;
+  readonly #timers: { readonly everyMs: number; nextMs: number; readonly call: () => void }[] = [];
+
+  nowMs(): number {
+    return this.#nowMs;
+  }
+
+  after(): never {
+    throw new Error("nobody needs this here");
+  }
+
+  every(everyMs: number, call: () => void): () => void {
+    const timer = { everyMs, nextMs: this.#nowMs + everyMs, call };
+    this.#timers.push(timer);
+    return () => {
+      timer.nextMs = Infinity;
+    };
+  }
+
+  async pass(ms: number): Promise<void> {
+    for (const endMs = this.#nowMs + ms; this.#nowMs < endMs; this.#nowMs += 100) {
+      for (const timer of this.#timers) {
+        if (timer.nextMs > this.#nowMs) continue;
+        timer.nextMs += timer.everyMs;
+        timer.call();
+      }
+    }
+    await turns();
+  }
+}
+
+describe("ReplicaConnections", () => {
+  let clock: ManualClock;
+  /** Sent, and not answered yet. */
+  let pending: { readonly sentAtMs: number }[];
+  let connections: ReplicaConnections;
+
+  beforeEach(async () => {
+    clock = new ManualClock();
+    pending = [];
+    const info = { sizeBytes: 4096, writable: true };
+    const replica = {
+      info,
+      ended: new Promise(() => undefined),
+      destroy: () => undefined,
+      get oldestPending() {
+        return pending[0] ?? null;
+      },
+    } as unknown as ReplicaDisk;
+    const disk = { name: "disk0", local: { info }, dirty: { hasVolatile: false } } as unknown as PrimaryDisk;
+    connections = await ReplicaConnections.open(
+      {
+        address: { kind: "unix", path: "nowhere" },
+        control: null,
+        disks: [disk],
+        timeoutMs: TIMEOUT_MS,
+        clock,
+        network: { disk: () => Promise.resolve(replica) } as unknown as ReplicaNetwork,
+      },
+      {} as ReplicaConnectionsEvents,
+    );
+    connections.lost.catch(() => undefined);
+    pending = Array.from({ length: REQUESTS }, () => ({ sentAtMs: clock.nowMs() }));
+  });
+
+  it("keep a replica that is slow: each answer comes in time, if long after its request was sent", async () => {
+    while (pending.length > 0) {
+      await clock.pass(TIMEOUT_MS / 2);
+      pending.shift();
+    }
+    await clock.pass(10 * TIMEOUT_MS);
+    expect(await isSettled(connections.lost)).to.equal(false);
+  });
+
+  it("give up a replica that answers nothing", async () => {
+    await clock.pass(2 * TIMEOUT_MS);
+    expect(await isSettled(connections.lost)).to.equal(true);
+  });
+
+  it("give up a replica that answers all but one request", async () => {
+    for (let answered = 1; answered < REQUESTS; answered++) {
+      await clock.pass(TIMEOUT_MS / 10);
+      pending.splice(1, 1);
+    }
+    expect(await isSettled(connections.lost)).to.equal(true);
+  });
+});
