@@ -14,6 +14,7 @@ import { LinkError, ProtocolError, UnreachableError, asError, describeError } fr
 import { formatAddress, socketOptions } from "../net/address.js";
 import type { Address } from "../net/address.js";
 import type { Endpoint } from "../net/endpoint.js";
+import { KEEPALIVE } from "../net/keepalive.js";
 import { tlsClientOptions } from "../net/tls/client.js";
 import { tlsReason } from "../net/tls/reason.js";
 import { QmpError } from "./errors.js";
@@ -241,11 +242,11 @@ export class QmpClient {
 
 function open(address: Endpoint): Socket {
   const options = socketOptions(address);
-  if (address.tls === undefined) return connect({ ...options, noDelay: true, keepAlive: true });
+  if (address.tls === undefined) return connect({ ...options, noDelay: true, ...KEEPALIVE });
   const host = address.kind === "tcp" ? address.host : null;
   return connectTls({ ...options, ...tlsClientOptions(address.tls, host) })
     .setNoDelay(true)
-    .setKeepAlive(true);
+    .setKeepAlive(true, KEEPALIVE.keepAliveInitialDelay);
 }
 
 function eventOf(event: string, message: JsonObject): QmpEvent {

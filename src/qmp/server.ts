@@ -3,7 +3,8 @@
  * the commands that belong to it (qmp_capabilities, query-version, query-commands); what a node can do comes from outside.
  *
  * Invariants:
- * - Every open connection is in `#sessions`, or in `#handshakes` before that; they are MAXIMUM_CLIENTS at most.
+ * - Every open connection is in `#sessions`, or in `#handshakes` before that; they are MAXIMUM_CLIENTS at most over TCP, and as many
+ *   on unix sockets: whatever the network fills up, an operator on this host finds a place.
  * - Once close() was called no client is taken and no command is begun.
  */
 import { createServer } from "node:net";
@@ -14,6 +15,7 @@ import { NegotiationError, describeError } from "../errors.js";
 import type { Logger } from "../log.js";
 import { formatAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
+import { KEEPALIVE } from "../net/keepalive.js";
 import { OWNER_ONLY, listen } from "../net/listen.js";
 import type { PeerFilter } from "../net/peer-filter.js";
 import type { TlsAcceptor } from "../net/tls/acceptor.js";
@@ -22,7 +24,7 @@ import type { QmpCommand } from "./command.js";
 
 import { QmpSession } from "./session.js";
 
-/** Managers, monitoring, a person or two; one more is closed at once. */
+/** Managers, monitoring, a person or two, over TCP and on unix sockets each; one more is closed at once. */
 export const MAXIMUM_CLIENTS = 32;
 
 /** How long close() waits for a command that runs, and then for its reply to be read. */
@@ -33,6 +35,8 @@ const TLS_HANDSHAKE_TIMEOUT_MS = 10_000;
 
 /** The QEMU release whose commands, answers and error texts this server follows. */
 const QEMU_VERSION = { major: 7, minor: 2, micro: 0 } as const;
+
+type Kind = Address["kind"];
 
 export interface QmpServerOptions {
   readonly commands: readonly QmpCommand[];
@@ -55,8 +59,11 @@ export class QmpServer {
   readonly #version: unknown;
   readonly #commands: ReadonlyMap<string, QmpCommand>;
   readonly #servers = new Map<Server, Address>();
-  readonly #sessions = new Map<Socket, { readonly session: QmpSession; readonly server: Server }>();
-  /** In the TLS handshake. */
+  readonly #sessions = new Map<
+    Socket,
+    { readonly session: QmpSession; readonly server: Server; readonly kind: Kind }
+  >();
+  /** In the TLS handshake, over TCP all of them. */
   readonly #handshakes = new Set<Socket>();
   #clientsSeen = 0;
   #closed: Promise<void> | null = null;
@@ -91,10 +98,10 @@ export class QmpServer {
    * @throws ReplError "address-in-use", "cannot-listen"
    */
   async listen(address: Address): Promise<Address> {
-    const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true });
+    const server = createServer({ allowHalfOpen: true, noDelay: true, ...KEEPALIVE });
     server.on("connection", (socket) => {
       if (this.#tls !== null && address.kind === "tcp") void this.#secure(socket, server, this.#tls);
-      else this.#accept(socket, server);
+      else this.#accept(socket, server, address.kind);
     });
     const bound = await listen(server, address, OWNER_ONLY);
     server.on("error", (error) => {
@@ -132,7 +139,7 @@ export class QmpServer {
   }
 
   async #secure(socket: Socket, server: Server, tls: TlsAcceptor): Promise<void> {
-    if (!this.#admits(socket)) return;
+    if (!this.#admits(socket, "tcp")) return;
     const peer = formatAddress({
       kind: "tcp",
       host: socket.remoteAddress ?? "",
@@ -146,7 +153,7 @@ export class QmpServer {
     try {
       const secured = await tls.secure(socket);
       this.#handshakes.delete(socket);
-      this.#accept(secured, server);
+      this.#accept(secured, server, "tcp");
     } catch (error) {
       this.#handshakes.delete(socket);
       if (this.#closed === null) this.#log.warn({ peer }, `QMP client refused: ${describeError(error)}`);
@@ -155,22 +162,23 @@ export class QmpServer {
     }
   }
 
-  #admits(socket: Socket): boolean {
+  #admits(socket: Socket, kind: Kind): boolean {
     const host = socket.remoteAddress;
     if (host !== undefined && this.#allow?.admits(host) === false) {
       this.#log.warn({ host }, "QMP client refused: its address is not allowed");
       socket.destroy();
       return false;
     }
-    const clients = this.#sessions.size + this.#handshakes.size;
+    const sessions = [...this.#sessions.values()].filter((session) => session.kind === kind).length;
+    const clients = sessions + (kind === "tcp" ? this.#handshakes.size : 0);
     if (clients < MAXIMUM_CLIENTS && this.#closed === null) return true;
     this.#log.warn({ clients }, "QMP client refused: too many, or closing");
     socket.destroy();
     return false;
   }
 
-  #accept(socket: Socket, server: Server): void {
-    if (!this.#admits(socket)) return;
+  #accept(socket: Socket, server: Server, kind: Kind): void {
+    if (!this.#admits(socket, kind)) return;
     this.#clientsSeen += 1;
     const session = new QmpSession({
       socket,
@@ -179,7 +187,7 @@ export class QmpServer {
       greeting: { QMP: { version: this.#version, capabilities: [] } },
       log: this.#log,
     });
-    this.#sessions.set(socket, { session, server });
+    this.#sessions.set(socket, { session, server, kind });
     socket.once("close", () => this.#sessions.delete(socket));
   }
 

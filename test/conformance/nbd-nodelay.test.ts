@@ -1,4 +1,7 @@
-/** Small packets leave at once on TCP: a held back one meets the other side's delayed ACK, and costs 44 ms. */
+/**
+ * TCP as NBD needs it: small packets leave at once, for a held back one meets the other side's delayed ACK, and costs 44 ms; and a
+ * peer that vanished is found out.
+ */
 import { expect } from "chai";
 import { join } from "node:path";
 
@@ -10,7 +13,7 @@ import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
 import { RawNbdClient } from "../tools/raw-nbd-client.js";
-import { noDelayOf } from "../tools/tcp-delay.js";
+import { keepaliveSecondsOf, noDelayOf } from "../tools/tcp-delay.js";
 
 const CONNECTIONS = 3;
 
@@ -32,7 +35,7 @@ describe("NBD over TCP", () => {
   }
 
   for (const kind of ["no TLS", "certificates", "pre-shared keys"] as const) {
-    it(`holds no packet back on either side, with ${kind}`, async () => {
+    it(`holds no packet back on either side, and asks for a sign of life, with ${kind}`, async () => {
       const { pki } = certs;
       const keys = await writePskFile(join(pki, "keys.psk"), { alice: PSK });
       const credentials =
@@ -53,6 +56,8 @@ describe("NBD over TCP", () => {
       await device.read(0, Buffer.alloc(512));
       const all = new Array<boolean>(CONNECTIONS).fill(true);
       expect(noDelayOf(port)).to.deep.equal({ server: all, client: all });
+      const seconds = new Array<number>(CONNECTIONS).fill(30);
+      expect(keepaliveSecondsOf(port)).to.deep.equal({ server: seconds, client: seconds });
       await device.close();
     });
   }

@@ -1,9 +1,12 @@
-/** Whether the kernel holds small packets back (Nagle's algorithm) on TCP connections of this process, as the kernel has it. */
+/** What the kernel does on TCP connections of this process: whether it holds small packets back (Nagle's algorithm), and when it asks for a sign of life. */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import koffi from "koffi";
 
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
+const TCP_KEEPIDLE = 4;
+const SOL_SOCKET = 1;
+const SO_KEEPALIVE = 9;
 const ESTABLISHED = "01";
 
 const getsockopt = koffi
@@ -12,32 +15,42 @@ const getsockopt = koffi
     "int getsockopt(int fd, int level, int name, _Out_ int *value, _Inout_ unsigned int *lengthBytes)",
   ) as (fd: number, level: number, name: number, value: number[], lengthBytes: number[]) => number;
 
-/** Of each connection over this port of loopback: true, never held back. */
-export interface NoDelay {
-  readonly server: readonly boolean[];
-  readonly client: readonly boolean[];
+/** Of each connection over a port of loopback, as far as its side is this process's. */
+export interface Sides<T> {
+  readonly server: readonly T[];
+  readonly client: readonly T[];
 }
 
-/** Both sides, as far as they are this process's. */
-export function noDelayOf(port: number): NoDelay {
-  const found = { server: [] as boolean[], client: [] as boolean[] };
+/** True: never held back. */
+export function noDelayOf(port: number): Sides<boolean> {
+  return askAll(port, (fd) => optionOf(fd, IPPROTO_TCP, TCP_NODELAY) !== 0);
+}
+
+/** After how many seconds of silence the kernel asks for a sign of life; null: never. */
+export function keepaliveSecondsOf(port: number): Sides<number | null> {
+  return askAll(port, (fd) =>
+    optionOf(fd, SOL_SOCKET, SO_KEEPALIVE) === 0 ? null : optionOf(fd, IPPROTO_TCP, TCP_KEEPIDLE),
+  );
+}
+
+function askAll<T>(port: number, ask: (fd: number) => T): Sides<T> {
+  const found = { server: [] as T[], client: [] as T[] };
   const hexPort = port.toString(16).toUpperCase().padStart(4, "0");
   const fds = socketsByInode();
   for (const line of readFileSync("/proc/self/net/tcp", "utf8").trim().split("\n").slice(1)) {
     const [, local = "", remote = "", state, , , , , , inode = ""] = line.trim().split(/\s+/);
     const fd = fds.get(inode);
     if (fd === undefined || state !== ESTABLISHED) continue;
-    if (local.endsWith(`:${hexPort}`)) found.server.push(isNoDelay(fd));
-    else if (remote.endsWith(`:${hexPort}`)) found.client.push(isNoDelay(fd));
+    if (local.endsWith(`:${hexPort}`)) found.server.push(ask(fd));
+    else if (remote.endsWith(`:${hexPort}`)) found.client.push(ask(fd));
   }
   return found;
 }
 
-function isNoDelay(fd: number): boolean {
+function optionOf(fd: number, level: number, name: number): number {
   const value = [0];
-  if (getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, value, [4]) !== 0)
-    throw new Error(`getsockopt of ${fd} failed`);
-  return value[0] !== 0;
+  if (getsockopt(fd, level, name, value, [4]) !== 0) throw new Error(`getsockopt of ${fd} failed`);
+  return value[0] ?? 0;
 }
 
 function socketsByInode(): Map<string, number> {

@@ -16,6 +16,7 @@ import { LinkError, NegotiationError } from "../../errors.js";
 import { formatAddress, socketOptions } from "../../net/address.js";
 import { writeGathered } from "../../net/gather.js";
 import type { Address } from "../../net/address.js";
+import { KEEPALIVE } from "../../net/keepalive.js";
 import { type Reader, readInto } from "../../net/read-into.js";
 import { tlsReason } from "../../net/tls/reason.js";
 import { writePiecesApart } from "../../net/tls/session.js";
@@ -54,7 +55,7 @@ export class Transport implements Reader {
     const place = socketOptions(address);
     this.peer = formatAddress(address);
     const onread = { buffer: this.#buffer, callback: (lengthBytes: number) => this.received(lengthBytes) };
-    this.#socket = connect({ ...place, noDelay: true, onread });
+    this.#socket = connect({ ...place, noDelay: true, ...KEEPALIVE, onread });
     this.#watch(this.#socket);
     this.#socket.on("connect", () => {
       this.#connected = true;

@@ -3,6 +3,7 @@ import type { Socket } from "node:net";
 import { createServer } from "node:net";
 
 import type { Address } from "../../net/address.js";
+import { KEEPALIVE } from "../../net/keepalive.js";
 import type { SocketAccess } from "../../net/listen.js";
 import { listen, listenOn } from "../../net/listen.js";
 
@@ -21,9 +22,6 @@ export interface ListenerEvents {
   readonly onError: (error: Error) => void;
 }
 
-/** A client whose host vanished is found out by the kernel, some minutes after this much silence. */
-const KEEPALIVE_DELAY_MS = 30_000;
-
 /** @throws ReplError address-in-use when somebody listens there, cannot-listen for any other reason */
 export async function openListener(
   place: Address | { readonly fd: number },
@@ -32,13 +30,7 @@ export async function openListener(
 ): Promise<Listener> {
   // Half-open: who sends requests and then FIN, like netcat, still gets the replies.
   const server = createServer(
-    {
-      allowHalfOpen: true,
-      noDelay: true,
-      keepAlive: true,
-      keepAliveInitialDelay: KEEPALIVE_DELAY_MS,
-      pauseOnConnect: true,
-    },
+    { allowHalfOpen: true, noDelay: true, pauseOnConnect: true, ...KEEPALIVE },
     events.onSocket,
   );
   const bound = "fd" in place ? await listenOn(server, place.fd) : await listen(server, place, access);

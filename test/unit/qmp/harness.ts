@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createLogger } from "../../../src/log.js";
 import type { Logger } from "../../../src/log.js";
-import type { Address } from "../../../src/net/address.js";
+import { type Address, socketOptions } from "../../../src/net/address.js";
 import { QmpServer } from "../../../src/qmp/server.js";
 import type { QmpCommand } from "../../../src/qmp/command.js";
 
@@ -50,8 +50,8 @@ export class RawClient {
   readonly closed: Promise<void>;
   readonly #lines: AsyncIterator<unknown>;
 
-  constructor(address: Address & { kind: "unix" }) {
-    this.socket = connect({ path: address.path, allowHalfOpen: true });
+  constructor(address: Address) {
+    this.socket = connect({ ...socketOptions(address), allowHalfOpen: true });
     this.closed = new Promise((resolve) =>
       this.socket.once("close", () => {
         resolve();
@@ -62,7 +62,7 @@ export class RawClient {
   }
 
   /** Connected, greeted and negotiated. */
-  static async ready(address: Address & { kind: "unix" }): Promise<RawClient> {
+  static async ready(address: Address): Promise<RawClient> {
     const client = new RawClient(address);
     await client.next();
     await client.ask({ execute: "qmp_capabilities" });

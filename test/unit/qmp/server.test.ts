@@ -6,8 +6,10 @@ import { execFileSync } from "node:child_process";
 import { expect } from "chai";
 import { z } from "zod";
 import { DeviceError, ReplError, StateError } from "../../../src/errors.js";
+import { QmpClient } from "../../../src/qmp/client.js";
 import { qmpCommand } from "../../../src/qmp/command.js";
 import { MAXIMUM_CLIENTS, QmpServer } from "../../../src/qmp/server.js";
+import { keepaliveSecondsOf } from "../../tools/tcp-delay.js";
 import { RawClient, memoryLogger, startServer } from "./harness.js";
 import type { Harness } from "./harness.js";
 
@@ -255,6 +257,33 @@ describe("qmp/server", () => {
     expect(await tooMany.next()).to.equal(null);
     expect(harness.server.clientsOf(harness.address)).to.equal(MAXIMUM_CLIENTS);
     for (const client of clients) client.socket.destroy();
+  });
+
+  it("has a place for a client on a unix socket when clients over TCP have taken all of theirs, and the other way round", async () => {
+    const address = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
+    for (const [full, other] of [
+      [address, harness.address],
+      [harness.address, address],
+    ] as const) {
+      const clients: RawClient[] = [];
+      for (let i = 0; i < MAXIMUM_CLIENTS; i += 1) clients.push(await RawClient.ready(full));
+      expect(await new RawClient(full).next()).to.equal(null);
+      const client = await RawClient.ready(other);
+      expect(await client.ask({ execute: "echo", arguments: { text: "t" } })).to.deep.equal({
+        return: { text: "t" },
+      });
+      for (const { socket } of [...clients, client]) socket.destroy();
+      while (harness.server.clientsOf(full) + harness.server.clientsOf(other) > 0)
+        await new Promise((resolve) => setImmediate(resolve));
+    }
+  });
+
+  it("asks clients over TCP for a sign of life: one that vanished does not keep its place", async () => {
+    const address = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
+    const client = await QmpClient.connect(address);
+    const port = address.kind === "tcp" ? address.port : 0;
+    expect(keepaliveSecondsOf(port)).to.deep.equal({ server: [30], client: [30] });
+    await client.close();
   });
 
   it("answers the command that runs before it closes, and takes no more", async () => {
