@@ -8,6 +8,7 @@
  * Invariants:
  * - Writes are forwarded from before the first block is resynced until the link is lost, so that every block is
  *   either sent or in the dirty map.
+ * - A replica that was lost for its silence is forwarded nothing before it has taken content again: guests wait for it once.
  * - While a replica is asked to change its epoch, no write is on its way to it; when its answer stays out, the
  *   connections are destroyed before another write is let through.
  * - A whole attempt to connect takes no longer than a few time-outs. The pause between two grows, up to a bound, until an attempt
@@ -34,8 +35,9 @@ import type { LinkState } from "../status.js";
 import type { RateLimit } from "./rate-limit.js";
 import { type HandshakeEvents, type HandshakeOptions, helloOf, takeWelcome } from "./primary-handshake.js";
 import type { LostRollback, ReplicaControlEvents } from "./replica-control.js";
-import { ReplicaConnections, type ReplicaConnectionsOptions } from "./replica-connections.js";
+import { ReplicaConnections, type ReplicaConnectionsOptions, SILENT } from "./replica-connections.js";
 import { Resync } from "./resync.js";
+import { tryOut } from "./try-out.js";
 
 const FIRST_BACKOFF_MS = 100;
 const LONGEST_BACKOFF_MS = 5000;
@@ -71,6 +73,10 @@ export class Link {
   /** Since when this connection has been replicating; null: not yet. */
   #upToDateMs: number | null = null;
   #connections: ReplicaConnections | null = null;
+  /** Whether the last replica was lost for its silence, and has not taken content since. */
+  #isDoubted = false;
+  /** Whether the replica that is connected has all that it acknowledged before. */
+  #hasKept = false;
   /** The replica's memory at the last handshake, which all dirty maps heard of; null: there was none. */
   #memory: string | null = null;
   /** Names the last handshake. A checkpoint that was asked for under an earlier one comes late, and is refused by it. */
@@ -215,6 +221,7 @@ export class Link {
         this.#lose(asError(error));
         // To come back at once would be to be congested at once.
         if (error instanceof LinkError && error.code === CONGESTED) backoffMs = LONGEST_BACKOFF_MS;
+        if (error instanceof LinkError && error.code === SILENT) this.#isDoubted = true;
       }
       connections = null;
       await pause(this.#options.clock, backoffMs, this.#stopping.signal);
@@ -266,14 +273,11 @@ export class Link {
     this.#connections = connections;
     if (this.#wasConnected) this.#reconnects++;
     this.#wasConnected = true;
-    const hasKept = connections.memory !== null && connections.memory === this.#memory;
+    this.#hasKept = connections.memory !== null && connections.memory === this.#memory;
     this.#memory = connections.memory;
-    for (const [index, disk] of disks.entries()) {
-      // A replica without a handshake may have been written by anybody.
-      if (connections.control === null) await disk.dirty.describe(null, false);
-      const replica = connections.replicas[index];
-      if (replica !== undefined) disk.setReplica(checked(replica), hasKept);
-    }
+    // A replica without a handshake may have been written by anybody.
+    if (connections.control === null) for (const { dirty } of disks) await dirty.describe(null, false);
+    if (!this.#isDoubted) this.#forward(connections);
     return connections;
   }
 
@@ -285,6 +289,24 @@ export class Link {
       "the replica is an older copy of itself, from before a checkpoint that it had: everything is copied",
     );
     return true;
+  }
+
+  /** Guests' changes go to the replica from now on. */
+  #forward({ replicas }: ReplicaConnections): void {
+    for (const [index, disk] of this.#options.disks.entries()) {
+      const replica = replicas[index];
+      if (replica !== undefined) disk.setReplica(checked(replica), this.#hasKept);
+    }
+  }
+
+  async #tryOut(connections: ReplicaConnections, over: AbortSignal): Promise<void> {
+    for (const [index, disk] of this.#options.disks.entries()) {
+      const replica = connections.replicas[index];
+      if (replica !== undefined) await tryOut(disk, checked(replica));
+    }
+    over.throwIfAborted();
+    this.#isDoubted = false;
+    this.#forward(connections);
   }
 
   /** Resyncs, then stays until the link is lost, which it reports by throwing. */
@@ -308,6 +330,7 @@ export class Link {
 
   /** An error of the primary disk leaves blocks that have to be sent again although the link holds. */
   async #keepSynchronised(connections: ReplicaConnections, over: AbortSignal): Promise<void> {
+    if (this.#isDoubted) await this.#tryOut(connections, over);
     await this.#synchronise(connections);
     for (;;) {
       await pause(this.#options.clock, RECHECK_MS, over);

@@ -22,6 +22,8 @@ import { Silence } from "./silence.js";
 /** How often it is looked whether the replica is to make durable what it acknowledged. */
 const FLUSH_INTERVAL_MS = 1000;
 const HEARTBEAT_INTERVAL_MS = 1000;
+/** Why a replica was given up: code of a LinkError. */
+export const SILENT = "replica-timeout";
 /** A stalled replica is noticed at most this part of the time-out late. */
 const WATCH_PARTS = 10;
 
@@ -135,7 +137,7 @@ export class ReplicaConnections {
         const nowMs = clock.nowMs();
         const silences = watched.map(({ replica, silence }) => silence.look(replica.oldestPending, nowMs));
         if (silences.some((silenceMs) => silenceMs >= timeoutMs)) {
-          giveUp(new LinkError("replica-timeout", `the replica has not answered for ${timeoutMs} ms`));
+          giveUp(new LinkError(SILENT, `the replica has not answered for ${timeoutMs} ms`));
         }
       }),
       clock.every(FLUSH_INTERVAL_MS, () => {
