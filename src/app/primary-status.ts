@@ -27,7 +27,8 @@ export function primaryStatus(
     checkpointRefusal: primary.checkpointRefusal(),
     brokenPromise: primary.brokenPromise(),
     lastCheckpoint: primary.lastCheckpoint,
-    uptimeSeconds: (Date.now() - parts.startedMs) / 1000,
+    // Not by the wall clock, which may be set.
+    uptimeSeconds: process.uptime(),
     stateDirectory: parts.directory.path,
     cache: parts.cache,
     disks: primary.disks.map((_disk, index) => diskStatus(primary, index)),

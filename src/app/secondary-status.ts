@@ -28,7 +28,8 @@ export function secondaryStatus(
     checkpointRefusal: (promoted ?? secondary).checkpointRefusal(),
     brokenPromise: secondary.brokenPromise(),
     lastCheckpoint: promoted === null ? lastCheckpoint(metadata) : promoted.lastCheckpoint,
-    uptimeSeconds: (Date.now() - parts.startedMs) / 1000,
+    // Not by the wall clock, which may be set.
+    uptimeSeconds: process.uptime(),
     stateDirectory: parts.directory.path,
     cache: parts.cache,
     disks: secondary.disks.map((_disk, index) => diskStatus(secondary, index)),

@@ -33,6 +33,8 @@ export class DiskGroup {
   readonly disks: readonly SecondaryDisk[];
   readonly #gates = { replication: new Gate(), view: new Gate() };
   #epoch: Epoch | null = null;
+  /** When the epoch began, by performance.now(); null: in an earlier life of the node. */
+  #begunMs: number | null = null;
   #memory = randomUUID();
   readonly #events: DiskGroupEvents;
 
@@ -92,9 +94,15 @@ export class DiskGroup {
       else if (this.failure !== null)
         throw new StateError("checkpoint-refused", `checkpoint refused: ${this.failure}`);
       this.resume(epoch);
+      this.#begunMs = performance.now();
       return new Date().toISOString();
     });
     return { at, old };
+  }
+
+  /** How long ago the epoch began, whatever became of the wall clock since; null: in an earlier life of the node. */
+  get epochSeconds(): number | null {
+    return this.#begunMs === null ? null : (performance.now() - this.#begunMs) / 1000;
   }
 
   /** As begin(), with overlays that recovery brought back, before anything is served. */

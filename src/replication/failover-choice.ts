@@ -42,11 +42,15 @@ export class FailoverChoice {
     if (group.epoch === null) throw this.#nothing();
     const { checkpointAt, failoverTarget } = metadata.current;
     const begunTo = hasChangedDisks(metadata.current) ? failoverTarget : null;
-    return optionsOf(group.epoch, group.pendingBytes, secondsSince(checkpointAt), tracker.gap).map(
-      (option) =>
-        begunTo === null || option.to === begunTo
-          ? option
-          : { ...option, refusal: `the failover to ${begunTo} has changed the disks already` },
+    return optionsOf(
+      group.epoch,
+      group.pendingBytes,
+      secondsSince(checkpointAt, group.epochSeconds),
+      tracker.gap,
+    ).map((option) =>
+      begunTo === null || option.to === begunTo
+        ? option
+        : { ...option, refusal: `the failover to ${begunTo} has changed the disks already` },
     );
   }
 
@@ -119,6 +123,8 @@ function optionsOf(
   ];
 }
 
-function secondsSince(at: string | null): number {
-  return at === null ? 0 : Math.max(0, (Date.now() - Date.parse(at)) / 1000);
+/** @param epochSeconds as DiskGroup.epochSeconds */
+function secondsSince(checkpointAt: string | null, epochSeconds: number | null): number {
+  if (checkpointAt === null) return 0;
+  return epochSeconds ?? Math.max(0, (Date.now() - Date.parse(checkpointAt)) / 1000);
 }
