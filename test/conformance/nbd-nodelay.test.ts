@@ -35,7 +35,7 @@ describe("NBD over TCP", () => {
   }
 
   for (const kind of ["no TLS", "certificates", "pre-shared keys"] as const) {
-    it(`holds no packet back on either side, and asks for a sign of life, with ${kind}`, async () => {
+    it(`holds no packet back on either side, with ${kind}`, async () => {
       const { pki } = certs;
       const keys = await writePskFile(join(pki, "keys.psk"), { alice: PSK });
       const credentials =
