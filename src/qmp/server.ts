@@ -15,6 +15,7 @@ import { NegotiationError, describeError } from "../errors.js";
 import type { Logger } from "../log.js";
 import { formatAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
+import { ClientLog } from "../net/client-log.js";
 import { KEEPALIVE } from "../net/keepalive.js";
 import { OWNER_ONLY, listen } from "../net/listen.js";
 import type { PeerFilter } from "../net/peer-filter.js";
@@ -53,6 +54,7 @@ export interface QmpServerOptions {
 
 export class QmpServer {
   readonly #log: Logger;
+  readonly #clientLog: ClientLog;
   readonly #tls: TlsAcceptor | null;
   readonly #allow: PeerFilter | null;
   readonly #now: () => number;
@@ -70,6 +72,7 @@ export class QmpServer {
 
   constructor(options: QmpServerOptions) {
     this.#log = options.log;
+    this.#clientLog = new ClientLog(options.log);
     this.#tls = options.tls ?? null;
     this.#allow = options.allow ?? null;
     this.#now = options.now ?? Date.now;
@@ -136,6 +139,7 @@ export class QmpServer {
     for (const socket of this.#sessions.keys()) socket.destroy();
     await Promise.all(closed);
     this.#servers.clear();
+    this.#clientLog.close();
   }
 
   async #secure(socket: Socket, server: Server, tls: TlsAcceptor): Promise<void> {
@@ -156,7 +160,7 @@ export class QmpServer {
       this.#accept(secured, server, "tcp");
     } catch (error) {
       this.#handshakes.delete(socket);
-      if (this.#closed === null) this.#log.warn({ peer }, `QMP client refused: ${describeError(error)}`);
+      if (this.#closed === null) this.#refused(socket, "tls-failed", { peer }, describeError(error));
     } finally {
       clearTimeout(deadline);
     }
@@ -165,16 +169,21 @@ export class QmpServer {
   #admits(socket: Socket, kind: Kind): boolean {
     const host = socket.remoteAddress;
     if (host !== undefined && this.#allow?.admits(host) === false) {
-      this.#log.warn({ host }, "QMP client refused: its address is not allowed");
+      this.#refused(socket, "address-not-allowed", { host }, "its address is not allowed");
       socket.destroy();
       return false;
     }
     const sessions = [...this.#sessions.values()].filter((session) => session.kind === kind).length;
     const clients = sessions + (kind === "tcp" ? this.#handshakes.size : 0);
     if (clients < MAXIMUM_CLIENTS && this.#closed === null) return true;
-    this.#log.warn({ clients }, "QMP client refused: too many, or closing");
+    this.#refused(socket, "too-many-clients", { clients }, "too many, or closing");
     socket.destroy();
     return false;
+  }
+
+  #refused(socket: Socket, code: string, details: Readonly<Record<string, unknown>>, reason: string): void {
+    const host = socket.remoteAddress ?? null;
+    this.#clientLog.warn({ host, code }, () => details, `QMP client refused: ${reason}`);
   }
 
   #accept(socket: Socket, server: Server, kind: Kind): void {
@@ -186,6 +195,7 @@ export class QmpServer {
       commands: this.#commands,
       greeting: { QMP: { version: this.#version, capabilities: [] } },
       log: this.#log,
+      clientLog: this.#clientLog,
     });
     this.#sessions.set(socket, { session, server, kind });
     socket.once("close", () => this.#sessions.delete(socket));

@@ -11,6 +11,7 @@
 import type { Socket } from "node:net";
 import { NegotiationError, ReplError, describeError } from "../errors.js";
 import type { Logger } from "../log.js";
+import type { ClientLog } from "../net/client-log.js";
 import { checkArguments } from "./command.js";
 import type { QmpCommand, QmpContext } from "./command.js";
 import { commandNotFound, errorBody } from "./errors.js";
@@ -32,6 +33,8 @@ export interface QmpSessionOptions {
   readonly commands: ReadonlyMap<string, QmpCommand>;
   readonly greeting: unknown;
   readonly log: Logger;
+  /** Shared by all sessions of the server. */
+  readonly clientLog: ClientLog;
 }
 
 export class QmpSession {
@@ -39,6 +42,7 @@ export class QmpSession {
   readonly #commands: ReadonlyMap<string, QmpCommand>;
   readonly #context: QmpContext;
   readonly #log: Logger;
+  readonly #clientLog: ClientLog;
   readonly #input = new JsonStream();
   #negotiated = false;
   #ending = false;
@@ -50,6 +54,7 @@ export class QmpSession {
     this.#commands = options.commands;
     this.#context = { clientId: options.clientId };
     this.#log = options.log.child({ qmpClient: options.clientId });
+    this.#clientLog = options.clientLog;
     this.#socket.on("data", (chunk: Buffer) => {
       this.#socket.pause();
       this.#idle = this.#serve(chunk);
@@ -120,7 +125,9 @@ export class QmpSession {
     if (!this.#socket.writable) return;
     this.#socket.write(`${JSON.stringify(message)}\r\n`);
     if (this.#socket.writableLength > MAXIMUM_OUTPUT_BYTES) {
-      this.#log.warn({ waitingBytes: this.#socket.writableLength }, "QMP client does not read: cut");
+      const event = { host: this.#socket.remoteAddress ?? null, code: "does-not-read" };
+      const details = { qmpClient: this.#context.clientId, waitingBytes: this.#socket.writableLength };
+      this.#clientLog.warn(event, () => details, "QMP client does not read: cut");
       this.#socket.destroy();
     }
   }

@@ -6,11 +6,11 @@
  * - The first failure of a connection is logged, further ones are not: a client could have as many as it likes.
  */
 import { describeError, errnoOf } from "../../errors.js";
+import type { ClientLog } from "../../net/client-log.js";
 import { Command } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
 import type { Agreement } from "./agreement.js";
 import { BusyPoll } from "./busy-poll.js";
-import type { ClientLog } from "./client-log.js";
 import type { DevicePlace } from "./device-depth.js";
 import type { DeviceRequestSink } from "./device-requests.js";
 import type { OpenRequest } from "./open-request.js";

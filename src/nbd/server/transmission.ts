@@ -10,6 +10,7 @@
  */
 import { Arena, Loan, SMALLEST_BYTES } from "../../block/buffer-pool.js";
 import { describeError } from "../../errors.js";
+import type { ClientLog } from "../../net/client-log.js";
 import type { RequestSink } from "../receiver.js";
 import { Command } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
@@ -18,7 +19,6 @@ import { blockSizeOf, transmissionFlagsOf } from "./advertise.js";
 import type { Agreement } from "./agreement.js";
 import { Answers } from "./answers.js";
 import type { Incoming } from "./client-input.js";
-import type { ClientLog } from "./client-log.js";
 import { deviceDepthOf, DevicePlace } from "./device-depth.js";
 import { DeviceRequests } from "./device-requests.js";
 import type { ConnectionObserver, ConnectionSummary, NbdExport } from "./exports.js";

@@ -1,5 +1,6 @@
+import { readFileSync } from "node:fs";
 import { mkdir, stat, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { once } from "node:events";
 import { execFileSync } from "node:child_process";
@@ -22,6 +23,18 @@ function gate(): { open: () => void; passed: Promise<void> } {
     open = resolve;
   });
   return { open, passed };
+}
+
+/** When the kernel will ask the peers of that local port for a sign of life, of each connection that has such a timer. */
+function keepaliveSeconds(port: number): number[] {
+  const local = `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+  const rows = readFileSync("/proc/net/tcp", "utf8").split("\n");
+  return rows.flatMap((row) => {
+    const [, address, , state, , timer = ""] = row.trim().split(/\s+/);
+    const [kind, hundredths = ""] = timer.split(":");
+    const isKeepalive = address === local && state === "01" && kind === "02";
+    return isKeepalive ? [Math.ceil(parseInt(hundredths, 16) / 1000) * 10] : [];
+  });
 }
 
 describe("qmp/server", () => {
@@ -286,6 +299,26 @@ describe("qmp/server", () => {
     await client.close();
   });
 
+  it("tells of ten clients that are too many, and of the number of the others when it ends", async () => {
+    const clients: RawClient[] = [];
+    for (let i = 0; i < MAXIMUM_CLIENTS; i += 1) clients.push(await RawClient.ready(harness.address));
+    for (let i = 0; i < 25; i += 1) expect(await new RawClient(harness.address).next()).to.equal(null);
+    for (const client of clients) client.socket.destroy();
+    await harness.server.close();
+    const warnings = harness.logged.filter(({ level }) => level === 40);
+    expect(
+      warnings.map(({ msg, code, clients: there, count }) => ({ msg, code, there, count })),
+    ).to.deep.equal([
+      ...Array.from({ length: 10 }, () => ({
+        msg: "QMP client refused: too many, or closing",
+        code: "too-many-clients",
+        there: MAXIMUM_CLIENTS,
+        count: undefined,
+      })),
+      { msg: "15 more of these within 10 s", code: "too-many-clients", there: undefined, count: 15 },
+    ]);
+  });
+
   it("answers the command that runs before it closes, and takes no more", async () => {
     const client = await RawClient.ready(harness.address);
     client.send('{"execute":"hold"}{"execute":"echo","arguments":{"text":"late"}}');
@@ -351,6 +384,16 @@ describe("qmp/server", () => {
       const second = new QmpServer({ commands: [], log: memoryLogger(), version: "1" });
       const error: unknown = await second.listen(address).catch((reason: unknown) => reason);
       expect(error).to.be.instanceOf(ReplError).with.property("code", "address-in-use");
+    });
+
+    it("has the kernel look after 30 s of silence whether a client's host is still there", async () => {
+      const { port } = (await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 })) as {
+        port: number;
+      };
+      const socket = connect(port, "127.0.0.1");
+      await once(socket, "data");
+      expect(keepaliveSeconds(port)).to.deep.equal([30]);
+      socket.destroy();
     });
 
     it("removes its socket when it closes", async () => {

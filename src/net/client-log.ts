@@ -1,6 +1,6 @@
 /**
- * What a server's log tells of clients that were refused or cut off, or whose requests failed: their number is up to them,
- * that of the lines is not.
+ * What the log of a server, of NBD or QMP, tells of clients that were refused or cut off, or whose requests failed: their number
+ * is up to them, that of the lines is not.
  *
  * Invariants:
  * - In each period there are LINES_EACH lines at most for clients of one host and one code, and KEYS such pairs that are
@@ -9,8 +9,8 @@
  */
 import type { Logger } from "pino";
 
-import type { Cancel, Clock } from "../../clock.js";
-import { systemClock } from "../../clock.js";
+import type { Cancel, Clock } from "../clock.js";
+import { systemClock } from "../clock.js";
 
 const PERIOD_MS = 10_000;
 const LINES_EACH = 10;

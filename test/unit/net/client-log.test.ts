@@ -3,7 +3,7 @@ import { Writable } from "node:stream";
 import { pino } from "pino";
 
 import type { Clock } from "../../../src/clock.js";
-import { ClientLog } from "../../../src/nbd/server/client-log.js";
+import { ClientLog } from "../../../src/net/client-log.js";
 
 describe("ClientLog", () => {
   let lines: Record<string, unknown>[];
