@@ -369,7 +369,7 @@ export class Link {
 
   #lose(error: Error): void {
     if (this.#isStopping()) return;
-    const isNews = this.#lastError?.message !== error.message;
+    const isNews = this.#lastError === null || !isSameLoss(this.#lastError, error);
     this.#lastError = error;
     this.#options.log[isNews ? "warn" : "debug"]({ error: error.message }, "replica lost");
     this.#become(isRefusal(error) ? "refused" : "disconnected");
@@ -385,6 +385,12 @@ export class Link {
     }
     this.#options.events.stateChanged(state);
   }
+}
+
+/** Whether it is no news that this came after that. A split brain's text tells how much has changed, which grows as guests write. */
+function isSameLoss(last: Error, error: Error): boolean {
+  if (last instanceof QmpError && error instanceof QmpError) return last.code === error.code;
+  return last.message === error.message;
 }
 
 /** Whether the replica is there but can't be used, so that an operator has to look. */

@@ -192,10 +192,13 @@ export class PrimaryCheckpoints {
       this.#record(`checkpoint refused: ${refusal}`);
       return;
     }
+    const before = this.#failure?.reason;
     try {
       await this.take();
     } catch (error) {
-      this.#parts.log.warn({ error: describeError(error) }, "checkpoint failed");
+      const reason = describeError(error);
+      // A reason that lasts is news once; the status has how often it was tried in vain.
+      this.#parts.log[reason === before ? "debug" : "warn"]({ error: reason }, "checkpoint failed");
     }
   }
 

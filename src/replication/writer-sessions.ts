@@ -57,6 +57,8 @@ export class WriterSessions {
   readonly #parts: WriterSessionsParts;
   readonly #introductions = new Introductions();
   readonly #tenures: Tenures;
+  /** Code of the last refusal, while none is admitted: a primary tries again every few seconds, for as long as it takes an operator. */
+  #refused: string | null = null;
 
   constructor(parts: WriterSessionsParts) {
     this.#parts = parts;
@@ -210,8 +212,12 @@ export class WriterSessions {
         changed: own.summary(),
       });
     } catch (error) {
-      log.error({ reason: describeError(error) }, "primary refused");
+      const code = error instanceof StateError ? error.code : null;
+      const isNews = code === null || code !== this.#refused;
+      this.#refused = code;
+      log[isNews ? "error" : "debug"]({ reason: describeError(error) }, "primary refused");
       throw error;
     }
+    this.#refused = null;
   }
 }

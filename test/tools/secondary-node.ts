@@ -4,7 +4,7 @@
  * Between the node and each medium lie, from the node down, the injected faults and the power supply of this life: what
  * is held when the node crashes never reaches the medium.
  */
-import { pino } from "pino";
+import { pino, type Logger } from "pino";
 
 import { checked } from "../../src/block/checked.js";
 import type { BlockDevice } from "../../src/block/device.js";
@@ -24,6 +24,8 @@ export interface SecondaryNodeOptions {
   /** What the state directory lies on. */
   readonly state: StateDirectory;
   readonly onUndoError?: UndoErrorPolicy;
+  /** Default: nobody reads it. */
+  readonly log?: Logger;
 }
 
 /** For one start. */
@@ -185,7 +187,7 @@ export class SecondaryNode {
         ...DEFAULT_REPLICATION,
         events: { stateChanged: () => undefined, jobEnded: () => undefined, verifyEnded: () => undefined },
       },
-      log: pino({ level: "silent" }),
+      log: this.options.log ?? pino({ level: "silent" }),
       events: {
         disconnectWriters: () => this.connections.disconnectWriters(),
         checkpointDurable: (epoch) => {

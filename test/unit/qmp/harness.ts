@@ -4,11 +4,10 @@ import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createLogger } from "../../../src/log.js";
-import type { Logger } from "../../../src/log.js";
 import { type Address, socketOptions } from "../../../src/net/address.js";
 import { QmpServer } from "../../../src/qmp/server.js";
 import type { QmpCommand } from "../../../src/qmp/command.js";
+import { memoryLogger } from "../../tools/memory-logger.js";
 
 export interface Harness {
   readonly directory: string;
@@ -35,13 +34,6 @@ export async function startServer(commands: readonly QmpCommand[] = []): Promise
       await rm(directory, { recursive: true });
     },
   };
-}
-
-export function memoryLogger(logged: Record<string, unknown>[] = []): Logger {
-  const write = (line: string): void => {
-    logged.push(JSON.parse(line) as Record<string, unknown>);
-  };
-  return createLogger({ level: "debug", format: "json", destination: { write } });
 }
 
 /** Sends bytes, and reads lines as JSON, one promise for each. */

@@ -10,8 +10,9 @@ import { DeviceError, ReplError, StateError } from "../../../src/errors.js";
 import { QmpClient } from "../../../src/qmp/client.js";
 import { qmpCommand } from "../../../src/qmp/command.js";
 import { MAXIMUM_CLIENTS, QmpServer } from "../../../src/qmp/server.js";
+import { memoryLogger } from "../../tools/memory-logger.js";
 import { keepaliveSecondsOf } from "../../tools/tcp-delay.js";
-import { RawClient, memoryLogger, startServer } from "./harness.js";
+import { RawClient, startServer } from "./harness.js";
 import type { Harness } from "./harness.js";
 
 const nothing = z.strictObject({});

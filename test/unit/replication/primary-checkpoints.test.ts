@@ -1,5 +1,4 @@
 import { expect } from "chai";
-import { pino } from "pino";
 
 import { Gate } from "../../../src/block/gate.js";
 import type { Clock } from "../../../src/clock.js";
@@ -7,6 +6,7 @@ import { Deferred } from "../../../src/deferred.js";
 import type { Link } from "../../../src/replication/link.js";
 import { PrimaryCheckpoints } from "../../../src/replication/primary-checkpoints.js";
 import type { PrimaryLineage } from "../../../src/replication/primary-lineage.js";
+import { memoryLogger } from "../../tools/memory-logger.js";
 import { turns } from "../../tools/outcome.js";
 
 const INTERVAL_MS = 1000;
@@ -16,10 +16,12 @@ describe("a primary's periodic checkpoints", () => {
   let armed: Set<() => void>;
   let share: Deferred<void>;
   let checkpoints: PrimaryCheckpoints;
+  let logged: Record<string, unknown>[];
 
   beforeEach(() => {
     armed = new Set();
     share = new Deferred<void>();
+    logged = [];
     const clock: Clock = {
       nowMs: () => 0,
       after: (ms, call) => {
@@ -35,10 +37,19 @@ describe("a primary's periodic checkpoints", () => {
       intervalMs: INTERVAL_MS,
       disks: [],
       gate: new Gate(),
-      link: () => ({ state: "replicating", hasControl: true }) as unknown as Link,
-      lineage: { epoch: 1, share: () => share.promise } as unknown as PrimaryLineage,
+      link: () =>
+        ({
+          state: "replicating",
+          hasControl: true,
+          prepareCheckpoint: () => Promise.resolve(),
+        }) as unknown as Link,
+      lineage: {
+        epoch: 1,
+        share: () => share.promise,
+        announce: () => Promise.resolve(),
+      } as unknown as PrimaryLineage,
       clock,
-      log: pino({ level: "silent" }),
+      log: memoryLogger(logged),
     });
   });
 
@@ -49,8 +60,10 @@ describe("a primary's periodic checkpoints", () => {
     }
   }
 
-  async function endOne(): Promise<void> {
-    share.reject(new Error("no"));
+  async function endOne(reason = "no"): Promise<void> {
+    await turns();
+    share.reject(new Error(reason));
+    share = new Deferred<void>();
     await turns();
   }
 
@@ -74,6 +87,22 @@ describe("a primary's periodic checkpoints", () => {
     expect(armed.size).to.equal(1);
     checkpoints.end();
     expect(armed.size).to.equal(0);
+  });
+
+  it("have a log line for each reason why they fail, not for each that fails", async () => {
+    checkpoints.begin();
+    for (const reason of ["full", "full", "full", "broken", "full"]) {
+      elapse();
+      await endOne(reason);
+    }
+    const warnings = logged.filter(({ level }) => level === 40);
+    expect(warnings.map(({ error, msg }) => [error, msg])).to.deep.equal([
+      ["full", "checkpoint failed"],
+      ["broken", "checkpoint failed"],
+      ["full", "checkpoint failed"],
+    ]);
+    expect(checkpoints.failure).to.include({ reason: "full", attempts: 5 });
+    checkpoints.end();
   });
 
   it("end with the replica, also while one is under way", async () => {
