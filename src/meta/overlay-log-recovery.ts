@@ -18,6 +18,43 @@ import type { StateFile } from "./state-directory.js";
 
 const SCAN_CHUNK_BYTES = 1024 * 1024;
 
+/**
+ * A log's bytes from its beginning to its end, for which the file is asked in long pieces: that of an hour has millions of records, and a
+ * turn of the thread pool for each would be minutes.
+ */
+export class ForwardReader {
+  readonly #file: StateFile;
+  readonly #piece = Buffer.allocUnsafe(SCAN_CHUNK_BYTES);
+  /** Where in the file the piece is from. */
+  #start = 0;
+  #lengthBytes = 0;
+
+  constructor(file: StateFile) {
+    this.#file = file;
+  }
+
+  get sizeBytes(): number {
+    return this.#file.sizeBytes;
+  }
+
+  /** @param lengthBytes there are so many @returns lent until the next call */
+  async read(position: number, lengthBytes: number): Promise<Buffer> {
+    if (lengthBytes > SCAN_CHUNK_BYTES) {
+      const whole = Buffer.allocUnsafe(lengthBytes);
+      await this.#file.read(position, whole);
+      return whole;
+    }
+    if (position < this.#start || position + lengthBytes > this.#start + this.#lengthBytes) {
+      this.#lengthBytes = 0;
+      const length = Math.min(SCAN_CHUNK_BYTES, this.#file.sizeBytes - position);
+      await this.#file.read(position, this.#piece.subarray(0, length));
+      this.#start = position;
+      this.#lengthBytes = length;
+    }
+    return this.#piece.subarray(position - this.#start, position - this.#start + lengthBytes);
+  }
+}
+
 /** A record found by recovery; `position` is where its content starts in the log. */
 export interface RecoveredRecord {
   readonly disk: number;
@@ -57,15 +94,13 @@ export async function isUnborn(file: StateFile): Promise<boolean> {
  * must be at least `sequence`. Padding has no `record`.
  */
 export async function readRecord(
-  file: StateFile,
+  file: ForwardReader,
   position: number,
   identity: LogIdentity,
   sequence: number,
 ): Promise<{ record: RecoveredRecord | null; sequence: number; endPosition: number } | null> {
   if (position + RECORD_HEADER_BYTES > file.sizeBytes) return null;
-  const bytes = Buffer.allocUnsafe(RECORD_HEADER_BYTES);
-  await file.read(position, bytes);
-  const header = decodeRecordHeader(bytes, position, identity);
+  const header = decodeRecordHeader(await file.read(position, RECORD_HEADER_BYTES), position, identity);
   if (header === null || header.sequence < sequence) return null;
   const { disk, kind, offset, lengthBytes } = header;
   const content = position + RECORD_HEADER_BYTES;
@@ -75,8 +110,7 @@ export async function readRecord(
   let endPosition = content;
   if (kind === "data") {
     if (lengthBytes > MAX_RECORD_BYTES || content + lengthBytes > file.sizeBytes) return null;
-    const data = Buffer.allocUnsafe(lengthBytes);
-    await file.read(content, data);
+    const data = await file.read(content, lengthBytes);
     if (contentChecksum(data, identity) !== header.dataChecksum) return null;
     endPosition = content + lengthBytes + paddingAfter(lengthBytes);
   }

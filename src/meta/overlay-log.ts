@@ -28,6 +28,7 @@ import {
 } from "./overlay-log-format.js";
 import { OverlayLogBatch } from "./overlay-log-batch.js";
 import {
+  ForwardReader,
   inspectTail,
   isUnborn,
   readFileHeader,
@@ -158,8 +159,9 @@ export class OverlayLog {
       const identity = identityOf(id, options.epoch);
       let position = HEADER_BYTES;
       let sequence = 0;
+      const reader = new ForwardReader(file);
       for (;;) {
-        const found = await readRecord(file, position, identity, sequence);
+        const found = await readRecord(reader, position, identity, sequence);
         if (found === null) break;
         if (found.record !== null) visit(found.record);
         position = found.endPosition;

@@ -72,6 +72,27 @@ describe("overlay log", () => {
     expect((await recoverAll(directory, LARGE)).records).to.deep.equal([...written, more]);
   });
 
+  it("gives back a long log in reads of a MiB, not in one or two for each record", async () => {
+    const random = new Random(SEED);
+    const written: LogRecord[] = [];
+    const log = await OverlayLog.create(directory, NAME, OPTIONS);
+    // Of lengths that have records, and their headers, lie across the ends of those reads; one record is longer than a read.
+    for (let number = 0; number < 600; number++) {
+      const lengthBytes = number === 300 ? 1024 * 1024 + 1 : 1 + random.below(16_000);
+      written.push(dataRecord(number * 2 ** 21, random.bytes(lengthBytes)), markRecord("zero", number, 4096));
+    }
+    for (let from = 0; from < written.length; from += 50) await log.append(written.slice(from, from + 50));
+    await log.close();
+    const { length } = directory.contents(NAME);
+    const before = directory.count("read");
+    const found: RecoveredRecord[] = [];
+    const recovered = await OverlayLog.recover(directory, NAME, OPTIONS, (record) => found.push(record));
+    // Each begins where the record begins that the one before had only a part of, and that is less than 64 KiB long.
+    expect(directory.count("read") - before).to.be.at.most(Math.ceil(length / (1024 * 1024 - 65536)) + 4);
+    await recovered.close();
+    expect((await recoverAll(directory)).records).to.deep.equal(written);
+  });
+
   it("says where the content of each record is", async () => {
     const log = await OverlayLog.create(directory, NAME, OPTIONS);
     const contents = ["one", "second", "the third"].map((text) => Buffer.from(text));

@@ -4,7 +4,7 @@ import type { Clock } from "../../../src/clock.js";
 import { UnreachableError } from "../../../src/errors.js";
 import { QmpError } from "../../../src/qmp/errors.js";
 import { Link, type LinkOptions } from "../../../src/replication/link.js";
-import type { Hello, Welcome } from "../../../src/replication/replica-control.js";
+import type { Welcome } from "../../../src/replication/replica-control.js";
 import { memoryLogger } from "../../tools/memory-logger.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
@@ -76,7 +76,7 @@ describe("a refusal that lasts", () => {
       network: {
         control: () =>
           Promise.resolve({
-            handshake: (_hello: Hello): Promise<Welcome> =>
+            handshake: (): Promise<Welcome> =>
               Promise.reject(failures.shift() ?? new Error("none is left")),
             close: () => Promise.resolve(),
           }),
