@@ -8,12 +8,12 @@
  */
 import type { Clock } from "../clock.js";
 import type { BlockDevice } from "../block/device.js";
-import { ActiveOverlay } from "../block/overlay/active.js";
-import { HiddenOverlay } from "../block/overlay/hidden.js";
+import { ExtentMap } from "../block/extent-map.js";
+import { ActiveOverlay, recoverChange } from "../block/overlay/active.js";
+import { HiddenOverlay, recoverImage } from "../block/overlay/hidden.js";
 import { settleAll } from "../block/settle-all.js";
 import type { LogEnd } from "../meta/metadata.js";
 import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
-import type { LogRecord } from "../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { DeviceError, MetadataError } from "../errors.js";
@@ -26,6 +26,19 @@ import type { SpareLog } from "./spare-log.js";
 const ROOM_BYTES = 64 * 1024;
 
 const BROKEN = "its before-images could not be kept; there is no rollback until the next one";
+
+/** What recovery finds of one disk: entered at once, for the records of a long epoch would not fit into memory. */
+class RecoveredDisk {
+  readonly images = new ExtentMap();
+  readonly changes = new ExtentMap();
+  /** How long the data file has to be; 0: there need be none. */
+  dataEnd = 0;
+
+  change(record: RecoveredRecord): void {
+    recoverChange(this.changes, record);
+    if (record.kind !== "zero") this.dataEnd = Math.max(this.dataEnd, record.offset + record.lengthBytes);
+  }
+}
 
 /** The overlays of one disk. */
 interface DiskOverlays {
@@ -117,16 +130,15 @@ export class EpochStore {
    */
   async recover(number: number, logEnds: readonly LogEnd[] = []): Promise<Epoch> {
     const { directory } = this.#options;
-    const records: RecoveredRecord[] = [];
+    const found = this.#options.disks.map(() => new RecoveredDisk());
     const optionsOf = (name: string): LogOptions & { endBytes: number | undefined } => ({
       ...logOptions(this.#options, number),
       endBytes: logEnds.find((end) => end.name === name)?.endBytes,
     });
     const hidden = hiddenName(number);
     const log = await OverlayLog.recover(directory, hidden, optionsOf(hidden), (record) => {
-      records.push(record);
+      recoverImage(this.#diskOf(record, hidden, found).images, record);
     });
-    const activeRecords: RecoveredRecord[] = [];
     const files = await directory.list();
     const active = activeName(number);
     // What was written over a checkpoint that is lost is lost with it, and its files may have been cut.
@@ -134,17 +146,16 @@ export class EpochStore {
       !log.isBroken && (logEnds.some(({ name }) => name === active) || (await this.#wasMade(active, files)));
     const activeLog = isThere
       ? await OverlayLog.recover(directory, active, optionsOf(active), (record) => {
-          activeRecords.push(record);
+          this.#diskOf(record, active, found).change(record);
         })
       : null;
-    await this.#checkData(number, activeRecords, files);
+    await this.#checkData(number, found, files);
     const epoch = this.#assemble(
       number,
       log,
       this.#activeFiles(number, () => Promise.resolve(), activeLog),
+      found,
     );
-    for (const record of records) overlaysOf(epoch, record, log.name).hidden.restore(record);
-    for (const record of activeRecords) overlaysOf(epoch, record, activeName(number)).active.restore(record);
     for (const later of epochsOf(files)) {
       if (later > number && (await this.#wasMade(hiddenName(later), files)))
         await this.#mergeLater(epoch, later);
@@ -200,17 +211,10 @@ export class EpochStore {
    * The content that the active log names was durable before the log named it.
    * @throws MetadataError if a data file is missing or shorter than that: the view would lack, or fail to read, what is said to be there
    */
-  async #checkData(
-    number: number,
-    records: readonly RecoveredRecord[],
-    files: readonly string[],
-  ): Promise<void> {
+  async #checkData(number: number, found: readonly RecoveredDisk[], files: readonly string[]): Promise<void> {
     const { directory } = this.#options;
-    const ends = new Map<number, number>();
-    for (const { disk, kind, offset, lengthBytes } of records) {
-      if (kind !== "zero") ends.set(disk, Math.max(ends.get(disk) ?? 0, offset + lengthBytes));
-    }
-    for (const [disk, end] of ends) {
+    for (const [disk, { dataEnd: end }] of found.entries()) {
+      if (end === 0) continue;
       const name = dataName(number, disk);
       const path = `${directory.path}/${name}`;
       const log = activeName(number);
@@ -238,7 +242,13 @@ export class EpochStore {
     return new ActiveFiles(directory, spare, logOptions(this.#options, number), inForce, recovered);
   }
 
-  #assemble(number: number, log: OverlayLog, files: ActiveFiles): Epoch {
+  /** @param found what recovery found of each disk; none of a new epoch */
+  #assemble(
+    number: number,
+    log: OverlayLog,
+    files: ActiveFiles,
+    found: readonly RecoveredDisk[] = [],
+  ): Epoch {
     let distrust: string | null = null;
     const tell = (): void => this.#options.lost?.();
     const doubt = (reason: string): void => {
@@ -248,7 +258,8 @@ export class EpochStore {
       if (isNews) tell();
     };
     const overlays = this.#options.disks.map((disk, index): DiskOverlays => {
-      const hidden = new HiddenOverlay(disk, log, index);
+      const { images, changes } = found[index] ?? new RecoveredDisk();
+      const hidden = new HiddenOverlay(disk, log, index, images);
       const storage = {
         open: () => files.open(index),
         extend: (lengthBytes: number, change: () => Promise<unknown>) => files.extend(lengthBytes, change),
@@ -258,7 +269,7 @@ export class EpochStore {
           );
         },
       };
-      return { hidden, active: new ActiveOverlay(hidden, storage, index) };
+      return { hidden, active: new ActiveOverlay(hidden, storage, index, changes) };
     });
     return {
       number,
@@ -309,6 +320,20 @@ export class EpochStore {
     };
   }
 
+  /** What `all` has of a record's disk. @throws MetadataError if it names bytes that no disk has */
+  #diskOf<T>({ disk, offset, lengthBytes }: RecoveredRecord, log: string, all: readonly T[]): T {
+    const device = this.#options.disks[disk];
+    const own = all[disk];
+    const end = offset + lengthBytes;
+    if (own === undefined || device === undefined || end > device.info.sizeBytes) {
+      throw new MetadataError(
+        "damaged",
+        `${log} names bytes ${offset} to ${end} of disk ${disk}, which has fewer`,
+      );
+    }
+    return own;
+  }
+
   /** Before-images that a later epoch took first are this epoch's too: the blocks had not changed between. */
   async #mergeLater(epoch: Epoch, later: number): Promise<void> {
     const { directory } = this.#options;
@@ -320,7 +345,7 @@ export class EpochStore {
     try {
       if (log.isBroken) await epoch.breakCheckpoint();
       for (const record of records) {
-        const { hidden } = overlaysOf(epoch, record, log.name);
+        const { hidden } = this.#diskOf(record, log.name, epoch.overlays);
         for (const [start, end] of hidden.missing(record.offset, record.offset + record.lengthBytes)) {
           const data = record.kind === "data" ? Buffer.allocUnsafe(end - start) : null;
           if (data !== null) await log.read(record.position + start - record.offset, data);
@@ -335,16 +360,4 @@ export class EpochStore {
 
 function logOptions({ clock }: EpochStoreOptions, epoch: number): LogOptions {
   return { epoch, sync: true, ...(clock !== undefined && { clock }) };
-}
-
-function overlaysOf(epoch: Epoch, record: LogRecord | RecoveredRecord, log: string): DiskOverlays {
-  const overlays = epoch.overlays[record.disk];
-  const end = record.offset + record.lengthBytes;
-  if (overlays === undefined || end > overlays.hidden.info.sizeBytes) {
-    throw new MetadataError(
-      "damaged",
-      `${log} names bytes ${record.offset} to ${end} of disk ${record.disk}, which has fewer`,
-    );
-  }
-  return overlays;
 }

@@ -39,7 +39,7 @@ export interface ActiveStorage {
 
 export class ActiveOverlay implements BlockDevice {
   readonly info: DeviceInfo;
-  readonly #map = new ExtentMap();
+  readonly #map: ExtentMap;
   readonly #layer: Layer;
   readonly #storage: ActiveStorage;
   readonly #diskIndex: number;
@@ -50,7 +50,9 @@ export class ActiveOverlay implements BlockDevice {
   readonly #underWay = new Set<Promise<unknown>>();
   readonly #group = new GroupFlush(() => this.#flushOnce());
 
-  constructor(backing: BlockDevice, storage: ActiveStorage, diskIndex: number) {
+  /** @param map what recovery found in the log (recoverChange()) */
+  constructor(backing: BlockDevice, storage: ActiveStorage, diskIndex: number, map = new ExtentMap()) {
+    this.#map = map;
     const { sizeBytes, blockSize, extents } = backing.info;
     this.info = Object.freeze({
       sizeBytes,
@@ -81,15 +83,6 @@ export class ActiveOverlay implements BlockDevice {
   /** All extents, in order of offset. */
   mapped(): [start: number, end: number][] {
     return this.#map.ranges();
-  }
-
-  /** Takes back what recovery found in the log. */
-  restore(record: RecoveredRecord): void {
-    this.#map.set(
-      record.offset,
-      record.offset + record.lengthBytes,
-      record.kind === "zero" ? ZERO : record.offset,
-    );
   }
 
   async read(offset: number, into: Buffer): Promise<void> {
@@ -211,4 +204,9 @@ export class ActiveOverlay implements BlockDevice {
     if (records.length > 0) await this.#toFiles(() => log.append(records));
     this.#refuseIfLost();
   }
+}
+
+/** Enters what recovery finds in the log; the last record of a block counts. */
+export function recoverChange(map: ExtentMap, { kind, offset, lengthBytes }: RecoveredRecord): void {
+  map.set(offset, offset + lengthBytes, kind === "zero" ? ZERO : offset);
 }

@@ -33,14 +33,16 @@ interface Appended {
 
 export class HiddenOverlay implements BlockDevice {
   readonly info: DeviceInfo;
-  readonly #map = new ExtentMap();
+  readonly #map: ExtentMap;
   readonly #log: OverlayLog;
   readonly #diskIndex: number;
   readonly #layer: Layer;
   #staged: Appended[] = [];
   #refusal: DeviceError | null = null;
 
-  constructor(backing: BlockDevice, log: OverlayLog, diskIndex: number) {
+  /** @param map what recovery found in the log (recoverImage()) */
+  constructor(backing: BlockDevice, log: OverlayLog, diskIndex: number, map = new ExtentMap()) {
+    this.#map = map;
     this.info = Object.freeze({ ...backing.info, writable: false });
     this.#log = log;
     this.#diskIndex = diskIndex;
@@ -130,12 +132,6 @@ export class HiddenOverlay implements BlockDevice {
     this.#log.hurry();
   }
 
-  /** Takes back what recovery found in the log. */
-  restore(record: RecoveredRecord): void {
-    const target = record.kind === "zero" ? ZERO : record.position;
-    this.#map.set(record.offset, record.offset + record.lengthBytes, target);
-  }
-
   async read(offset: number, into: Buffer): Promise<void> {
     this.#refuseIfLost();
     await readThrough(this.#layer, offset, into);
@@ -176,6 +172,11 @@ export class HiddenOverlay implements BlockDevice {
       throw new DeviceError("EIO", "the last checkpoint is lost: its before-images could not be kept");
     }
   }
+}
+
+/** Enters what recovery finds in the log. */
+export function recoverImage(map: ExtentMap, { kind, offset, lengthBytes, position }: RecoveredRecord): void {
+  map.set(offset, offset + lengthBytes, kind === "zero" ? ZERO : position);
 }
 
 function refuseWrite(): Promise<never> {

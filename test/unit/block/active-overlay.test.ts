@@ -1,11 +1,11 @@
 import { expect } from "chai";
 
 import { type BlockDevice, Flag } from "../../../src/block/device.js";
-import { ActiveOverlay } from "../../../src/block/overlay/active.js";
+import { ExtentMap } from "../../../src/block/extent-map.js";
+import { ActiveOverlay, recoverChange } from "../../../src/block/overlay/active.js";
 import { Deferred } from "../../../src/deferred.js";
 import { DeviceError } from "../../../src/errors.js";
 import { OverlayLog } from "../../../src/meta/overlay-log.js";
-import type { RecoveredRecord } from "../../../src/meta/overlay-log-recovery.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
 import { MemoryStateDirectory, StorageFault } from "../../tools/memory-state-directory.js";
 import { failureOf, isSettled, outcome, turns } from "../../tools/outcome.js";
@@ -40,9 +40,11 @@ function make(
 /** The overlay as it is after a power loss now. */
 async function afterCrash(directory: MemoryStateDirectory, backing: BlockDevice): Promise<ActiveOverlay> {
   directory.crash();
-  const records: RecoveredRecord[] = [];
-  const log = await OverlayLog.recover(directory, "log", OPTIONS, (record) => records.push(record));
-  const overlay = new ActiveOverlay(
+  const map = new ExtentMap();
+  const log = await OverlayLog.recover(directory, "log", OPTIONS, (record) => {
+    recoverChange(map, record);
+  });
+  return new ActiveOverlay(
     backing,
     {
       open: async () => ({ file: await directory.open("data"), log }),
@@ -50,9 +52,8 @@ async function afterCrash(directory: MemoryStateDirectory, backing: BlockDevice)
       lost: () => undefined,
     },
     0,
+    map,
   );
-  for (const record of records) overlay.restore(record);
-  return overlay;
 }
 
 async function contents(device: BlockDevice): Promise<Buffer> {

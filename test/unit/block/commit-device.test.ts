@@ -2,11 +2,11 @@
 import { expect } from "chai";
 
 import { type BlockDevice, Flag } from "../../../src/block/device.js";
-import { ActiveOverlay, type ActiveStorage } from "../../../src/block/overlay/active.js";
+import { ExtentMap } from "../../../src/block/extent-map.js";
+import { ActiveOverlay, type ActiveStorage, recoverChange } from "../../../src/block/overlay/active.js";
 import { CommitDevice } from "../../../src/block/overlay/commit.js";
-import { HiddenOverlay } from "../../../src/block/overlay/hidden.js";
+import { HiddenOverlay, recoverImage } from "../../../src/block/overlay/hidden.js";
 import { OverlayLog } from "../../../src/meta/overlay-log.js";
-import type { RecoveredRecord } from "../../../src/meta/overlay-log-recovery.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
@@ -41,23 +41,20 @@ async function open(
   directory: MemoryStateDirectory,
   disk: BlockDevice,
 ): Promise<{ hidden: HiddenOverlay; active: ActiveOverlay }> {
-  const found: { hidden: RecoveredRecord[]; active: RecoveredRecord[] } = { hidden: [], active: [] };
-  const hiddenLog = await OverlayLog.recover(directory, "hidden", OPTIONS, (record) =>
-    found.hidden.push(record),
-  );
-  const activeLog = await OverlayLog.recover(directory, "active", OPTIONS, (record) =>
-    found.active.push(record),
-  );
-  const hidden = new HiddenOverlay(disk, hiddenLog, 0);
+  const [images, changes] = [new ExtentMap(), new ExtentMap()];
+  const hiddenLog = await OverlayLog.recover(directory, "hidden", OPTIONS, (record) => {
+    recoverImage(images, record);
+  });
+  const activeLog = await OverlayLog.recover(directory, "active", OPTIONS, (record) => {
+    recoverChange(changes, record);
+  });
+  const hidden = new HiddenOverlay(disk, hiddenLog, 0, images);
   const storage: ActiveStorage = {
     open: async () => ({ file: await directory.open("data"), log: activeLog }),
     extend: (_lengthBytes, change) => change(),
     lost: () => undefined,
   };
-  const active = new ActiveOverlay(hidden, storage, 0);
-  for (const record of found.hidden) hidden.restore(record);
-  for (const record of found.active) active.restore(record);
-  return { hidden, active };
+  return { hidden, active: new ActiveOverlay(hidden, storage, 0, changes) };
 }
 
 class Subject {
