@@ -76,8 +76,7 @@ describe("a refusal that lasts", () => {
       network: {
         control: () =>
           Promise.resolve({
-            handshake: (): Promise<Welcome> =>
-              Promise.reject(failures.shift() ?? new Error("none is left")),
+            handshake: (): Promise<Welcome> => Promise.reject(failures.shift() ?? new Error("none is left")),
             close: () => Promise.resolve(),
           }),
       },
