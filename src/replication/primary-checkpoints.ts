@@ -65,7 +65,7 @@ export class PrimaryCheckpoints {
       send: async (epoch) => {
         // Another one than was prepared, if the secondary has told of a higher one meanwhile.
         void lineage.announce(epoch);
-        await link()?.checkpoint(epoch);
+        await lineage.tell(async () => link()?.checkpoint(epoch));
       },
       onCheckpoint: (epoch, pauseMs) => {
         lineage.reached(epoch);

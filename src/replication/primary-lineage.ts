@@ -11,7 +11,8 @@
  */
 import type { Logger } from "pino";
 import type { Cancel, Clock } from "../clock.js";
-import { describeError } from "../errors.js";
+import { describeError, StateError } from "../errors.js";
+import { QmpError } from "../qmp/errors.js";
 import { branch, type Lineage } from "./generation.js";
 import type { PrimaryFacts, PrimaryKeeper } from "./primary-keeper.js";
 
@@ -29,12 +30,18 @@ export class PrimaryLineage {
   #cancelRetry: Cancel | null = null;
   #isClosed = false;
   #epoch: number;
+  /**
+   * The generation that a replica may have taken over; after a restart the one on record for that. Less than what is on record: that it
+   * is about to be told comes first, and may come to nothing. null: none.
+   */
+  #told: string | null;
 
   constructor(metadata: PrimaryKeeper, clock: Clock, log: Logger) {
     this.#metadata = metadata;
     this.#clock = clock;
     this.#log = log;
     this.#epoch = metadata.current.epoch;
+    this.#told = metadata.current.replicaGeneration;
   }
 
   /** The line of history of the data, as of now. */
@@ -54,15 +61,31 @@ export class PrimaryLineage {
 
   /** Whether a replica may have the present generation. */
   get isShared(): boolean {
-    const { generation, replicaGeneration } = this.#metadata.current;
-    return replicaGeneration === generation;
+    return this.#told === this.#metadata.current.generation;
   }
 
-  /** On record before the replica can have it: what is written without it from then on is another line. */
+  /** On record before the replica can have it: what is written without it from then on, in another life of this node too, is another line. */
   async share(): Promise<void> {
     const { generation } = this.#metadata.current;
     if (this.#metadata.recorded.replicaGeneration === generation) return;
     await this.#metadata.save({ replicaGeneration: generation });
+  }
+
+  /**
+   * Has the replica told that it has everything, by which it takes over the present generation. One that refuses, or is not asked, has
+   * not: if each outage then drew another generation, the one that it does have would soon be too old to be remembered.
+   * @throws what `tell` does
+   */
+  async tell(tell: () => Promise<void>): Promise<void> {
+    const before = this.#told;
+    this.#told = this.#metadata.current.generation;
+    try {
+      await tell();
+    } catch (error) {
+      const isRefused = error instanceof StateError || (error instanceof QmpError && error.kind === "state");
+      if (isRefused) this.#told = before;
+      throw error;
+    }
   }
 
   /**

@@ -61,6 +61,28 @@ describe("histories of a pair", () => {
     });
   }
 
+  it("outages while no checkpoint can be taken draw one generation, however many they are: the replica's is not forgotten", async () => {
+    await open();
+    await pair.attach();
+    const [before] = generations();
+    const { replicationAddress: address, qmpAddress: control } = pair;
+    for (const operation of ["create", "rename"] as const)
+      pair.node.state.fail({ operation, name: /^(hidden-|spare)/ }, "ENOSPC");
+    for (let outage = 0; outage < 20; outage++) {
+      await pair.primary.detach();
+      await pair.guest().write(0, BLOCK, Flag.None);
+      await pair.primary.attach({ address, control, uri: "in this process" });
+      await waitFor(
+        "the resync",
+        () => pair.primary.checkpointRefusal(),
+        (refusal) => refusal === null,
+      );
+      await expectFailure(pair.checkpoint(), /injected ENOSPC/);
+    }
+    expect(pair.primary.metadata.ancestors).to.deep.equal([before]);
+    expect(generations()[1]).to.equal(before);
+  });
+
   it("a crash of the primary while it went on alone does not make it forget that it did", async () => {
     await open();
     await pair.attach();
