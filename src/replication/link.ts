@@ -77,7 +77,7 @@ export class Link {
   #isDoubted = false;
   /** Whether the replica that is connected has all that it acknowledged before. */
   #hasKept = false;
-  /** The replica's memory at the last handshake, which all dirty maps heard of; null: there was none. */
+  /** The replica's memory when the dirty maps heard of it last; null: there was none. */
   #memory: string | null = null;
   /** Names the last handshake. A checkpoint that was asked for under an earlier one comes late, and is refused by it. */
   #session = "";
@@ -274,7 +274,6 @@ export class Link {
     if (this.#wasConnected) this.#reconnects++;
     this.#wasConnected = true;
     this.#hasKept = connections.memory !== null && connections.memory === this.#memory;
-    this.#memory = connections.memory;
     // A replica without a handshake may have been written by anybody.
     if (connections.control === null) for (const { dirty } of disks) await dirty.describe(null, false);
     if (!this.#isDoubted) this.#forward(connections);
@@ -292,7 +291,9 @@ export class Link {
   }
 
   /** Guests' changes go to the replica from now on. */
-  #forward({ replicas }: ReplicaConnections): void {
+  #forward({ replicas, memory }: ReplicaConnections): void {
+    // Not before the dirty maps hear of it: of a replica that was lost in its try-out they know the memory that it had before.
+    this.#memory = memory;
     for (const [index, disk] of this.#options.disks.entries()) {
       const replica = replicas[index];
       if (replica !== undefined) disk.setReplica(checked(replica), this.#hasKept);

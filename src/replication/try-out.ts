@@ -8,16 +8,21 @@ import { DIRTY_BLOCK_BYTES } from "../block/dirty-blocks.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 
 /**
- * Resolves when the replica has a block durably that it lacks; at once if it lacks none. Meanwhile guests may change the block, and their
- * changes are not forwarded: it counts as missed as before, and is sent again.
+ * Resolves when the replica has a block durably that it lacks; at once if it lacks none. Guests wait for reading it alone. What they
+ * change afterwards is not forwarded, so that the block counts as missed, whatever was known of it, and is sent again.
  * @throws DeviceError or LinkError if it can't be read or sent
  */
-export async function tryOut({ local, dirty }: PrimaryDisk, replica: BlockDevice): Promise<void> {
+export async function tryOut({ local, dirty, mirror }: PrimaryDisk, replica: BlockDevice): Promise<void> {
   const missed = dirty.nextMissed(0, DIRTY_BLOCK_BYTES);
   if (missed === null) return;
-  await withBuffer(missed.lengthBytes, async (content) => {
-    await local.read(missed.offset, content);
-    await replica.write(missed.offset, content, 0);
+  const { offset, lengthBytes } = missed;
+  await withBuffer(lengthBytes, async (content) => {
+    // With no change to it under way: one may be on the replica already, and must not be taken back there.
+    await mirror.exclusively(offset, lengthBytes, () => {
+      dirty.missed(offset, lengthBytes);
+      return local.read(offset, content);
+    });
+    await replica.write(offset, content, 0);
   });
   await replica.flush();
 }

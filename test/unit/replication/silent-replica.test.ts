@@ -2,10 +2,13 @@
 import { expect } from "chai";
 import { pino } from "pino";
 
+import { randomUUID } from "node:crypto";
+
 import { checked } from "../../../src/block/checked.js";
 import { type BlockDevice, Flag } from "../../../src/block/device.js";
 import { Deferred } from "../../../src/deferred.js";
 import { Primary } from "../../../src/replication/primary.js";
+import type { ReplicaControl } from "../../../src/replication/replica-control.js";
 import type { ReplicaDisk } from "../../../src/replication/replica-network.js";
 import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 import { FailingDevice } from "../../tools/failing-device.js";
@@ -54,16 +57,51 @@ function connectionTo(disk: BlockDevice, nowMs: () => number): ReplicaDisk {
   };
 }
 
+/** What is asked of a replica's control, whose memory is called `memory.name`. */
+function controlOf(memory: { readonly name: string }): ReplicaControl {
+  return {
+    ended: new Promise(() => undefined),
+    hasDigests: true,
+    handshake: () =>
+      Promise.resolve({
+        known: true,
+        tenure: randomUUID(),
+        changed: {},
+        memory: memory.name,
+        writer: null,
+        epoch: 1,
+        stage: "running",
+        version: "0",
+      }),
+    prepareCheckpoint: () => Promise.resolve(),
+    checkpoint: () => Promise.resolve(),
+    takeOver: () => Promise.reject(new Error("nobody hands over")),
+    heartbeat: () => Promise.resolve(),
+    close: () => Promise.resolve(),
+  };
+}
+
 describe("a replica that fell silent", () => {
-  it("is not waited for again before it has taken a block, and then gets all that it lacks", async () => {
-    const time = new VirtualTime();
+  const memory = { name: "first" };
+  let time: VirtualTime;
+  let medium: MemoryDevice;
+  let copy: MemoryDevice;
+  let ours: FailingDevice;
+  let theirs: FailingDevice;
+  let replicating: Deferred<undefined>;
+  let primary: Primary;
+  let guest: BlockDevice;
+
+  /** Everything is on both sides, and the replica has flushed it. */
+  beforeEach(async () => {
+    time = new VirtualTime();
     const clock = new LifeClock(time);
-    const [medium, copy] = [new MemoryDevice(SIZE_BYTES), new MemoryDevice(SIZE_BYTES)];
-    const theirs = new FailingDevice(copy);
-    let replicating = new Deferred<undefined>();
-    const primary = await Primary.open({
+    [medium, copy] = [new MemoryDevice(SIZE_BYTES), new MemoryDevice(SIZE_BYTES)];
+    [ours, theirs] = [new FailingDevice(medium), new FailingDevice(copy)];
+    replicating = new Deferred();
+    primary = await Primary.open({
       directory: new MemoryStateDirectory(),
-      disks: [{ name: "disk0", path: "memory:0", device: checked(medium) }],
+      disks: [{ name: "disk0", path: "memory:0", device: checked(ours) }],
       ackMode: "memsync",
       onCongestion: "block",
       onReplicaError: "continue",
@@ -73,7 +111,7 @@ describe("a replica that fell silent", () => {
       log: pino({ level: "silent" }),
       clock,
       network: {
-        control: () => Promise.reject(new Error("no control was given")),
+        control: () => Promise.resolve(controlOf(memory)),
         disk: () => Promise.resolve(connectionTo(theirs, () => clock.nowMs())),
       },
       events: {
@@ -84,13 +122,27 @@ describe("a replica that fell silent", () => {
         verifyEnded: () => undefined,
       },
     });
-    const guest = primary.disks[0]?.guestExport;
-    if (guest === undefined) throw new Error("there is no disk");
+    const [disk] = primary.disks;
+    if (disk === undefined) throw new Error("there is no disk");
+    guest = disk.guestExport;
     await time.until(guest.write(0, Buffer.alloc(SIZE_BYTES, 0x11), Flag.None));
-    const address = { kind: "unix", path: "nowhere" } as const;
-    await time.until(primary.attach({ address, control: null, uri: "in this process" }));
+    memory.name = "first";
+    const [address, control] = [
+      { kind: "unix", path: "disk" },
+      { kind: "unix", path: "control" },
+    ] as const;
+    await time.until(primary.attach({ address, control, uri: "in this process" }));
     await time.until(replicating.promise);
+    replicating = new Deferred();
+  });
 
+  const expectTheSame = async (): Promise<void> => {
+    await time.until(replicating.promise);
+    expect(copy.contents().equals(medium.contents())).to.equal(true);
+    await time.until(primary.close());
+  };
+
+  it("is not waited for again before it has taken a block, and then gets all that it lacks", async () => {
     const held = theirs.hold({ operation: "write" });
     await time.until(guest.write(7 * MEBIBYTE, BLOCK, Flag.None));
     expect(primary.link?.lastError?.message).to.equal("the replica has not answered for 5000 ms");
@@ -103,11 +155,38 @@ describe("a replica that fell silent", () => {
       await turns(20);
       expect(held.requests.length).to.equal(1 + connection);
     }
-
-    replicating = new Deferred<undefined>();
     held.release();
-    await time.until(replicating.promise);
-    expect(copy.contents().equals(medium.contents())).to.equal(true);
-    await time.until(primary.close());
+    await expectTheSame();
+  });
+
+  it("and has lost its memory before a try that fails gets what it had there, though it has kept its memory since", async () => {
+    const [flushes, writes] = [
+      theirs.hold({ operation: "flush" }),
+      theirs.hold({ operation: "write", skip: 1 }),
+    ];
+    await time.until(guest.write(7 * MEBIBYTE, BLOCK, Flag.None));
+    await time.until(guest.write(0, BLOCK, Flag.None));
+    // It was started anew, without what it had not flushed.
+    memory.name = "second";
+    copy.fill(7 * MEBIBYTE, Buffer.alloc(BLOCK.length, 0x11));
+    await time.until(writes.arrived(3));
+    flushes.release();
+    writes.release();
+    await expectTheSame();
+  });
+
+  it("is not sent the old content of a block of which it has a change that is still under way here", async () => {
+    const slow = ours.hold({ operation: "write", offset: 0, lengthBytes: BLOCK.length });
+    const change = guest.write(0, BLOCK, Flag.None);
+    await turns(20);
+    expect(copy.contents(0, BLOCK.length).equals(BLOCK), "it has the change").to.equal(true);
+    const held = theirs.hold({ operation: "write", offset: 7 * MEBIBYTE, lengthBytes: BLOCK.length });
+    await time.until(guest.write(7 * MEBIBYTE, BLOCK, Flag.None));
+    await time.until(time.sleep(20_000));
+    expect(copy.contents(0, BLOCK.length).equals(BLOCK), "it still has it").to.equal(true);
+    slow.release();
+    held.release();
+    await time.until(change);
+    await expectTheSame();
   });
 });
