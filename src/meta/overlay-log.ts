@@ -301,16 +301,17 @@ export class OverlayLog {
   }
 
   /**
-   * Gives back the space of a log that is broken and has failed: its before-images count for nothing, and what is to be kept, or
-   * the next checkpoint, may need the room.
+   * Gives back the space of a log that is broken: its before-images count for nothing, and what is to be kept, or the next checkpoint, may
+   * need the room. Not of one that has not failed, for something may be on its way to it, unless nothing can be.
+   * @param isIdle nothing was added since it was recovered
    * @throws DeviceError if it can't be cut
    */
-  async letGo(): Promise<void> {
-    if (!this.#broken || this.#failure === null) return;
+  async letGo(isIdle = false): Promise<void> {
+    if (!this.#broken || (this.#failure === null && !isIdle)) return;
     await this.#cut(HEADER_BYTES);
   }
 
-  /** Of a log that has failed. */
+  /** Of a log that has failed, or that nothing is added to meanwhile. */
   async #cut(lengthBytes: number): Promise<void> {
     // What is written behind the cut would pass for the rest of a log with a damaged middle. Nothing is added after a failure.
     while (this.#underWay > 0) await this.#committed;

@@ -57,8 +57,11 @@ export interface Epoch {
   readonly lost: string | null;
   /** Gives up the checkpoint, for good and on stable storage. */
   breakCheckpoint(): Promise<void>;
-  /** Gives back the space of what counts for nothing once the checkpoint is given up: before-images, and what was written to the views. */
-  letGo(): Promise<void>;
+  /**
+   * Gives back the space of what counts for nothing once the checkpoint is given up: before-images, and what was written to the views.
+   * @param isIdle as OverlayLog.letGo()
+   */
+  letGo(isIdle?: boolean): Promise<void>;
   /** Nothing is received any more: before-images that could not be made durable are not there after a restart either, from here on. */
   cutOff(): Promise<void>;
   /**
@@ -160,7 +163,8 @@ export class EpochStore {
       if (later > number && (await this.#wasMade(hiddenName(later), files)))
         await this.#mergeLater(epoch, later);
     }
-    if (epoch.isBroken) await epoch.letGo();
+    // A crash may have come between the mark and this.
+    if (epoch.isBroken) await epoch.letGo(true);
     await this.removeAllBut(number);
     return epoch;
   }
@@ -288,14 +292,14 @@ export class EpochStore {
         await log.markBroken();
         tell();
       },
-      letGo: async () => {
+      letGo: async (isIdle) => {
         const activeLetGo = async (): Promise<void> => {
           await settleAll(
             overlays.map(({ active }) => active.giveUp(`the last checkpoint is lost: ${BROKEN}`)),
           );
           await files.letGo();
         };
-        await settleAll([log.letGo(), activeLetGo()]);
+        await settleAll([log.letGo(isIdle), activeLetGo()]);
       },
       cutOff: () => log.cutOff(),
       distrust: doubt,

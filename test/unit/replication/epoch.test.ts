@@ -5,6 +5,7 @@ import { pino } from "pino";
 import type { BlockDevice } from "../../../src/block/device.js";
 import { Flag } from "../../../src/block/device.js";
 import { DeviceError } from "../../../src/errors.js";
+import { HEADER_BYTES } from "../../../src/meta/overlay-log-format.js";
 import { makingRoom } from "../../../src/meta/making-room.js";
 import { type Epoch, EpochStore } from "../../../src/replication/epoch.js";
 import { SpareLog } from "../../../src/replication/spare-log.js";
@@ -122,6 +123,19 @@ describe("epoch store", () => {
     directory.crash();
     expect((await store.recover(1)).isBroken).to.equal(true);
     expect((await store.recover(1)).isBroken, "after another restart").to.equal(true);
+  });
+
+  it("gives back the room of images that count for nothing, of which a crash came first", async () => {
+    const epoch = await create(1);
+    for (let block = 0; block < 4; block++) await overwrite(epoch, disks[0], block, 1);
+    await epoch.breakCheckpoint();
+    directory.crash();
+    const recovered = await store.recover(1);
+    expect(recovered.undoBytes).to.equal(HEADER_BYTES);
+    expect(directory.contents("hidden-1.log").length).to.equal(HEADER_BYTES);
+    expect(recovered.lost).to.match(/^its before-images could not be kept/);
+    await recovered.close();
+    expect((await store.recover(1)).lost).to.match(/^its before-images could not be kept/);
   });
 
   it("takes the log that was prepared for an epoch, which nothing is created for then", async () => {
