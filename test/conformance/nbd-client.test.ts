@@ -489,7 +489,7 @@ describe("NBD client with real servers", () => {
 
     it("notices a server that has stopped answering, and can be torn away from it", async () => {
       const device = await connect(await startNbdkit("memory", "size=1M"));
-      peer?.signal("SIGSTOP");
+      await peer?.freeze();
       const pending = failureOf(device.read(0, Buffer.alloc(4096)));
       const issuedMs = performance.now();
       expect(device.oldestPendingMs(issuedMs + 60_000)).to.be.at.least(60_000);

@@ -5,6 +5,7 @@ import { expect } from "chai";
 
 import { expectPattern, writePattern } from "../tools/clients.js";
 import { expectSameContent } from "../tools/disk-files.js";
+import { freezeProcess } from "../tools/freeze-process.js";
 import type { NodeProcess } from "../tools/node-process.js";
 import { type Pair, startPair } from "../tools/pair.js";
 import { useWorkspace } from "../tools/workspace.js";
@@ -57,7 +58,7 @@ describe("an older copy of a host", () => {
 async function copyOf(node: NodeProcess, disk: string): Promise<() => Promise<void>> {
   const { stateDirectory } = node;
   const copy = `${stateDirectory}.copy`;
-  node.process.signal("SIGSTOP");
+  await freezeProcess(node.process.pid);
   const isState = (path: string): boolean => !path.endsWith(".sock") && basename(path) !== "lock";
   await cp(stateDirectory, copy, { recursive: true, filter: isState });
   const content = await readFile(disk);

@@ -11,6 +11,7 @@ import type { NbdDevice } from "../../src/nbd/client/device.js";
 import { parseNbdUri } from "../../src/nbd/uri.js";
 import { expectSameContent } from "../tools/disk-files.js";
 import { ForgetfulFileSystem } from "../tools/forgetful-file-system.js";
+import { freezeProcess } from "../tools/freeze-process.js";
 import { NumberedGuest } from "../tools/numbered-guest.js";
 import { MEBIBYTE, type Pair, startPair } from "../tools/pair.js";
 import { Random, SEED } from "../tools/seed.js";
@@ -129,7 +130,7 @@ describe("hosts that lose their power under load", function () {
       const checkpoint = await checkpointContent();
       await underLoad(() => losePower("secondary"));
       // A resync ends with a checkpoint: it waits until the view was looked at.
-      pair.primary.process.signal("SIGSTOP");
+      await freezeProcess(pair.primary.process.pid);
       await pair.startSecondary();
       await expectView(checkpoint, round);
       pair.primary.process.signal("SIGCONT");

@@ -3,8 +3,8 @@ import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate as turn } from "node:timers/promises";
 
+import { freezeProcess } from "./freeze-process.js";
 import type { NodeProcess } from "./node-process.js";
-import { waitFor } from "./wait-for.js";
 
 /** What a state directory says at an instant. */
 export interface StateOnDisk {
@@ -36,12 +36,7 @@ export async function freezeAt(
     if (isOver()) return false;
     await turn();
   }
-  node.process.signal("SIGSTOP");
-  await waitFor(
-    `process ${node.process.pid} to be stopped`,
-    () => readFileSync(`/proc/${node.process.pid}/stat`, "utf8"),
-    (stat) => /\) T /.test(stat),
-  );
+  await freezeProcess(node.process.pid);
   if (isWanted(readState(node))) return true;
   node.process.signal("SIGCONT");
   return false;

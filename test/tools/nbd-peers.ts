@@ -11,6 +11,7 @@ import { join } from "node:path";
 import { LinkError } from "../../src/errors.js";
 import { socketOptions } from "../../src/net/address.js";
 import type { Address } from "../../src/net/address.js";
+import { freezeProcess } from "./freeze-process.js";
 
 const READY_POLL_MS = 10;
 /** A server that isn't there by then never will be. */
@@ -58,6 +59,12 @@ export class NbdPeer {
 
   signal(signal: NodeJS.Signals): void {
     this.#child.kill(signal);
+  }
+
+  /** Stops the process: connections are taken by the kernel, and nobody answers. */
+  async freeze(): Promise<void> {
+    const { pid } = this.#child;
+    if (pid !== undefined) await freezeProcess(pid);
   }
 
   /** Resolves when the process has ended. */
