@@ -1,6 +1,6 @@
 /** The composition root of repl-primary. */
 import type { PrimaryConfig } from "../config/schema.js";
-import { ReplError, StateError } from "../errors.js";
+import { StateError } from "../errors.js";
 import { ExportTable } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
 import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
@@ -53,11 +53,7 @@ async function startPrimary(
     );
   }
   // Before the first guest: a node that was replaced by its secondary must not serve the disk that it lost.
-  if (replica !== null) {
-    await primary.attach(replica).catch((error: unknown) => {
-      throw wrongDisk(primary.newData, error);
-    });
-  }
+  if (replica !== null) await primary.attach(replica);
 
   const guests = new NbdServer({
     exports: guestExports(primary),
@@ -88,16 +84,6 @@ async function startPrimary(
     status: () => primaryStatus(parts, config, primary, guests),
     brokenPromise: () => primary.brokenPromise(),
   };
-}
-
-/** Of a disk that is another file that is told first, lest the replica's data be given up for one that is there by mistake. */
-function wrongDisk(newData: string | null, error: unknown): unknown {
-  if (newData === null || !(error instanceof ReplError) || error.code !== "unrelated-data") return error;
-  return new StateError(
-    "other-disk",
-    `${newData}: put the disk back; or, if it is meant, for ${error.message}`,
-    { cause: error },
-  );
 }
 
 /** What a node that replicates tells its QMP clients. @param speed the limit of its copying */

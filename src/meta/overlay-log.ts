@@ -303,7 +303,7 @@ export class OverlayLog {
   /**
    * Gives back the space of a log that is broken: its before-images count for nothing, and what is to be kept, or the next checkpoint, may
    * need the room. Not of one that has not failed, for something may be on its way to it, unless nothing can be.
-   * @param isIdle nothing was added since it was recovered
+   * @param isIdle nothing is on its way to it, nor will be before this resolves
    * @throws DeviceError if it can't be cut
    */
   async letGo(isIdle = false): Promise<void> {

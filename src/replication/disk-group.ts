@@ -33,13 +33,15 @@ export class DiskGroup {
   readonly disks: readonly SecondaryDisk[];
   readonly #gates = { replication: new Gate(), view: new Gate() };
   #epoch: Epoch | null = null;
-  /** When the epoch began, by performance.now(); null: in an earlier life of the node. */
+  /** When the epoch began, by the clock; null: in an earlier life of the node. */
   #begunMs: number | null = null;
   #memory = randomUUID();
+  readonly #clock: Clock;
   readonly #events: DiskGroupEvents;
 
   constructor(disks: readonly NamedDisk[], clock: Clock, events: DiskGroupEvents) {
     const memory = new MemoryBudget(WRITE_BEHIND_BYTES);
+    this.#clock = clock;
     this.#events = events;
     this.disks = disks.map(
       (disk) =>
@@ -94,7 +96,7 @@ export class DiskGroup {
       else if (this.failure !== null)
         throw new StateError("checkpoint-refused", `checkpoint refused: ${this.failure}`);
       this.resume(epoch);
-      this.#begunMs = performance.now();
+      this.#begunMs = this.#clock.nowMs();
       return new Date().toISOString();
     });
     return { at, old };
@@ -102,7 +104,7 @@ export class DiskGroup {
 
   /** How long ago the epoch began, whatever became of the wall clock since; null: in an earlier life of the node. */
   get epochSeconds(): number | null {
-    return this.#begunMs === null ? null : (performance.now() - this.#begunMs) / 1000;
+    return this.#begunMs === null ? null : (this.#clock.nowMs() - this.#begunMs) / 1000;
   }
 
   /** As begin(), with overlays that recovery brought back, before anything is served. */

@@ -21,21 +21,14 @@ import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import { settleAll } from "../block/settle-all.js";
 import { pause } from "../clock.js";
-import {
-  asError,
-  DeviceError,
-  LinkError,
-  NegotiationError,
-  ProtocolError,
-  StateError,
-  UnreachableError,
-} from "../errors.js";
+import { asError, DeviceError, LinkError, StateError } from "../errors.js";
 import { QmpError } from "../qmp/errors.js";
 import type { LinkState } from "../status.js";
 import type { RateLimit } from "./rate-limit.js";
 import { type HandshakeEvents, type HandshakeOptions, helloOf, takeWelcome } from "./primary-handshake.js";
 import type { LostRollback, ReplicaControlEvents } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions, SILENT } from "./replica-connections.js";
+import { isRefusal, isSameLoss } from "./link-loss.js";
 import { Resync } from "./resync.js";
 import { tryOut } from "./try-out.js";
 
@@ -301,10 +294,7 @@ export class Link {
   }
 
   async #tryOut(connections: ReplicaConnections, over: AbortSignal): Promise<void> {
-    for (const [index, disk] of this.#options.disks.entries()) {
-      const replica = connections.replicas[index];
-      if (replica !== undefined) await tryOut(disk, checked(replica));
-    }
+    await tryOut(this.#options.disks, connections.replicas);
     over.throwIfAborted();
     this.#isDoubted = false;
     this.#forward(connections);
@@ -386,21 +376,4 @@ export class Link {
     }
     this.#options.events.stateChanged(state);
   }
-}
-
-/** Whether it is no news that this came after that. A split brain's text tells how much has changed, which grows as guests write. */
-function isSameLoss(last: Error, error: Error): boolean {
-  if (last instanceof QmpError && error instanceof QmpError) return last.code === error.code;
-  return last.message === error.message;
-}
-
-/** Whether the replica is there but can't be used, so that an operator has to look. */
-function isRefusal(error: unknown): boolean {
-  if (error instanceof UnreachableError || error instanceof LinkError) return false;
-  return (
-    error instanceof NegotiationError ||
-    error instanceof ProtocolError ||
-    error instanceof StateError ||
-    error instanceof QmpError
-  );
 }

@@ -11,7 +11,7 @@ import type { DirtyMap } from "../block/dirty-map.js";
 import { Gate } from "../block/gate.js";
 import { MemoryBudget } from "../block/memory-budget.js";
 import { systemClock } from "../clock.js";
-import { StateError } from "../errors.js";
+import { ReplError, StateError } from "../errors.js";
 import { type ForeignDisk, identifyDisks } from "../meta/disk-identity.js";
 import { writeMetadata } from "../meta/metadata.js";
 import type { CheckpointFailure, SwallowedError } from "../status.js";
@@ -230,7 +230,7 @@ export class Primary {
   /**
    * Takes a replica and begins to replicate.
    * @param checkpointIntervalMs between periodic checkpoints, as long as it is attached; default: as opened
-   * @throws StateError if there is one; NegotiationError, ProtocolError or QmpError if it is there and can't be used
+   * @throws StateError if there is one, or if it has other data and a disk is another file; NegotiationError, ProtocolError or QmpError if it is there and can't be used
    */
   attach(replica: Replica, checkpointIntervalMs = this.#options.checkpointIntervalMs): Promise<void> {
     return this.#serial.run(async () => {
@@ -238,7 +238,9 @@ export class Primary {
       this.#checkpoints.setInterval(checkpointIntervalMs);
       // It can't refuse what it is sent.
       if (replica.control === null) await this.#recordNewData();
-      await this.#attachment.attach(replica);
+      await this.#attachment.attach(replica).catch((error: unknown) => {
+        throw this.#wrongDisk(error);
+      });
     });
   }
 
@@ -343,12 +345,20 @@ export class Primary {
       this.#newData = reason;
       log.warn(
         { reason },
-        "new data: a replica of the old takes it when started with --discard-local-changes",
+        "new data: put the disk back; if it is meant, a replica of the old takes it when started with --discard-local-changes",
       );
       return;
     }
     log.warn({ reason }, "the replica lacks everything: a full copy");
     await this.#lineage.goAlone();
+  }
+
+  /** Which of them is the wrong one is told first, lest the replica's data be given up for a disk that is there by mistake. */
+  #wrongDisk(error: unknown): unknown {
+    if (this.#newData === null || !(error instanceof ReplError) || error.code !== "unrelated-data")
+      return error;
+    const message = `${this.#newData}: put the disk back; if it is meant: ${error.message}`;
+    return new StateError("other-disk", message, { cause: error });
   }
 
   /** Before a replica is sent any of it: from here on the old disk is another file. */

@@ -24,6 +24,8 @@ const FLUSH_INTERVAL_MS = 1000;
 const HEARTBEAT_INTERVAL_MS = 1000;
 /** Why a replica was given up: code of a LinkError. */
 export const SILENT = "replica-timeout";
+/** So many time-outs a request may wait at most, however steadily those before it are answered; DRBD: ko-count. */
+const LONGEST_WAIT_TIMEOUTS = 24;
 /** A stalled replica is noticed at most this part of the time-out late. */
 const WATCH_PARTS = 10;
 
@@ -33,7 +35,7 @@ export interface ReplicaConnectionsOptions {
   /** Its control; null: a manager drives the checkpoints. */
   readonly control: Endpoint | null;
   readonly disks: readonly PrimaryDisk[];
-  /** For each answer; also how long the oldest request may stay unanswered. */
+  /** For each answer; also how long the oldest request may stay unanswered once it is that. */
   readonly timeoutMs: number;
   readonly clock: Clock;
   readonly network: ReplicaNetwork;
@@ -135,9 +137,13 @@ export class ReplicaConnections {
     return [
       clock.every(timeoutMs / WATCH_PARTS, () => {
         const nowMs = clock.nowMs();
-        const silences = watched.map(({ replica, silence }) => silence.look(replica.oldestPending, nowMs));
-        if (silences.some((silenceMs) => silenceMs >= timeoutMs)) {
-          giveUp(new LinkError(SILENT, `the replica has not answered for ${timeoutMs} ms`));
+        const longestMs = LONGEST_WAIT_TIMEOUTS * timeoutMs;
+        for (const { replica, silence } of watched) {
+          const oldest = replica.oldestPending;
+          if (silence.look(oldest, nowMs) >= timeoutMs)
+            giveUp(new LinkError(SILENT, `the replica has not answered for ${timeoutMs} ms`));
+          else if (oldest !== null && nowMs - oldest.sentAtMs >= longestMs)
+            giveUp(new LinkError(SILENT, `the replica has kept a request waiting for ${longestMs} ms`));
         }
       }),
       clock.every(FLUSH_INTERVAL_MS, () => {

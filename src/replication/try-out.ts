@@ -3,16 +3,25 @@
  * packets (a tunnel of which nobody knows the MTU), a disk that hangs. Guests would wait for it anew with every connection.
  */
 import { withBuffer } from "../block/buffer-pool.js";
+import { checked } from "../block/checked.js";
 import type { BlockDevice } from "../block/device.js";
 import { DIRTY_BLOCK_BYTES } from "../block/dirty-blocks.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 
 /**
- * Resolves when the replica has a block durably that it lacks; at once if it lacks none. Guests wait for reading it alone. What they
+ * Resolves when each replica has a block durably that it lacks; at once if none lacks any. Guests wait for reading it alone. What they
  * change afterwards is not forwarded, so that the block counts as missed, whatever was known of it, and is sent again.
+ * @param replicas of the disks, in their order
  * @throws DeviceError or LinkError if it can't be read or sent
  */
-export async function tryOut({ local, dirty, mirror }: PrimaryDisk, replica: BlockDevice): Promise<void> {
+export async function tryOut(disks: readonly PrimaryDisk[], replicas: readonly BlockDevice[]): Promise<void> {
+  for (const [index, disk] of disks.entries()) {
+    const replica = replicas[index];
+    if (replica !== undefined) await sendMissed(disk, checked(replica));
+  }
+}
+
+async function sendMissed({ local, dirty, mirror }: PrimaryDisk, replica: BlockDevice): Promise<void> {
   const missed = dirty.nextMissed(0, DIRTY_BLOCK_BYTES);
   if (missed === null) return;
   const { offset, lengthBytes } = missed;

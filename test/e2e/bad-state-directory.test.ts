@@ -386,10 +386,21 @@ describe("state directory that can't be used", () => {
       const { message } = await failureOf(pair.startPrimary());
       expect(message).to.match(/is another file.*new data/);
       expect(message).to.match(
-        /repl-primary: disk disk0: \S+ is another file: put the disk back; or, if it is meant, for the secondary holds other data: .*--discard-local-changes/,
+        /repl-primary: disk disk0: \S+ is another file: put the disk back; if it is meant: the secondary holds other data: .*--discard-local-changes/,
       );
       await expectPattern(pair.viewUri(), [0xaa, "0", "64k"], [0x11, "64k", "960k"], [0, "1M", "3M"]);
     }
+    const alone = await NodeProcess.start(workspace, "primary", [
+      ...["--disk", `disk0=${file}`, "--listen", `unix:${workspace.path("alone.sock")}`],
+    ]);
+    const { replication, qmp } = pair.addresses;
+    const attach = ["attach", "--replica", `nbd://${replication}`, "--replica-qmp", `tcp:${qmp}`];
+    const { code, stderr } = await alone.verb(...attach);
+    expect(stderr).to.match(
+      /^repl-primary: disk disk0: \S+ is another file: put the disk back; if it is meant: the secondary holds/,
+    );
+    expect(code).to.equal(Exit.WrongState);
+    await alone.succeed("stop");
     await rename(file, `${file}.other`);
     await rename(`${file}.away`, file);
     await pair.startPrimary();

@@ -64,6 +64,9 @@ describe("a refusal that lasts", () => {
       splitBrain(12288),
       new UnreachableError("unreachable", "nobody there"),
       new UnreachableError("unreachable", "nobody there"),
+      // A QEMU has one code for all.
+      new QmpError("GenericError", "qmp-error", "one reason"),
+      new QmpError("GenericError", "qmp-error", "another reason"),
     ];
     const link = new Link({
       disks: [],
@@ -82,7 +85,7 @@ describe("a refusal that lasts", () => {
       },
     } as unknown as LinkOptions);
     await link.start();
-    for (let attempt = 2; attempt < 6; attempt++) {
+    for (let attempt = 2; attempt < 8; attempt++) {
       await turns();
       timers.shift()?.();
     }
@@ -92,6 +95,8 @@ describe("a refusal that lasts", () => {
       "nobody there",
       "split brain: the primary changed 4096 bytes",
       "nobody there",
+      "one reason",
+      "another reason",
     ]);
     expect(told("replica lost", 20)).to.have.length(3);
     await link.stop();

@@ -89,6 +89,21 @@ describe("ReplicaConnections", () => {
     expect(await isSettled(connections.lost)).to.equal(false);
   });
 
+  it("give up a replica that is so slow that a request waits for 24 time-outs, though each answer comes in time", async () => {
+    pending = Array.from({ length: 3 * REQUESTS }, () => ({ sentAtMs: clock.nowMs() }));
+    const answer = async (count: number): Promise<void> => {
+      for (let answered = 0; answered < count; answered++) {
+        await clock.pass(TIMEOUT_MS / 2);
+        pending.shift();
+      }
+    };
+    await answer(47);
+    expect(await isSettled(connections.lost)).to.equal(false);
+    await answer(3);
+    const reason: unknown = await connections.lost.catch((error: unknown) => error);
+    expect(reason).to.have.property("message", "the replica has kept a request waiting for 120000 ms");
+  });
+
   it("give up a replica that answers nothing", async () => {
     await clock.pass(2 * TIMEOUT_MS);
     expect(await isSettled(connections.lost)).to.equal(true);
