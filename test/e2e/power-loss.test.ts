@@ -59,8 +59,11 @@ describe("hosts that lose their power under load", function () {
     await hosts[role].losePower(random, () => process.kill());
   }
 
-  /** The guest is at work, and flushes now and then, until `during` has resolved or its server is gone. */
-  async function underLoad(during: () => Promise<void>): Promise<void> {
+  /**
+   * The guest is at work, and flushes now and then, until `during` has resolved or its server is gone.
+   * @returns the errors that it was told
+   */
+  async function underLoad(during: () => Promise<void>): Promise<unknown[]> {
     const device = await connectNbd(parseNbdUri(pair.primaryUri()));
     const state = { isOver: false };
     const isOver = (): boolean => state.isOver;
@@ -70,17 +73,19 @@ describe("hosts that lose their power under load", function () {
     for (let turns = 0; turns < 2000 && guest.acknowledgements < enough; turns++) await sleep(5);
     await during();
     state.isOver = true;
-    await written;
-    await flushed;
+    const errors = [...(await written), ...(await flushed)];
     device.destroy(new Error("the round is over"));
+    return errors;
   }
 
-  async function flushAgainAndAgain(device: NbdDevice, isOver: () => boolean): Promise<void> {
+  /** @returns as underLoad() */
+  async function flushAgainAndAgain(device: NbdDevice, isOver: () => boolean): Promise<unknown[]> {
+    const errors: unknown[] = [];
     while (!isOver()) {
       await sleep(random.below(50));
-      // Without a server there is nothing that it could have missed.
-      await guest.flush(device).catch(() => undefined);
+      await guest.flush(device).catch((error: unknown) => errors.push(error));
     }
+    return errors;
   }
 
   /** Of a checkpoint that is taken while nobody writes. */
@@ -128,7 +133,7 @@ describe("hosts that lose their power under load", function () {
     await start();
     for (let round = 0; round < ROUNDS; round++) {
       const checkpoint = await checkpointContent();
-      await underLoad(() => losePower("secondary"));
+      expect(await underLoad(() => losePower("secondary"))).to.deep.equal([]);
       // A resync ends with a checkpoint: it waits until the view was looked at.
       await freezeProcess(pair.primary.process.pid);
       await pair.startSecondary();
