@@ -110,7 +110,7 @@ describe("QEMU as the secondary of our primary", () => {
     await rename(`${file}.other`, file);
     const { message } = await failureOf(startPrimary());
     expect(message).to.match(
-      /repl-primary: disk disk0: \S+ is another file: put the disk back; or, if it is meant, for the QEMU secondary holds other data, .* remove its object \S+ \(/,
+      /repl-primary: disk disk0: \S+ is another file: put the disk back; if it is meant: the QEMU secondary holds other data, .* remove its object \S+ \(/,
     );
     await expectPattern(qemu.uri("view"), [0x11, "0", "8M"]);
     await expectPattern(qemu.uri("disk0"), [0x11, "0", "8M"]);
