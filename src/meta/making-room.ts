@@ -37,6 +37,7 @@ export function makingRoom(directory: StateDirectory, makeRoom: () => Promise<bo
     },
     read: (position, into) => file.read(position, into),
     write: (position, buffers) => retrying(() => file.write(position, buffers)),
+    punch: (position, lengthBytes) => file.punch(position, lengthBytes),
     writeDurably: (position, buffers) => retrying(() => file.writeDurably(position, buffers)),
     sync: () => file.sync(),
     close: () => file.close(),

@@ -7,6 +7,8 @@ import { mkdir, readFile, readdir, rename, rm, stat, statfs, truncate } from "no
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { asError, describeError, DeviceError, type Errno, isErrno, MetadataError } from "../errors.js";
+import { isUnsupported } from "../os/errno.js";
+import { FallocateMode, libc } from "../os/libc.js";
 import { syncDirectory } from "../os/sync-directory.js";
 import { writeFileAtomic } from "./atomic-file.js";
 
@@ -18,6 +20,11 @@ export interface StateFile {
   read(position: number, into: Buffer): Promise<void>;
   /** Writes the buffers one after the other from `position` on, as one request. */
   write(position: number, buffers: readonly Buffer[]): Promise<void>;
+  /**
+   * Gives the space of whole blocks of the file system back: they read as zeroes then.
+   * @returns false, having changed nothing, where the system can't
+   */
+  punch(position: number, lengthBytes: number): Promise<boolean>;
   /**
    * As write() and then sync(), in one. A failure is final, too, but for ENOSPC: the same may be written again, whole. For
    * a file that is only written to in this way: what write() wrote is not made durable. Whole pages, in the file and in
@@ -178,6 +185,17 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
     write: async (position, buffers) => {
       await writeFully(fd, path, position, buffers);
       grow(position, buffers);
+    },
+    punch: async (position, lengthBytes) => {
+      const system = libc();
+      if (system === null) return false;
+      try {
+        await system.fallocate(fd, FallocateMode.PunchHole, position, lengthBytes);
+        return true;
+      } catch (error) {
+        if (isUnsupported(error)) return false;
+        throw changeFailed("hole punch", path, error);
+      }
     },
     writeDurably: async (position, buffers) => {
       if (syncFailure !== null) throw syncFailure;

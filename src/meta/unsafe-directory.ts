@@ -21,6 +21,7 @@ function unsafeFile(file: StateFile): StateFile {
     },
     read: (position, into) => file.read(position, into),
     write: (position, buffers) => file.write(position, buffers),
+    punch: (position, lengthBytes) => file.punch(position, lengthBytes),
     writeDurably: (position, buffers) => file.write(position, buffers),
     sync: () => Promise.resolve(),
     close: () => file.close(),

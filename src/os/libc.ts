@@ -22,8 +22,8 @@ import { asError } from "../errors.js";
 const UTIME_OMIT = 0x3f_ff_ff_fen;
 const NS_PER_S = 1_000_000_000n;
 
-/** fallocate(2) modes. */
-export const FallocateMode = { Allocate: 0, KeepSize: 0x01, PunchHole: 0x02, ZeroRange: 0x10 } as const;
+/** fallocate(2) modes, each with FALLOC_FL_KEEP_SIZE: no call changes how long a file is. */
+export const FallocateMode = { Allocate: 0x01, PunchHole: 0x02 | 0x01, ZeroRange: 0x10 | 0x01 } as const;
 
 /** lseek(2) `whence`. */
 export const Seek = { Data: 3, Hole: 4 } as const;

@@ -264,7 +264,10 @@ export class SimulatedPair {
     const { secondary } = host.host;
     if (secondary?.stage !== "running") return;
     if (this.random.below(3) === 0) this.beside(() => this.#viewFlush(host));
-    else this.beside(() => this.#viewWrite(host, this.randomRun()));
+    else {
+      const kind = this.random.oneOf(["write", "write", "zero"] as const);
+      this.beside(() => this.#viewChange(host, kind, this.randomRun()));
+    }
   }
 
   checkpoint(): void {
@@ -769,23 +772,26 @@ export class SimulatedPair {
     throw error;
   }
 
-  async #viewWrite(host: ModelledHost, run: Run): Promise<void> {
+  async #viewChange(host: ModelledHost, kind: "write" | "zero", run: Run): Promise<void> {
     const { secondary } = host.host;
     const device = host.host.guestDisk(run.disk);
     if (secondary === null || device === null) return;
     // Which of two that overlap and are under way together comes last is anybody's guess.
     if ([...host.viewWrites].some((other) => areOverlapping(other.run, run))) return;
-    const value = ++this.#lastValue;
+    const value = kind === "write" ? ++this.#lastValue : 0;
     const values = Array<Value>(run.count).fill(value);
     const { epoch } = secondary;
     const write = { run, values };
+    const offset = run.first * SECTOR_BYTES;
     // A failover may keep it.
     for (const name of blocksOf(run)) host.touched.add(name);
     const change = host.view(epoch).issue(run, values);
     host.viewWrites.add(write);
     const isDone = await alive(
       host,
-      device.write(run.first * SECTOR_BYTES, contentOf(value, run.count), 0),
+      kind === "write"
+        ? device.write(offset, contentOf(value, run.count), 0)
+        : device.zero(offset, run.count * SECTOR_BYTES, 0),
     ).then(
       (result) => result !== null,
       () => false,

@@ -13,7 +13,17 @@ import { turns } from "./outcome.js";
 import type { Random } from "./seed.js";
 
 export type StateOperation =
-  "create" | "open" | "replace" | "remove" | "rename" | "truncate" | "read" | "write" | "sync" | "close";
+  | "create"
+  | "open"
+  | "replace"
+  | "remove"
+  | "rename"
+  | "truncate"
+  | "read"
+  | "write"
+  | "punch"
+  | "sync"
+  | "close";
 
 /** Which calls a rule takes. */
 export interface StateMatch {
@@ -157,6 +167,10 @@ export class FailingStateDirectory implements StateDirectory {
       write: async (position, buffers) => {
         await this.#decide("write", name);
         await file.write(position, buffers);
+      },
+      punch: async (position, lengthBytes) => {
+        await this.#decide("punch", name);
+        return file.punch(position, lengthBytes);
       },
       sync: async () => {
         await this.#decide("sync", name);

@@ -19,7 +19,17 @@ export class StorageFault extends DeviceError {}
 /** One call on a file, before it is done. */
 export interface StateOperation {
   readonly kind:
-    "create" | "open" | "read" | "write" | "sync" | "close" | "replace" | "remove" | "rename" | "truncate";
+    | "create"
+    | "open"
+    | "read"
+    | "write"
+    | "punch"
+    | "sync"
+    | "close"
+    | "replace"
+    | "remove"
+    | "rename"
+    | "truncate";
   readonly name: string;
 }
 
@@ -45,6 +55,8 @@ export class MemoryStateDirectory implements StateDirectory {
   intercept: (operation: StateOperation) => Promise<void> | undefined = () => undefined;
   /** Asked for each part of a call that fails with a StorageFault, a sector or the whole, whether it was done all the same. */
   isDone: () => boolean = () => false;
+  /** Whether its files give space back. */
+  canPunch = true;
   /** What freeBytes() tells. */
   bytesLeft = Infinity;
   readonly #files = new Map<string, Content>();
@@ -234,6 +246,14 @@ export class MemoryStateDirectory implements StateDirectory {
           this.#tear(content, position, Buffer.concat(buffers));
         });
         write(content, position, Buffer.concat(buffers));
+      },
+      punch: async (position, lengthBytes) => {
+        const zeroes = Buffer.alloc(Math.max(0, Math.min(lengthBytes, content.bytes.length - position)));
+        await this.#ask({ kind: "punch", name }, () => {
+          if (this.canPunch) this.#tear(content, position, zeroes);
+        });
+        if (this.canPunch) write(content, position, zeroes);
+        return this.canPunch;
       },
       sync: async () => {
         refuse();

@@ -108,6 +108,7 @@ function poweredFile(file: StateFile, power: Power): StateFile {
     },
     read: (position, into) => power.pass(() => file.read(position, into)),
     write: (position, buffers) => power.change(() => file.write(position, buffers)),
+    punch: (position, lengthBytes) => power.change(() => file.punch(position, lengthBytes)),
     writeDurably: async (position, buffers) => {
       await power.change(() => file.write(position, buffers));
       await power.change(() => file.writeDurably(position, buffers));

@@ -6,7 +6,7 @@ import { constants as osConstants } from "node:os";
 import { dirname } from "node:path";
 import { promisify } from "node:util";
 
-import { errnoNumber } from "./file-errors.js";
+import { errnoNumber } from "../../os/errno.js";
 import { ConfigError, StateError, describeError } from "../../errors.js";
 import { lockImage } from "../../os/image-lock.js";
 import type { Libc } from "../../os/libc.js";

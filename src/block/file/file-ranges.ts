@@ -12,17 +12,13 @@
 import type { Extent, Flags } from "../device.js";
 import { Flag } from "../device.js";
 import { ZEROES } from "../zeroes.js";
-import { isUnsupported } from "./file-errors.js";
 import { writeFully } from "./file-io.js";
 import type { OpenFile } from "./file-open.js";
 import { fstatSync } from "node:fs";
 import { DeviceError } from "../../errors.js";
+import { isUnsupported } from "../../os/errno.js";
 import type { Libc } from "../../os/libc.js";
 import { FallocateMode, Seek, SystemCallError } from "../../os/libc.js";
-
-const PUNCH_HOLE = FallocateMode.PunchHole | FallocateMode.KeepSize;
-const ZERO_RANGE = FallocateMode.ZeroRange | FallocateMode.KeepSize;
-const ALLOCATE = FallocateMode.Allocate | FallocateMode.KeepSize;
 
 /** The length of a hole punched where nothing is. */
 const PROBE_BYTES = 4096;
@@ -134,18 +130,18 @@ export class FileRanges {
     // On a block device the kernel writes the zeroes itself where the disk can't: right, but not fast.
     if (this.#file.isBlockDevice && (flags & Flag.FastZero) !== 0) return false;
     if (this.#zeroes) {
-      this.#zeroes = await this.#allocate(ZERO_RANGE, range);
+      this.#zeroes = await this.#allocate(FallocateMode.ZeroRange, range);
       if (this.#zeroes) return true;
     }
     if (!this.#allocates || !(await this.#punch(range))) return false;
-    this.#allocates = await this.#allocate(ALLOCATE, range);
+    this.#allocates = await this.#allocate(FallocateMode.Allocate, range);
     return this.#allocates;
   }
 
   async #punch(range: Range): Promise<boolean> {
     if (!this.#punches) return false;
     this.#forgetData();
-    this.#punches = await this.#allocate(PUNCH_HOLE, range);
+    this.#punches = await this.#allocate(FallocateMode.PunchHole, range);
     this.#forgetData();
     return this.#punches;
   }
@@ -189,7 +185,9 @@ export class FileRanges {
 async function canPunch(system: Libc, file: OpenFile): Promise<boolean> {
   if (file.isBlockDevice) return true;
   const { mtimeNs } = fstatSync(file.fd, { bigint: true });
-  const punches = await succeeds(system.fallocate(file.fd, PUNCH_HOLE, file.sizeBytes, PROBE_BYTES));
+  const punches = await succeeds(
+    system.fallocate(file.fd, FallocateMode.PunchHole, file.sizeBytes, PROBE_BYTES),
+  );
   system.setModified(file.fd, mtimeNs);
   return punches;
 }

@@ -3,7 +3,7 @@ import { writeSync } from "node:fs";
 import { constants } from "node:os";
 import { workerData } from "node:worker_threads";
 
-import { errnoNumber } from "./file-errors.js";
+import { errnoNumber } from "../../os/errno.js";
 import { Control, laneRing, RING_REQUESTS } from "./write-lane-ring.js";
 import { PIECE_BYTES } from "./write-piece.js";
 

@@ -2,11 +2,12 @@
  * The active overlay of one disk: what clients of the view wrote since the last checkpoint, over the hidden overlay.
  *
  * Content lies in a sparse data file at the disk's own offsets, so that a rewrite costs no space; the log says which
- * parts of that file count, and what was zeroed.
+ * parts of that file count, and what was zeroed. What is zeroed and counts already becomes a hole of that file, which the log need
+ * not tell: it names a block twice at most, unless the file system can't punch holes.
  *
  * Invariants:
  * - The map names what was written or zeroed, in whole blocks; `#unlogged` is the part of it that the log lacks,
- *   oldest first.
+ *   oldest first. Of `#punched`, a part of what is zero in the map, the log says that it is in the data file, and has nothing to add.
  * - A `mapped` record is appended only when the data file's content under it is durable: after a power loss the
  *   log never names bytes that were not written.
  * - Once a sync of the data file has failed nothing is read from it any more: where it was never durable it may have holes by
@@ -21,6 +22,7 @@ import { type BlockDevice, type DeviceInfo, type Extent, Flag, type Flags } from
 import { ABSENT, ExtentMap, ZERO } from "../extent-map.js";
 import { asError, DeviceError } from "../../errors.js";
 import { GroupFlush } from "../group-flush.js";
+import { RangeLock } from "../range-lock.js";
 import { extentsThrough, type Layer, readThrough } from "./layered.js";
 
 /** Writes are taken in whole blocks of this size, which bounds the map; checked() reads and modifies for smaller ones. */
@@ -45,6 +47,9 @@ export class ActiveOverlay implements BlockDevice {
   readonly #diskIndex: number;
   #opened: Promise<{ readonly file: StateFile; readonly log: OverlayLog }> | null = null;
   #unlogged: LogRecord[] = [];
+  readonly #punched = new ExtentMap();
+  /** A hole is not punched into what is being written: the map might have the one last and the data file the other. */
+  readonly #locks = new RangeLock();
   #failure: DeviceError | null = null;
   /** What is on its way to the files. */
   readonly #underWay = new Set<Promise<unknown>>();
@@ -94,23 +99,33 @@ export class ActiveOverlay implements BlockDevice {
   }
 
   async write(offset: number, from: Buffer, flags: Flags): Promise<void> {
-    this.#refuseIfLost();
-    const put = async (): Promise<void> => {
-      const { file } = await this.#open();
-      await this.#toFiles(() => file.write(offset, [from]));
-    };
-    // What is rewritten has its room.
-    if (this.#isEntered(offset, offset + from.length, "mapped")) await put();
-    else await this.#storage.extend(from.length, put);
-    this.#enter(offset, from.length, "mapped");
+    const end = offset + from.length;
+    const hold = await this.#locks.lock(offset, end, "shared");
+    try {
+      this.#refuseIfLost();
+      const put = async (): Promise<void> => {
+        const { file } = await this.#open();
+        await this.#toFiles(() => file.write(offset, [from]));
+      };
+      // What is rewritten has its room.
+      if (this.#isEntered(offset, end, "mapped")) await put();
+      else await this.#storage.extend(from.length, put);
+      this.#enter(offset, end, "mapped");
+    } finally {
+      hold.release();
+    }
     await this.#afterWrite(flags);
   }
 
   async zero(offset: number, lengthBytes: number, flags: Flags): Promise<void> {
-    this.#refuseIfLost();
-    if (!this.#isEntered(offset, offset + lengthBytes, "zero"))
-      await this.#storage.extend(0, () => this.#open());
-    this.#enter(offset, lengthBytes, "zero");
+    const end = offset + lengthBytes;
+    const hold = await this.#locks.lock(offset, end, "exclusive");
+    try {
+      this.#refuseIfLost();
+      if (!this.#isEntered(offset, end, "zero")) await this.#zeroAnew(offset, lengthBytes);
+    } finally {
+      hold.release();
+    }
     await this.#afterWrite(flags);
   }
 
@@ -136,6 +151,7 @@ export class ActiveOverlay implements BlockDevice {
   async giveUp(reason: string): Promise<void> {
     this.#failure ??= new DeviceError("EIO", reason);
     this.#map.clear();
+    this.#punched.clear();
     this.#unlogged = [];
     await Promise.allSettled(this.#underWay);
   }
@@ -169,12 +185,50 @@ export class ActiveOverlay implements BlockDevice {
     }
   }
 
-  #enter(offset: number, lengthBytes: number, kind: "mapped" | "zero"): void {
-    this.#refuseIfLost();
+  async #zeroAnew(offset: number, lengthBytes: number): Promise<void> {
     const end = offset + lengthBytes;
-    if (this.#isEntered(offset, end, kind)) return;
-    this.#map.set(offset, end, kind === "zero" ? ZERO : offset);
-    this.#unlogged.push({ disk: this.#diskIndex, kind, offset, lengthBytes, data: null });
+    if (this.#map.covers(offset, end) && (await this.#punch(offset, lengthBytes))) {
+      this.#enterPunched(offset, end);
+      return;
+    }
+    await this.#storage.extend(0, () => this.#open());
+    this.#enter(offset, end, "zero");
+  }
+
+  /** @returns false where the file system can't */
+  async #punch(offset: number, lengthBytes: number): Promise<boolean> {
+    let isDone = false;
+    const { file } = await this.#open();
+    await this.#toFiles(async () => {
+      isDone = await file.punch(offset, lengthBytes);
+    });
+    return isDone;
+  }
+
+  #enter(start: number, end: number, kind: "mapped" | "zero"): void {
+    this.#refuseIfLost();
+    const isLogged = this.#isLogged(start, end, kind);
+    this.#punched.delete(start, end);
+    this.#map.set(start, end, kind === "zero" ? ZERO : start);
+    if (!isLogged)
+      this.#unlogged.push({
+        disk: this.#diskIndex,
+        kind,
+        offset: start,
+        lengthBytes: end - start,
+        data: null,
+      });
+  }
+
+  /** Of a range without gaps. */
+  #enterPunched(start: number, end: number): void {
+    this.#refuseIfLost();
+    const inFile: [start: number, end: number][] = [];
+    this.#map.visit(start, end, (pieceStart, pieceEnd, target) => {
+      if (target !== ZERO) inFile.push([pieceStart, pieceEnd]);
+    });
+    for (const [pieceStart, pieceEnd] of inFile) this.#punched.set(pieceStart, pieceEnd, ZERO);
+    this.#map.set(start, end, ZERO);
   }
 
   #isEntered(start: number, end: number, kind: "mapped" | "zero"): boolean {
@@ -183,6 +237,18 @@ export class ActiveOverlay implements BlockDevice {
       if (target === ABSENT || (target === ZERO) !== (kind === "zero")) entered = false;
     });
     return entered;
+  }
+
+  /** Whether the log says the same of the range, or will with what it lacks. */
+  #isLogged(start: number, end: number, kind: "mapped" | "zero"): boolean {
+    let logged = true;
+    this.#map.visit(start, end, (pieceStart, pieceEnd, target) => {
+      if (target === ABSENT) logged = false;
+      else if (target !== ZERO) logged &&= kind === "mapped";
+      else if (kind === "mapped") logged &&= this.#punched.covers(pieceStart, pieceEnd);
+      else logged &&= !this.#punched.intersects(pieceStart, pieceEnd);
+    });
+    return logged;
   }
 
   async #afterWrite(flags: Flags): Promise<void> {

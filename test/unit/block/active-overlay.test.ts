@@ -18,18 +18,29 @@ function filled(blocks: number, value: number): Buffer {
   return Buffer.alloc(blocks * BLOCK_BYTES, value);
 }
 
+interface Heard {
+  lost(): void;
+  /** A hole has been punched: what this returns is waited for before the overlay hears of it. */
+  punched(): Promise<void>;
+}
+
 function make(
   directory: MemoryStateDirectory,
   backing: BlockDevice,
-  lost: () => void = () => undefined,
+  { lost = () => undefined, punched = () => Promise.resolve() }: Partial<Heard> = {},
 ): ActiveOverlay {
   return new ActiveOverlay(
     backing,
     {
-      open: async () => ({
-        file: await directory.create("data"),
-        log: await OverlayLog.create(directory, "log", OPTIONS),
-      }),
+      open: async () => {
+        const file = await directory.create("data");
+        const punch = async (position: number, lengthBytes: number): Promise<boolean> => {
+          const isDone = await file.punch(position, lengthBytes);
+          await punched();
+          return isDone;
+        };
+        return { file: { ...file, punch }, log: await OverlayLog.create(directory, "log", OPTIONS) };
+      },
       extend: (_lengthBytes, change) => change(),
       lost,
     },
@@ -142,6 +153,72 @@ describe("active overlay", () => {
     expect(directory.contents("log").length).to.equal(bytes);
   });
 
+  it("logs a block twice at most, however often it is written and zeroed", async () => {
+    await overlay.zero(0, 4 * BLOCK_BYTES, Flag.Fua);
+    await overlay.write(0, filled(4, 1), Flag.Fua);
+    const bytes = directory.contents("log").length;
+    const content = filled(16, 7);
+    content.fill(1, 0, 4 * BLOCK_BYTES);
+    for (let count = 2; count < 12; count++) {
+      const flags = count % 2 === 0 ? Flag.Fua : Flag.None;
+      await overlay.zero(BLOCK_BYTES, 2 * BLOCK_BYTES, flags);
+      content.fill(0, BLOCK_BYTES, 3 * BLOCK_BYTES);
+      expect(await contents(overlay)).to.deep.equal(content);
+      await overlay.write(2 * BLOCK_BYTES, filled(2, count), flags);
+      content.fill(count, 2 * BLOCK_BYTES, 4 * BLOCK_BYTES);
+      expect(await contents(overlay)).to.deep.equal(content);
+    }
+    expect(directory.contents("log").length).to.equal(bytes);
+    await overlay.trim(0, 2 * BLOCK_BYTES, Flag.Fua);
+    content.fill(0, 0, 2 * BLOCK_BYTES);
+    expect(directory.contents("log").length).to.equal(bytes);
+    expect(await overlay.extents(0, 5 * BLOCK_BYTES, 9)).to.deep.equal([
+      { lengthBytes: 2 * BLOCK_BYTES, hole: true, zero: true },
+      { lengthBytes: 2 * BLOCK_BYTES, hole: false, zero: false },
+      { lengthBytes: BLOCK_BYTES, hole: false, zero: false },
+    ]);
+    expect(await contents(await afterCrash(directory, backing))).to.deep.equal(content);
+  });
+
+  it("logs what is zeroed where its file system punches no holes", async () => {
+    directory.canPunch = false;
+    await overlay.write(0, filled(4, 1), Flag.Fua);
+    await overlay.zero(0, 2 * BLOCK_BYTES, Flag.Fua);
+    await overlay.write(BLOCK_BYTES, filled(1, 2), Flag.Fua);
+    const expected = Buffer.concat([filled(1, 0), filled(1, 2), filled(2, 1), filled(12, 7)]);
+    expect(await contents(overlay)).to.deep.equal(expected);
+    expect(await contents(await afterCrash(directory, backing))).to.deep.equal(expected);
+  });
+
+  it("a block that is written and zeroed at once is after a power loss what it was before", async () => {
+    const told = new Deferred<void>();
+    overlay = make(directory, backing, {
+      punched: () => told.promise,
+    });
+    await overlay.write(0, filled(1, 1), Flag.Fua);
+    const zero = overlay.zero(0, BLOCK_BYTES, Flag.None);
+    await turns();
+    const write = overlay.write(0, filled(1, 2), Flag.None);
+    await turns();
+    told.resolve();
+    await Promise.all([zero, write]);
+    await overlay.flush();
+    const before = await contents(overlay);
+    expect(await contents(await afterCrash(directory, backing))).to.deep.equal(before);
+  });
+
+  it("answers a zero that could not be punched with its error, and goes on", async () => {
+    await overlay.write(0, filled(1, 1), Flag.Fua);
+    directory.intercept = ({ kind }): Promise<void> | undefined =>
+      kind === "punch" ? Promise.reject(new DeviceError("ENOSPC", "full")) : undefined;
+    expect(await outcome(overlay.zero(0, BLOCK_BYTES, Flag.None))).to.equal("ENOSPC");
+    directory.intercept = () => undefined;
+    expect(await outcome(overlay.zero(0, BLOCK_BYTES, Flag.Fua))).to.equal("done");
+    expect((await contents(await afterCrash(directory, backing))).subarray(0, BLOCK_BYTES)).to.deep.equal(
+      filled(1, 0),
+    );
+  });
+
   it("flushes by itself before it has too many extents that are not in the log", async () => {
     const large = new MemoryDevice(10_000 * BLOCK_BYTES);
     const many = make(directory, large);
@@ -165,7 +242,7 @@ describe("active overlay", () => {
 
   it("shows nothing any more once its data file could not be synced, and says so: a restart has what was flushed before", async () => {
     const told: string[] = [];
-    overlay = make(directory, backing, () => told.push("lost"));
+    overlay = make(directory, backing, { lost: () => told.push("lost") });
     await overlay.write(0, filled(1, 1), Flag.Fua);
     await overlay.write(BLOCK_BYTES, filled(1, 2), Flag.None);
     // What the kernel gives up reads as the hole that it was before.

@@ -71,6 +71,20 @@ describe("state directory", () => {
     expect(await readFile(join(path, "log"))).to.deep.equal(Buffer.concat([Buffer.from([0, 9, 0]), all]));
   });
 
+  it("gives back the space of a hole that is punched, which reads as zeroes, and keeps the length of the file", async () => {
+    const file = await directory.create("data");
+    const content = Buffer.alloc(16 * 4096, 7);
+    await file.write(0, [content]);
+    await file.sync();
+    const { blocks } = await stat(join(path, "data"));
+    expect(await file.punch(4096, 32 * 4096)).to.equal(true);
+    await file.sync();
+    expect((await stat(join(path, "data"))).blocks).to.be.below(blocks);
+    expect(file.sizeBytes).to.equal(content.length);
+    await file.close();
+    expect(await readFile(join(path, "data"))).to.deep.equal(content.fill(0, 4096));
+  });
+
   it("fails a read past the end of a file with EIO", async () => {
     const file = await directory.create("log");
     await file.write(0, [Buffer.alloc(10)]);
