@@ -169,7 +169,7 @@ export class Mirror implements BlockDevice {
     const lengthBytes = from.length;
     const { memory, onCongested } = this.#options;
     if (!memory.tryTake(lengthBytes)) {
-      onCongested();
+      if (memory.wouldExceed(lengthBytes)) onCongested();
       await memory.take(lengthBytes);
     }
     if (this.#isClosed) {

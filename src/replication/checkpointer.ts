@@ -17,6 +17,11 @@ const DURABLE_TIMEOUT_MS = 60_000;
 export interface CheckpointerParts {
   /** Every guest's writes pass it. */
   readonly gate: Gate;
+  /**
+   * Resolves when little of what was sent to the replica is unanswered: guests have to wait for the rest. Keeps it so until what it
+   * resolves with is called.
+   */
+  readonly drawDown: () => Promise<() => void>;
   /** Resolves when the replica has answered everything that was sent to it. */
   readonly drain: () => Promise<void>;
   /** Why there can be no checkpoint now, or null. */
@@ -57,11 +62,8 @@ export class Checkpointer {
    */
   checkpointAndHold<T>(then: (epoch: number) => Promise<T>): Promise<T> {
     return this.#serial.run(async () => {
-      this.#refuse();
-      const { gate, prepare, clock } = this.#parts;
-      await prepare();
-      const startMs = clock.nowMs();
-      await gate.shut();
+      const { gate, clock } = this.#parts;
+      const startMs = await this.#shut();
       try {
         const epoch = await this.#begin();
         this.#parts.onCheckpoint(epoch, clock.nowMs() - startMs);
@@ -92,11 +94,8 @@ export class Checkpointer {
   }
 
   async #checkpoint(): Promise<number> {
-    const { gate, prepare, onCheckpoint, clock } = this.#parts;
-    this.#refuse();
-    await prepare();
-    const startMs = clock.nowMs();
-    await gate.shut();
+    const { gate, onCheckpoint, clock } = this.#parts;
+    const startMs = await this.#shut();
     let epoch: number;
     try {
       epoch = await this.#begin();
@@ -106,6 +105,23 @@ export class Checkpointer {
     onCheckpoint(epoch, clock.nowMs() - startMs);
     await this.#durable(epoch);
     return epoch;
+  }
+
+  /** Shuts the gate, as late as can be. @returns since when guests wait */
+  async #shut(): Promise<number> {
+    const { gate, drawDown, prepare, clock } = this.#parts;
+    this.#refuse();
+    const rise = await drawDown();
+    try {
+      // The replica may have gone meanwhile, or lack something.
+      this.#refuse();
+      await prepare();
+      const startMs = clock.nowMs();
+      await gate.shut();
+      return startMs;
+    } finally {
+      rise();
+    }
   }
 
   /** Both sides enter the next epoch; the gate is shut. @returns its number */

@@ -7,6 +7,7 @@
  */
 import type { Logger } from "pino";
 import type { Gate } from "../block/gate.js";
+import type { MemoryBudget } from "../block/memory-budget.js";
 import type { Cancel, Clock } from "../clock.js";
 import { formatSize } from "../config/units.js";
 import { describeError, LinkError } from "../errors.js";
@@ -17,12 +18,17 @@ import { missedBytesOf, type PrimaryDisk, troubleOf } from "./primary-disk.js";
 import type { PrimaryLineage } from "./primary-lineage.js";
 import type { FailedCheckpoint } from "./replica-control.js";
 
+/** In ack mode `async`: what guests have to wait for at a checkpoint. A second, over a link of 1 MB/s. */
+const UNANSWERED_BYTES = 1024 * 1024;
+
 export interface PrimaryCheckpointsParts {
   /** 0: on demand only. */
   readonly intervalMs: number;
   readonly disks: readonly PrimaryDisk[];
   /** Every guest's writes pass it. */
   readonly gate: Gate;
+  /** As MirrorOptions.memory, of all disks. */
+  readonly memory: MemoryBudget;
   readonly link: () => Link | null;
   readonly lineage: PrimaryLineage;
   readonly clock: Clock;
@@ -48,9 +54,10 @@ export class PrimaryCheckpoints {
   constructor(parts: PrimaryCheckpointsParts) {
     this.#parts = parts;
     this.#intervalMs = parts.intervalMs;
-    const { disks, gate, link, lineage, clock, log } = parts;
+    const { disks, gate, memory, link, lineage, clock, log } = parts;
     this.#checkpointer = new Checkpointer({
       gate,
+      drawDown: () => memory.drawDown(UNANSWERED_BYTES),
       drain: async () => {
         for (const { mirror } of disks) await mirror.drain();
       },

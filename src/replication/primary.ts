@@ -58,6 +58,7 @@ export class Primary {
     const { ackMode, log, replicaTimeoutMs: timeoutMs, clock = systemClock } = options;
     const network = options.network ?? socketNetwork;
     const gate = new Gate();
+    const memory = new MemoryBudget(ASYNC_BYTES);
     const link = (): Link | null => this.link;
     this.rate = new RateLimit(options.resyncBytesPerSecond);
     this.#lineage = new PrimaryLineage(metadata, clock, log);
@@ -73,7 +74,7 @@ export class Primary {
       ackMode,
       gate,
       hold: this.#guests.hold,
-      memory: new MemoryBudget(ASYNC_BYTES),
+      memory,
       onForwardFailure: (disk, failure) => {
         const mayEnd = this.#guests.failed();
         this.#attachment.forwardFailed(disk, failure);
@@ -98,6 +99,7 @@ export class Primary {
       intervalMs: options.checkpointIntervalMs,
       disks,
       gate,
+      memory,
       link,
       lineage: this.#lineage,
       clock,

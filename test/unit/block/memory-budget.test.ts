@@ -1,7 +1,7 @@
 import { expect } from "chai";
 
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
-import { turns } from "../../tools/outcome.js";
+import { isSettled, turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
 
 describe("MemoryBudget", () => {
@@ -45,6 +45,48 @@ describe("MemoryBudget", () => {
     expect([budget.tryTake(1), budget.takenBytes]).to.deep.equal([false, 1000]);
     budget.give(1000);
     expect(budget.tryTake(100)).to.equal(true);
+  });
+
+  it("drawn down, lets no more than a quarter of what is given back be taken again, until little is left", async () => {
+    const budget = new MemoryBudget(100);
+    budget.tryTake(90);
+    let isReached = false;
+    const drawnDown = budget.drawDown(10).then((rise) => {
+      isReached = true;
+      return rise;
+    });
+    const taken: number[] = [];
+    const takers = [1, 4, 5, 100].map((bytes) => budget.take(bytes).then(() => taken.push(bytes)));
+    const given = async (bytes: number): Promise<readonly unknown[]> => {
+      budget.give(bytes);
+      await turns();
+      return [budget.takenBytes, isReached, [...taken]];
+    };
+    expect(await given(4)).to.deep.equal([87, false, [1]]);
+    expect(await given(12)).to.deep.equal([75, false, [1]]);
+    expect(await given(4)).to.deep.equal([75, false, [1, 4]]);
+    expect(await given(55)).to.deep.equal([25, false, [1, 4, 5]]);
+    expect(await given(15)).to.deep.equal([10, true, [1, 4, 5]]);
+    expect([budget.wouldExceed(90), budget.wouldExceed(91)]).to.deep.equal([false, true]);
+    expect(await given(5)).to.deep.equal([5, true, [1, 4, 5]]);
+    (await drawnDown)();
+    expect(budget.tryTake(1), "somebody waits").to.equal(false);
+    expect(await given(5)).to.deep.equal([100, true, [1, 4, 5, 100]]);
+    budget.give(100);
+    await Promise.all(takers);
+    expect(budget.tryTake(100)).to.equal(true);
+  });
+
+  it("is drawn down at once where little is taken, and stays so until it may rise", async () => {
+    const budget = new MemoryBudget(100);
+    budget.tryTake(10);
+    const rise = await budget.drawDown(20);
+    expect([budget.tryTake(11), budget.tryTake(10), budget.tryTake(1)]).to.deep.equal([false, true, false]);
+    const taken = budget.take(80);
+    expect(await isSettled(taken)).to.equal(false);
+    rise();
+    await taken;
+    expect(budget.takenBytes).to.equal(100);
   });
 
   it("never exceeds its limit, loses nothing and admits everybody", async () => {

@@ -14,6 +14,10 @@ class Stage {
   readonly done: string[] = [];
   refusal: string | null = null;
   epoch = 7;
+  drawnDown: Promise<void> = Promise.resolve();
+  drawnDownBy = 0;
+  /** How the gate was when writes could take all memory again. */
+  risenWhile: "shut" | "open" | null = null;
   drained: Promise<void> = Promise.resolve();
   sent: Promise<void> = Promise.resolve();
   prepared = 0;
@@ -25,6 +29,14 @@ class Stage {
   constructor(parts: Partial<CheckpointerParts> = {}) {
     this.checkpointer = new Checkpointer({
       gate: this.gate,
+      drawDown: async () => {
+        this.drawnDownBy++;
+        await this.drawnDown;
+        return () => {
+          this.drawnDownBy--;
+          this.risenWhile = this.gate.isShut ? "shut" : "open";
+        };
+      },
       drain: (): Promise<void> => {
         this.#note("drain");
         return this.drained;
@@ -97,6 +109,40 @@ describe("Checkpointer", () => {
     expect(error.message).to.equal("checkpoint refused: no replica is attached");
     expect(error).to.have.property("code", "checkpoint-refused");
     expect([stage.done, stage.gate.isShut]).to.deep.equal([[], false]);
+  });
+
+  it("lets writes go on while what waits for the replica is drawn down, and so it stays until the gate is shut", async () => {
+    const stage = new Stage();
+    const held = new Deferred<void>();
+    stage.drawnDown = held.promise;
+    const checkpoint = stage.checkpointer.checkpoint();
+    await turns();
+    expect([stage.drawnDownBy, stage.prepared, stage.gate.tryEnter()]).to.deep.equal([1, 0, true]);
+    held.resolve();
+    await turns();
+    expect([stage.drawnDownBy, stage.prepared, stage.done]).to.deep.equal([1, 1, []]);
+    stage.gate.leave();
+    await turns();
+    expect([stage.drawnDownBy, stage.risenWhile]).to.deep.equal([0, "shut"]);
+    stage.checkpointer.durable(8);
+    expect(await checkpoint).to.equal(8);
+  });
+
+  it("is refused when the replica is lost while what waits for it is drawn down, and nothing was prepared", async () => {
+    const stage = new Stage();
+    const held = new Deferred<void>();
+    stage.drawnDown = held.promise;
+    const checkpoint = failureOf(stage.checkpointer.checkpoint());
+    await turns();
+    stage.refusal = "the replica is reconnecting";
+    held.resolve();
+    expect((await checkpoint).message).to.equal("checkpoint refused: the replica is reconnecting");
+    expect([stage.drawnDownBy, stage.risenWhile, stage.prepared, stage.done]).to.deep.equal([
+      0,
+      "open",
+      0,
+      [],
+    ]);
   });
 
   it("is refused when a write fails while it is waited for, and lets the next ones go on", async () => {

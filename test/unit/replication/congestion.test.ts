@@ -51,6 +51,18 @@ describe("congestion", () => {
     expect(pair.primary.link?.reconnects).to.equal(0);
   });
 
+  it("block: a checkpoint lets guests go on until the replica has nearly all that waits for it", async () => {
+    const { release } = await congest("block");
+    const checkpoint = pair.checkpoint();
+    await turns();
+    await pair.guest().zero(0, MEBIBYTE, Flag.None);
+    expect(await isSettled(checkpoint)).to.equal(false);
+    await release();
+    await checkpoint;
+    await pair.checkpoint();
+    expectSame();
+  });
+
   it("detach: the guest goes on, and the replica gets what it missed later", async () => {
     const { acknowledged, release } = await congest("detach");
     expect(acknowledged).to.equal(SIZE_BYTES / MEBIBYTE);

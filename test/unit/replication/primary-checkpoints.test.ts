@@ -1,6 +1,7 @@
 import { expect } from "chai";
 
 import { Gate } from "../../../src/block/gate.js";
+import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import type { Clock } from "../../../src/clock.js";
 import { Deferred } from "../../../src/deferred.js";
 import type { Link } from "../../../src/replication/link.js";
@@ -36,6 +37,7 @@ describe("a primary's periodic checkpoints", () => {
     checkpoints = new PrimaryCheckpoints({
       intervalMs: INTERVAL_MS,
       disks: [],
+      memory: new MemoryBudget(0),
       gate: new Gate(),
       link: () =>
         ({
