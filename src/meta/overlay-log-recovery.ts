@@ -91,31 +91,38 @@ export async function isUnborn(file: StateFile): Promise<boolean> {
 
 /**
  * The record at `position`, or null where the log ends: its checksums and position must fit, and its sequence number
- * must be at least `sequence`. Padding has no `record`.
+ * must be at least `sequence`. Padding has no `record`; `data` is the content, if there is any, lent until `file` is read again.
  */
 export async function readRecord(
   file: ForwardReader,
   position: number,
   identity: LogIdentity,
   sequence: number,
-): Promise<{ record: RecoveredRecord | null; sequence: number; endPosition: number } | null> {
+): Promise<{
+  readonly record: RecoveredRecord | null;
+  readonly data: Buffer | null;
+  readonly sequence: number;
+  readonly endPosition: number;
+} | null> {
   if (position + RECORD_HEADER_BYTES > file.sizeBytes) return null;
   const header = decodeRecordHeader(await file.read(position, RECORD_HEADER_BYTES), position, identity);
   if (header === null || header.sequence < sequence) return null;
   const { disk, kind, offset, lengthBytes } = header;
   const content = position + RECORD_HEADER_BYTES;
   if (kind === "padding") {
-    return { record: null, sequence: header.sequence, endPosition: content + lengthBytes };
+    return { record: null, data: null, sequence: header.sequence, endPosition: content + lengthBytes };
   }
   let endPosition = content;
+  let data: Buffer | null = null;
   if (kind === "data") {
     if (lengthBytes > MAX_RECORD_BYTES || content + lengthBytes > file.sizeBytes) return null;
-    const data = await file.read(content, lengthBytes);
+    data = await file.read(content, lengthBytes);
     if (contentChecksum(data, identity) !== header.dataChecksum) return null;
     endPosition = content + lengthBytes + paddingAfter(lengthBytes);
   }
   return {
     record: { disk, kind, offset, lengthBytes, position: content },
+    data,
     sequence: header.sequence,
     endPosition,
   };

@@ -145,13 +145,14 @@ export class OverlayLog {
   /**
    * Opens a log after a restart and reports its records in the order of their appending.
    * @param options.endBytes where it ended when the node stopped; undefined: it crashed, and a torn tail is cut off silently
+   * @param visit lent a record's content, null if there is none, until what it returns is settled, if that is a promise, or till it returns
    * @throws MetadataError "foreign", "version" or "damaged"
    */
   static async recover(
     directory: StateDirectory,
     name: string,
     options: LogOptions & { endBytes?: number | undefined },
-    visit: (record: RecoveredRecord) => void,
+    visit: (record: RecoveredRecord, data: Buffer | null) => unknown,
   ): Promise<OverlayLog> {
     const file = await directory.open(name);
     try {
@@ -163,7 +164,8 @@ export class OverlayLog {
       for (;;) {
         const found = await readRecord(reader, position, identity, sequence);
         if (found === null) break;
-        if (found.record !== null) visit(found.record);
+        const pending = found.record === null ? null : visit(found.record, found.data);
+        if (pending instanceof Promise) await pending;
         position = found.endPosition;
         sequence = found.sequence + 1;
       }

@@ -14,6 +14,7 @@ import { HiddenOverlay, recoverImage } from "../block/overlay/hidden.js";
 import { settleAll } from "../block/settle-all.js";
 import type { LogEnd } from "../meta/metadata.js";
 import { type LogOptions, OverlayLog } from "../meta/overlay-log.js";
+import { RECORD_HEADER_BYTES } from "../meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../meta/overlay-log-recovery.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { DeviceError, MetadataError } from "../errors.js";
@@ -24,6 +25,9 @@ import type { SpareLog } from "./spare-log.js";
 
 /** More than metadata.json and its directory need. */
 const ROOM_BYTES = 64 * 1024;
+
+/** A sync for each image would be minutes for those of a busy minute. */
+const MERGED_AT_A_TIME_BYTES = 4 * 1024 * 1024;
 
 const BROKEN = "its before-images could not be kept; there is no rollback until the next one";
 
@@ -341,21 +345,29 @@ export class EpochStore {
   /** Before-images that a later epoch took first are this epoch's too: the blocks had not changed between. */
   async #mergeLater(epoch: Epoch, later: number): Promise<void> {
     const { directory } = this.#options;
-    const records: RecoveredRecord[] = [];
-    const options = logOptions(this.#options, later);
-    const log = await OverlayLog.recover(directory, hiddenName(later), options, (record) => {
-      records.push(record);
-    });
-    try {
-      if (log.isBroken) await epoch.breakCheckpoint();
-      for (const record of records) {
-        const { hidden } = this.#diskOf(record, log.name, epoch.overlays);
-        for (const [start, end] of hidden.missing(record.offset, record.offset + record.lengthBytes)) {
-          const data = record.kind === "data" ? Buffer.allocUnsafe(end - start) : null;
-          if (data !== null) await log.read(record.position + start - record.offset, data);
-          await hidden.keep([{ offset: start, lengthBytes: end - start, data }]);
+    const name = hiddenName(later);
+    let stagedBytes = 0;
+    const commit = async (): Promise<void> => {
+      stagedBytes = 0;
+      for (const { hidden } of epoch.overlays) await hidden.commit(false);
+    };
+    const log = await OverlayLog.recover(
+      directory,
+      name,
+      logOptions(this.#options, later),
+      ({ offset, lengthBytes, ...record }, data) => {
+        const { hidden } = this.#diskOf({ offset, lengthBytes, ...record }, name, epoch.overlays);
+        for (const [start, end] of hidden.missing(offset, offset + lengthBytes)) {
+          const image = data === null ? null : Buffer.from(data.subarray(start - offset, end - offset));
+          hidden.stage({ offset: start, lengthBytes: end - start, data: image });
+          stagedBytes += RECORD_HEADER_BYTES + (image?.length ?? 0);
         }
-      }
+        return stagedBytes < MERGED_AT_A_TIME_BYTES ? null : commit();
+      },
+    );
+    try {
+      await commit();
+      if (log.isBroken) await epoch.breakCheckpoint();
     } finally {
       await log.close();
     }

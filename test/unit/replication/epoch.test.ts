@@ -116,6 +116,42 @@ describe("epoch store", () => {
     expect(await firstBytes(overlaysOf(again, 0).hidden)).to.deep.equal([7, 7, 7, 7, 7, 7, 7, 7]);
   });
 
+  it("goes back over one with many images, or long ones, by a few syncs, and with all of them", async () => {
+    const blocks = 3000;
+    const large = Array.from({ length: 2 }, () => new MemoryDevice(blocks * BLOCK_BYTES));
+    for (const disk of large) disk.fill(0, Buffer.alloc(blocks * BLOCK_BYTES, 7));
+    const of = open(large);
+    const first = await of.create(1, () => Promise.resolve());
+    await overlaysOf(first, 0).hidden.keep([
+      { offset: 2 * BLOCK_BYTES, lengthBytes: BLOCK_BYTES, data: filled(0xab) },
+    ]);
+    const second = await of.create(2, () => Promise.resolve());
+    for (const [index, disk] of large.entries()) {
+      const { hidden } = overlaysOf(second, index);
+      for (let block = index; block < blocks; block += 2) {
+        const offset = block * BLOCK_BYTES;
+        const data = block % 3 === 0 ? null : Buffer.alloc(BLOCK_BYTES, block);
+        hidden.stage({ offset, lengthBytes: BLOCK_BYTES, data });
+      }
+      await hidden.commit(false);
+      disk.fill(0, Buffer.alloc(blocks * BLOCK_BYTES, 0xee));
+    }
+    directory.crash();
+    const syncs = directory.count("sync");
+    const recovered = await of.recover(1);
+    expect(directory.count("sync") - syncs).to.be.below(10);
+    for (const index of [0, 1]) {
+      const expected = Buffer.alloc(blocks * BLOCK_BYTES, 0xee);
+      for (let block = index; block < blocks; block += 2)
+        expected.fill(block % 3 === 0 ? 0 : block % 256, block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES);
+      // The earlier image is the older content.
+      if (index === 0) expected.fill(0xab, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES);
+      const shown = Buffer.alloc(expected.length);
+      await overlaysOf(recovered, index).hidden.read(0, shown);
+      expect(shown.equals(expected), `disk ${index}`).to.equal(true);
+    }
+  });
+
   it("has no checkpoint when an image of the later epoch was lost", async () => {
     await create(1);
     const second = await create(2);
@@ -428,16 +464,20 @@ describe("epoch store", () => {
       await create(2);
     });
 
-    it("takes, there, what needs no more room, and refuses zeroes, which need a record", async () => {
+    it("takes, there, what needs no more room or gives some back, and refuses zeroes that need a record", async () => {
       await view(epoch).write(0, filled(1), Flag.None);
       await view(epoch).zero(BLOCK_BYTES, BLOCK_BYTES, Flag.None);
       directory.bytesLeft = MEBIBYTE;
       await view(epoch).write(0, filled(2), Flag.Fua);
       await view(epoch).zero(BLOCK_BYTES, BLOCK_BYTES, Flag.None);
       expect(await outcome(view(epoch).zero(2 * BLOCK_BYTES, BLOCK_BYTES, Flag.None))).to.equal("ENOSPC");
-      expect(await outcome(view(epoch).trim(0, BLOCK_BYTES, Flag.None))).to.equal("ENOSPC");
       expect(await outcome(view(epoch).flush())).to.equal("done");
       expect(await firstBytes(view(epoch))).to.deep.equal([2, 0, 7, 7, 7, 7, 7, 7]);
+      await view(epoch).trim(0, BLOCK_BYTES, Flag.Fua);
+      expect(await firstBytes(view(epoch))).to.deep.equal([0, 0, 7, 7, 7, 7, 7, 7]);
+      expect(await outcome(view(epoch).write(0, filled(3), Flag.None)), "its room was given back").to.equal(
+        "ENOSPC",
+      );
     });
 
     it("counts what is being written to any disk", async () => {
