@@ -209,9 +209,12 @@ export class OverlayLog {
     return this.#end;
   }
 
-  /** Where the log ends, durably, as long as nothing is appended; null after a failure, when that can't be known. */
+  /**
+   * Where the log ends, durably, as long as nothing is appended; null after a failure, when that can't be known, and of a broken one,
+   * which may have been cut, and be as long as before after a power loss.
+   */
   get endBytes(): number | null {
-    return this.#failure === null ? this.#end : null;
+    return this.#failure === null && !this.#broken ? this.#end : null;
   }
 
   /** Whether a write or sync has: add() and commit() throw. */

@@ -323,7 +323,7 @@ export class EpochStore {
         for (const { active } of overlays) await active.close();
         await files.close();
         await log.close();
-        if (log.endBytes === null) this.#failed.add(log.name);
+        if (log.hasFailed) this.#failed.add(log.name);
       },
     };
   }

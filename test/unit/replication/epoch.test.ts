@@ -170,8 +170,11 @@ describe("epoch store", () => {
     expect(recovered.undoBytes).to.equal(HEADER_BYTES);
     expect(directory.contents("hidden-1.log").length).to.equal(HEADER_BYTES);
     expect(recovered.lost).to.match(/^its before-images could not be kept/);
+    const ends = await recovered.logEnds();
     await recovered.close();
-    expect((await store.recover(1)).lost).to.match(/^its before-images could not be kept/);
+    directory.crash();
+    expect(directory.contents("hidden-1.log").length, "the cut was lost").to.be.above(HEADER_BYTES);
+    expect((await store.recover(1, ends)).lost).to.match(/^its before-images could not be kept/);
   });
 
   it("takes the log that was prepared for an epoch, which nothing is created for then", async () => {
