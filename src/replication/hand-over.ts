@@ -47,6 +47,12 @@ export class HandOver {
     return this.#isUndecided;
   }
 
+  /** @throws StateError if the disks are, or may be, another node's */
+  refuseAfterwards(): void {
+    if (!this.#isDone && !this.#isUndecided) return;
+    throw new StateError("handed-over", "this node has handed its disks over, or may have: it ends");
+  }
+
   /**
    * @returns the generation of the node that took over, and how long guests waited
    * @throws StateError or QmpError if it can't be done: everything goes on as before; LinkError "undecided"

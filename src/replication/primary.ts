@@ -236,6 +236,7 @@ export class Primary {
    */
   attach(replica: Replica, checkpointIntervalMs = this.#options.checkpointIntervalMs): Promise<void> {
     return this.#serial.run(async () => {
+      this.#handOver.refuseAfterwards();
       this.#attachment.refuseSecond();
       this.#checkpoints.setInterval(checkpointIntervalMs);
       // It can't refuse what it is sent.
@@ -253,7 +254,10 @@ export class Primary {
 
   /** QEMU's replication_start_all(): begins to replicate to the replica that was given. */
   start(mode: Mode): Promise<void> {
-    return this.#serial.run(() => this.#attachment.start(mode));
+    return this.#serial.run(() => {
+      this.#handOver.refuseAfterwards();
+      return this.#attachment.start(mode);
+    });
   }
 
   /** QEMU's replication_stop_all(): stops forwarding, whatever becomes of the replica. */

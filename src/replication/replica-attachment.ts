@@ -91,6 +91,8 @@ export class ReplicaAttachment {
    */
   attach(replica: Replica): Promise<void> {
     this.#replica = replica;
+    // A stop that was a failover ended replication with the one before; it is begun anew.
+    this.#state = initialState("primary");
     return this.start("primary");
   }
 

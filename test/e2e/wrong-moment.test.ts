@@ -235,6 +235,17 @@ describe("verb at the wrong moment", () => {
       await expectInStep(pair);
     });
 
+    it("a primary that was told of a lost heartbeat replicates again when a replica is attached", async () => {
+      const pair = await startPair(workspace);
+      await pair.primary.withQmp((client) => client.execute("x-colo-lost-heartbeat"));
+      expect((await pair.primary.status()).stage).to.equal("done");
+      await writePattern(pair.primaryUri(), 0x11, "0", "1M");
+      const replica = ["--replica", `nbd://${pair.addresses.replication}`];
+      await pair.primary.succeed("attach", ...replica, "--replica-qmp", `tcp:${pair.addresses.qmp}`);
+      await expectInStep(pair);
+      await expectPattern(pair.viewUri(), [0x11, "0", "1M"], [0, "1M", "1M"]);
+    });
+
     it("a stop of the secondary alone: the checkpoint after it is refused, and the pair begins anew", async () => {
       const pair = await startPair(workspace);
       await writePattern(pair.primaryUri(), 0x11, "0", "1M");
