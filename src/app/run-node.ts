@@ -4,7 +4,7 @@ import type { Logger } from "pino";
 import { defaultQmpAddress, type NodeConfig } from "../config/schema.js";
 import { clientParameters, type TlsConfig } from "../config/tls.js";
 import { Deferred } from "../deferred.js";
-import { describeError, ReplError } from "../errors.js";
+import { describeError, ReplError, StateError } from "../errors.js";
 import { createLogger } from "../log.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
 import { unsafeDirectory } from "../meta/unsafe-directory.js";
@@ -12,6 +12,7 @@ import { type Address, formatAddress } from "../net/address.js";
 import { libc } from "../os/libc.js";
 import { lockStateDirectory } from "../os/lock.js";
 import type { QmpCommand } from "../qmp/command.js";
+import { STOPPING } from "../qmp/errors.js";
 import { ENDED_EVENT, nodeCommands } from "../qmp/commands/node.js";
 import { QmpServer } from "../qmp/server.js";
 import type { LinkTls } from "../replication/replica-uri.js";
@@ -71,13 +72,21 @@ export async function runNode(
   const log = createLogger({ level: config.logLevel, format: config.logFormat });
   const lifecycle = new Lifecycle();
   const stopped = new Deferred<string>();
+  let isStopping = false;
+  const stop = (reason: string): void => {
+    isStopping = true;
+    stopped.resolve(reason);
+  };
   const onSignal = (signal: NodeJS.Signals): void => {
-    stopped.resolve(signal);
+    stop(signal);
   };
   process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
   try {
-    const node = await startNode(config, build, log, lifecycle, () => {
-      stopped.resolve("quit");
+    const node = await startNode(config, build, log, lifecycle, {
+      quit: () => {
+        stop("quit");
+      },
+      isStopping: () => isStopping,
     });
     log.info({ pid: process.pid, stateDirectory: config.stateDir }, "ready");
     const reason = await stopped.promise;
@@ -111,7 +120,7 @@ async function startNode(
   build: (parts: NodeParts) => Promise<RunningNode>,
   log: Logger,
   lifecycle: Lifecycle,
-  quit: () => void,
+  { quit, isStopping }: { readonly quit: () => void; readonly isStopping: () => boolean },
 ): Promise<RunningNode> {
   const startedMs = Date.now();
   const version = readVersion();
@@ -150,7 +159,10 @@ async function startNode(
   });
   running = node;
   qmp = new QmpServer({
-    commands: [...nodeCommands({ status: node.status, quit }), ...node.commands],
+    commands: [
+      ...nodeCommands({ status: node.status, quit }),
+      ...node.commands.map((command) => refusedWhile(isStopping, command)),
+    ],
     log: log.child({ component: "qmp" }),
     tls: access.tls?.acceptor ?? null,
     ...(access.allow !== undefined && { allow: access.allow }),
@@ -159,6 +171,19 @@ async function startNode(
   for (const address of [defaultQmpAddress(config.stateDir), ...config.qmp]) await qmp.listen(address);
   warnOfPlaintext(log, node.status().listeners, config);
   return node;
+}
+
+/** QMP is closed last of all: what a command began now would be closed by nobody, or change what is on record as closed. */
+function refusedWhile(isStopping: () => boolean, command: QmpCommand): QmpCommand {
+  if (command.name.startsWith("query-")) return command;
+  return {
+    name: command.name,
+    arguments: command.arguments,
+    run: (args, context) =>
+      isStopping()
+        ? Promise.reject(new StateError(STOPPING, "the node is stopping: start it again first"))
+        : command.run(args, context),
+  };
 }
 
 export function linkTlsOf(config: TlsConfig): LinkTls {

@@ -1,6 +1,9 @@
 /** Errors on the QMP wire: QEMU's shape, and two members of ours that tell a program what to do about it. */
 import { ConfigError, ReplError, StateError } from "../errors.js";
 
+/** Code of the refusal by a node that is about to end: it has begun nothing. */
+export const STOPPING = "stopping";
+
 /** QEMU's classes (qapi/error.json). */
 type QmpErrorClass =
   "GenericError" | "CommandNotFound" | "DeviceNotActive" | "DeviceNotFound" | "KVMMissingCap";

@@ -1,7 +1,8 @@
 /** What a primary says to its secondary beside the data: handshake, checkpoint, heartbeat. Over QMP. */
 import { z } from "zod";
-import { ProtocolError } from "../errors.js";
+import { LinkError, ProtocolError } from "../errors.js";
 import type { QmpClient } from "../qmp/client.js";
+import { QmpError, STOPPING } from "../qmp/errors.js";
 import { changesSummarySchema } from "./changes-summary.js";
 
 /** Version of the handshake; a node refuses another's. */
@@ -161,8 +162,15 @@ export class NodeControl implements ReplicaControl {
     return this.#client.close();
   }
 
-  #execute(command: string, args: object): Promise<unknown> {
-    return this.#client.execute(command, args, { timeoutMs: this.#timeoutMs });
+  async #execute(command: string, args: object): Promise<unknown> {
+    try {
+      return await this.#client.execute(command, args, { timeoutMs: this.#timeoutMs });
+    } catch (error) {
+      // It is as good as gone, which is no refusal: it may be back at once.
+      if (error instanceof QmpError && error.code === STOPPING)
+        throw new LinkError(STOPPING, "the secondary is stopping", { cause: error });
+      throw error;
+    }
   }
 }
 

@@ -1,7 +1,7 @@
 /** The end of a switch-over: the secondary is asked to take over, until it is known whether it did. */
 import { type Clock, pause } from "../clock.js";
 import { asError, LinkError, UnreachableError } from "../errors.js";
-import { QmpError } from "../qmp/errors.js";
+import { QmpError, STOPPING } from "../qmp/errors.js";
 import type { Endpoint } from "../net/endpoint.js";
 import type { ReplicaControlEvents } from "./replica-control.js";
 import type { ReplicaNetwork } from "./replica-network.js";
@@ -43,8 +43,10 @@ export async function requestTakeOver(takeOver: TakeOver): Promise<string> {
     try {
       const connection = await network.control(control, timeoutMs, DEAF);
       try {
-        wasAsked = true;
         return await connection.takeOver(primary, epoch);
+      } catch (error) {
+        wasAsked ||= !(error instanceof LinkError && error.code === STOPPING);
+        throw error;
       } finally {
         await connection.close();
       }

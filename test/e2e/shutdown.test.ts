@@ -77,6 +77,66 @@ describe("a primary that gets SIGTERM while its clients are at work", () => {
   });
 });
 
+describe("a node that is asked for something while it stops", () => {
+  const workspace = useWorkspace();
+
+  const CASES = [
+    {
+      role: "primary",
+      listeners: (path: string) => ["--listen", `unix:${path}`],
+      command: "x-repl-attach",
+      args: { replica: "nbd://127.0.0.1:1", "replica-qmp": "tcp:127.0.0.1:1" },
+    },
+    {
+      role: "secondary",
+      listeners: (path: string) => ["--listen", `unix:${path}`, "--view", `unix:${path}.view`],
+      command: "xen-set-replication",
+      args: { enable: true, primary: false },
+    },
+    {
+      role: "secondary",
+      listeners: (path: string) => ["--listen", `unix:${path}`, "--view", `unix:${path}.view`],
+      command: "nbd-server-start",
+      args: { addr: { type: "unix", data: { path: "/tmp/none" } } },
+    },
+  ] as const;
+
+  for (const { role, listeners, command, args } of CASES) {
+    it(`${role}, ${command}: begins nothing, goes on telling its status, and ends`, async () => {
+      const harness = await startNbdServer();
+      workspace.onEnd(() => harness.close());
+      const disk = new FailingDevice(new MemoryDevice(MEBIBYTE, { extents: "none" }));
+      harness.add("image", disk);
+      const path = workspace.path("nbd.sock");
+      const node = await NodeProcess.start(workspace, role, [
+        ...["--disk", `disk0=nbd+unix:///image?socket=${harness.path}`],
+        ...listeners(path),
+      ]);
+      const client = await RawNbdClient.transmitting({ kind: "unix", path }, "disk0");
+      workspace.onEnd(() => {
+        client.destroy();
+        return Promise.resolve();
+      });
+      // A request in flight is what it waits for.
+      const held = disk.hold({ operation: ["read"], offset: 0, lengthBytes: MEBIBYTE });
+      client.request(Command.Read, { cookie: 1, lengthBytes: 4096 });
+      await held.arrived(1);
+      await node.withQmp(async (qmp) => {
+        node.process.signal("SIGTERM");
+        await node.logged("stopping", ({ msg }) => msg === "stopping");
+        expect(await failureOf(qmp.execute(command, args))).to.include({
+          code: "stopping",
+          message: "the node is stopping: start it again first",
+        });
+        expect(await qmp.execute("x-repl-status")).to.include({ role, stage: "none" });
+      });
+      held.release();
+      expect((await node.process.ended()).code).to.equal(0);
+      expect(node.log.at(-1)?.msg).to.equal("stopped");
+    });
+  }
+});
+
 describe("a node that is stopped and can't record that", () => {
   const workspace = useWorkspace();
 
