@@ -34,6 +34,16 @@ export class DeviceError extends ReplError {
   }
 }
 
+/**
+ * This node does not do it any more, though another one will: a client that connects again is better off without an answer, for what
+ * it was not told of it asks for again there. Whoever has to be told something is told ESHUTDOWN.
+ */
+export class AskAgainError extends DeviceError {
+  constructor(message: string) {
+    super("ESHUTDOWN", message);
+  }
+}
+
 /** The peer broke the protocol; its connection is closed. */
 export class ProtocolError extends ReplError {}
 
@@ -82,7 +92,8 @@ export function errnoOf(error: unknown): Errno {
 /** For catch() of a part of a request: a DeviceError that knows no better gets the offset at which that part begins. */
 export function failedAt(offset: number): (error: unknown) => never {
   return (error) => {
-    if (!(error instanceof DeviceError) || error.offset !== null) throw error;
+    if (!(error instanceof DeviceError) || error.offset !== null || error instanceof AskAgainError)
+      throw error;
     throw new DeviceError(error.errno, error.message, { cause: error, offset });
   };
 }

@@ -3,6 +3,7 @@ import type { PrimaryConfig } from "../config/schema.js";
 import { StateError } from "../errors.js";
 import { ExportTable } from "../nbd/server/exports.js";
 import { NbdServer } from "../nbd/server/server.js";
+import type { Farewell } from "../nbd/server/transmission.js";
 import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block-jobs.js";
 import { primaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
@@ -62,7 +63,7 @@ async function startPrimary(
   });
   lifecycle.add(() => {
     primary.refuseWaiting();
-    return guests.close(CLOSE_DEADLINE_MS);
+    return guests.close(CLOSE_DEADLINE_MS, farewellOf(primary));
   });
   for (const address of config.listen) await guests.listen(address);
   for (const { fd } of config.sockets) await guests.listenOn(fd);
@@ -84,6 +85,11 @@ async function startPrimary(
     status: () => primaryStatus(parts, config, primary, guests),
     brokenPromise: () => primary.brokenPromise(),
   };
+}
+
+/** How a node that ends leaves its guests: after a switch-over those that connect again ask the other one. @param primary null: it is none */
+export function farewellOf(primary: Primary | null): Farewell {
+  return primary?.isElsewhere === true ? "ignore" : "refuse";
 }
 
 /** What a node that replicates tells its QMP clients. @param speed the limit of its copying */

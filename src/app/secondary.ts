@@ -15,7 +15,7 @@ import {
 import { Secondary } from "../replication/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
-import { linkEvents } from "./primary.js";
+import { farewellOf, linkEvents } from "./primary.js";
 import { jobControls, yankable } from "./primary-status.js";
 import { commitJob, secondaryJobs, secondaryStatus } from "./secondary-status.js";
 
@@ -69,7 +69,10 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     log: log.child({ component: "view" }),
     ...parts.nbdAccess,
   });
-  lifecycle.add(() => view.close(DISCONNECT_DEADLINE_MS));
+  lifecycle.add(() => {
+    const promoted = secondary.stage === "done" ? secondary.promoted : null;
+    return view.close(DISCONNECT_DEADLINE_MS, farewellOf(promoted));
+  });
   for (const address of config.view) await view.listen(address);
   if (config.listen.length + config.sockets.length > 0) await writers.startAll(config.listen, config.sockets);
 

@@ -8,7 +8,7 @@
  * - Before a change is acknowledged, the replica has acknowledged it, or the dirty map has it as missed; in ack mode
  *   `async` that holds before the next drain() resolves.
  */
-import { DeviceError, errnoOf } from "../errors.js";
+import { AskAgainError, errnoOf } from "../errors.js";
 import type { AckMode } from "../status.js";
 import { withBuffer } from "./buffer-pool.js";
 import type { BlockDevice, DeviceInfo, Extent, Flags } from "./device.js";
@@ -286,5 +286,5 @@ export class Mirror implements BlockDevice {
 }
 
 function refuse(): Promise<never> {
-  return Promise.reject(new DeviceError("ESHUTDOWN", "another node has taken over: connect to that one"));
+  return Promise.reject(new AskAgainError("another node has taken over: connect to that one"));
 }

@@ -47,9 +47,14 @@ export class HandOver {
     return this.#isUndecided;
   }
 
+  /** Whether the disks are, or may be, another node's: guests ask there. */
+  get isElsewhere(): boolean {
+    return this.#isDone || this.#isUndecided;
+  }
+
   /** @throws StateError if the disks are, or may be, another node's */
   refuseAfterwards(): void {
-    if (!this.#isDone && !this.#isUndecided) return;
+    if (!this.isElsewhere) return;
     throw new StateError("handed-over", "this node has handed its disks over, or may have: it ends");
   }
 

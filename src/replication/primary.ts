@@ -290,6 +290,11 @@ export class Primary {
     return this.#handOver.isDone;
   }
 
+  /** As HandOver.isElsewhere. */
+  get isElsewhere(): boolean {
+    return this.#handOver.isElsewhere;
+  }
+
   /** Which promise can't be kept any more, or null; for the exit code. */
   brokenPromise(): string | null {
     if (this.#handOver.isUndecided) return "whether the secondary has taken over is unknown";

@@ -2,10 +2,10 @@
  * The answers to one client's requests: what the device makes of them, as it is done, in whatever order that is.
  *
  * Invariants:
- * - `deviceRequests` are with the device; each is answered once it is done, and no sooner.
+ * - `deviceRequests` are with the device; each is answered once it is done, and no sooner, unless it is to be asked of another one.
  * - The first failure of a connection is logged, further ones are not: a client could have as many as it likes.
  */
-import { describeError, errnoOf } from "../../errors.js";
+import { AskAgainError, describeError, errnoOf } from "../../errors.js";
 import type { ClientLog } from "../../net/client-log.js";
 import { Command } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
@@ -28,6 +28,8 @@ export interface AnswersOptions {
   readonly clientLog: ClientLog;
   /** The device went idle. */
   readonly onProgress: () => void;
+  /** The device does not do it any more: there is no answer to it. */
+  readonly unanswered: (open: OpenRequest) => void;
 }
 
 export class Answers implements DeviceRequestSink {
@@ -113,6 +115,10 @@ export class Answers implements DeviceRequestSink {
   }
 
   #failed(open: OpenRequest, error: unknown): void {
+    if (error instanceof AskAgainError) {
+      this.#settled(open, null);
+      return;
+    }
     const errno = errnoForWire(open.header, errnoOf(error));
     const failedAt = offsetWithin(open.header, error);
     if (open.isWrite) this.#failedWrites++;
@@ -140,12 +146,14 @@ export class Answers implements DeviceRequestSink {
     );
   }
 
-  #settled(open: OpenRequest, reply: Buffer): void {
-    const { writer, onProgress } = this.#options;
+  /** @param reply null: there is none */
+  #settled(open: OpenRequest, reply: Buffer | null): void {
+    const { writer, unanswered, onProgress } = this.#options;
     if (open.isWrite) open.loan.release();
     this.#deviceRequests--;
     if (isAtDevice(open)) this.#place.settled();
-    writer.send(reply, open);
+    if (reply === null) unanswered(open);
+    else writer.send(reply, open);
     if (this.#deviceRequests > 0) return;
     // Nobody is left to share the writev with.
     writer.flush();

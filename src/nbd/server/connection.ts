@@ -30,7 +30,7 @@ import { Negotiation } from "./negotiation.js";
 import type { OpenRequest } from "./open-request.js";
 import { ReplyWriter } from "./reply-writer.js";
 import { type ServerTls, StartTls } from "./starttls.js";
-import { Transmission } from "./transmission.js";
+import { type Farewell, Transmission } from "./transmission.js";
 import type { Turns } from "./turns.js";
 import { ClientTurn } from "./turns.js";
 
@@ -77,7 +77,7 @@ export interface ConnectionInfo {
 /**
  * How far it has come; phases may be left out.
  * - serving: what the client sends is taken up, options first, then requests.
- * - refusing: requests are refused with ESHUTDOWN; once all are answered it leaves.
+ * - refusing: requests are refused with ESHUTDOWN, or ignored; once all others are answered it leaves.
  * - answering: nothing that the client sends counts any more, after NBD_CMD_DISC, NBD_OPT_ABORT or its FIN; once all is answered it
  *   leaves.
  * - leaving: FIN is sent, the client's is awaited. With both the socket closes itself.
@@ -182,10 +182,10 @@ export class Connection implements OptionSink {
     };
   }
 
-  /** Of a client in transmission: new requests get ESHUTDOWN; those in flight are answered, then it leaves. See `ended`. */
-  shutDown(): void {
+  /** Of a client in transmission: new requests are not done; those in flight are answered, then it leaves. See `ended`. */
+  shutDown(farewell: Farewell): void {
     if (this.#phase === "serving") this.#phase = "refusing";
-    this.#transmission?.shutDown();
+    this.#transmission?.shutDown(farewell);
     this.#progress();
   }
 
@@ -260,6 +260,9 @@ export class Connection implements OptionSink {
       clientLog: this.#options.clientLog,
       onProgress: () => {
         this.#progress();
+      },
+      onDeviceLeft: () => {
+        this.shutDown("ignore");
       },
     });
     this.#receiver.enterTransmission(this.#transmission, agreement.extendedHeaders);

@@ -54,7 +54,7 @@ const BAD_STATUS_PAYLOAD: Refusal = {
   message: "the payload is not a list of selected contexts",
 };
 
-/** Answers every request once the connection is being shut down. */
+/** Answers every request once the connection is being shut down, unless they are left unanswered. */
 export const SHUTTING_DOWN: Refusal = { errno: "ESHUTDOWN", message: "the export is being closed" };
 
 /** WRITE, TRIM, WRITE_ZEROES: what changes the content. */

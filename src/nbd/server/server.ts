@@ -33,6 +33,7 @@ import { MemoryPool } from "./memory-pool.js";
 import type { Listener } from "./listener.js";
 import { openListener } from "./listener.js";
 import type { ServerTls } from "./starttls.js";
+import type { Farewell } from "./transmission.js";
 import { Turns } from "./turns.js";
 
 export interface NbdServerOptions {
@@ -140,6 +141,7 @@ export class NbdServer {
     return endAll(
       [...this.#connections].filter((connection) => connection.exportName === exportName),
       deadlineMs,
+      "refuse",
     );
   }
 
@@ -154,11 +156,11 @@ export class NbdServer {
   }
 
   /** Stops listening, then as disconnect() for all. Clients in the handshake get NBD_REP_ERR_SHUTDOWN until then. */
-  async close(deadlineMs: number): Promise<void> {
+  async close(deadlineMs: number, farewell: Farewell = "refuse"): Promise<void> {
     this.#stopping = true;
     await Promise.all(this.addresses.map((address) => this.unlisten(address)));
     const inTransmission = [...this.#connections].filter((connection) => connection.exportName !== null);
-    await endAll(inTransmission, deadlineMs);
+    await endAll(inTransmission, deadlineMs, farewell);
     for (const connection of this.#connections) if (connection.exportName === null) connection.destroy();
     this.#clientLog.close();
   }
@@ -248,8 +250,12 @@ function peerOf(socket: Socket, listenedOn: Address, number: number): string {
   return formatAddress({ kind: "tcp", host: remoteAddress, port: remotePort });
 }
 
-async function endAll(connections: readonly Connection[], deadlineMs: number): Promise<void> {
-  for (const connection of connections) connection.shutDown();
+async function endAll(
+  connections: readonly Connection[],
+  deadlineMs: number,
+  farewell: Farewell,
+): Promise<void> {
+  for (const connection of connections) connection.shutDown(farewell);
   const deadline = setTimeout(() => {
     for (const connection of connections) connection.destroy();
   }, delayOf(deadlineMs));

@@ -54,15 +54,24 @@ export interface TransmissionOptions {
   readonly clientLog: ClientLog;
   /** The client disconnected, the kernel took answers, or the device went idle. */
   readonly onProgress: () => void;
+  /** The device does not do requests any more, but for those that are under way. */
+  readonly onDeviceLeft: () => void;
 }
+
+/**
+ * What becomes of requests that come to a server that is about to leave: they get ESHUTDOWN, or no answer. A client that connects again
+ * (QEMU's with reconnect-delay) hands an error to its guest, and asks again for what was not answered; others get an error either way.
+ */
+export type Farewell = "refuse" | "ignore";
 
 /**
  * - serving: requests are performed.
  * - refusing: new ones are answered with ESHUTDOWN.
+ * - ignoring: new ones are not answered.
  * - over: none comes any more.
  * - closed: nothing of the connection is left.
  */
-type Phase = "serving" | "refusing" | "over" | "closed";
+type Phase = "serving" | "refusing" | "ignoring" | "over" | "closed";
 
 export class Transmission implements RequestSink {
   readonly export: NbdExport;
@@ -105,7 +114,11 @@ export class Transmission implements RequestSink {
       hasContexts: contexts.length > 0,
     };
     this.#place = new DevicePlace(deviceDepthOf(e), options.onProgress);
-    this.#answers = new Answers(options, this.#place);
+    const unanswered = (open: OpenRequest): void => {
+      this.#forget(open);
+      options.onDeviceLeft();
+    };
+    this.#answers = new Answers({ ...options, unanswered }, this.#place);
     const isWanted = (): boolean => this.#phase === "serving";
     this.#device = new DeviceRequests(options.agreement, this.#rules, this.#answers, isWanted);
   }
@@ -134,9 +147,10 @@ export class Transmission implements RequestSink {
     return this.#answers.bytesMoved;
   }
 
-  /** From now on requests are answered with ESHUTDOWN; those in flight finish. */
-  shutDown(): void {
-    if (this.#phase === "serving") this.#phase = "refusing";
+  /** From now on requests are refused, or not answered; those in flight finish. */
+  shutDown(farewell: Farewell): void {
+    if (this.#phase !== "serving" && this.#phase !== "refusing") return;
+    this.#phase = farewell === "refuse" ? "refusing" : "ignoring";
   }
 
   /** The client sends no more; a WRITE whose payload is incomplete will never be one. */
@@ -145,10 +159,15 @@ export class Transmission implements RequestSink {
     const partial = this.#current;
     if (partial === null) return;
     this.#current = null;
+    this.#forget(partial, this.#memory !== "awaited");
+  }
+
+  /** It is not answered. @param hasMemory whether it was given what it counts for */
+  #forget(open: OpenRequest, hasMemory = true): void {
     this.#open--;
-    this.#memoryBytes -= partial.memoryBytes;
-    if (this.#memory !== "awaited") this.#options.memory.give(partial.memoryBytes);
-    partial.loan.release();
+    this.#memoryBytes -= open.memoryBytes;
+    if (hasMemory) this.#options.memory.give(open.memoryBytes);
+    open.loan.release();
   }
 
   /** To be called once, when nothing of the connection is left. */
@@ -183,11 +202,8 @@ export class Transmission implements RequestSink {
   /** The kernel has taken the answers to these requests. */
   handedOver(answered: readonly OpenRequest[]): void {
     for (const open of answered) {
-      this.#open--;
-      this.#memoryBytes -= open.memoryBytes;
-      this.#options.memory.give(open.memoryBytes);
       if (open.isWrite) this.#unansweredWrites--;
-      open.loan.release();
+      this.#forget(open);
     }
     if (this.#open === 0) this.#arena.letGo();
     this.#options.onProgress();
@@ -214,7 +230,7 @@ export class Transmission implements RequestSink {
     if (header.type === Command.Disconnect) return false;
     const isWrite = isWriteLike(header.type);
     this.#options.turn.spend(bytesMovedAtOnce(header));
-    let refusal = this.#phase === "refusing" ? SHUTTING_DOWN : refusalOf(this.#rules, header);
+    let refusal = this.#phase === "serving" ? refusalOf(this.#rules, header) : SHUTTING_DOWN;
     if (isWrite && refusal === null && header.lengthBytes > 0) refusal = this.#refusalToWrite();
     const memoryBytes = refusal === null ? this.#memoryFor(header) : REQUEST_MEMORY_BYTES;
     this.#current = { header, refusal, isWrite, memoryBytes, loan: new Loan(this.#arena) };
@@ -251,7 +267,10 @@ export class Transmission implements RequestSink {
   }
 
   #answer(open: OpenRequest, payload: Buffer | null): void {
-    if (open.refusal !== null) this.#answers.refused(open, open.refusal);
+    if (open.refusal === SHUTTING_DOWN && this.#phase === "ignoring") {
+      this.#forget(open);
+      this.#options.onProgress();
+    } else if (open.refusal !== null) this.#answers.refused(open, open.refusal);
     else this.#device.perform(open, payload === null ? null : this.#kept(open, payload));
   }
 
