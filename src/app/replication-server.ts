@@ -116,6 +116,7 @@ export class ReplicationServer implements ManagedNbdServer {
     const server = new NbdServer({
       exports: this.#exports,
       log: this.#log,
+      clientsReconnect: true,
       ...roomFor(this.#secondary?.disks.length ?? 0),
       ...this.#access,
       ...(maxConnections !== null && { maxConnections }),

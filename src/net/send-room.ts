@@ -8,6 +8,7 @@
 import { isIP, type Socket } from "node:net";
 
 import { libc, SystemCallError } from "../os/libc.js";
+import { descriptorOf } from "./descriptor.js";
 
 /** The kernel counts twice that, and has a limit of its own: net.core.wmem_max. */
 const WIDE_BYTES = 1024 * 1024;
@@ -38,10 +39,7 @@ export class SendRoom {
   }
 }
 
-/** Node tells the descriptor of no socket publicly, as read-into.ts has it. */
 function unixDescriptor(socket: Socket): number | null {
-  const { _handle: handle } = socket as Socket & { _handle?: { readonly fd?: number } | null };
   const { remoteAddress = "" } = socket;
-  if (socket.destroyed || isIP(remoteAddress) !== 0) return null;
-  return handle?.fd !== undefined && handle.fd >= 0 ? handle.fd : null;
+  return isIP(remoteAddress) === 0 ? descriptorOf(socket) : null;
 }

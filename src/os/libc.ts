@@ -47,6 +47,9 @@ const RWF_NOWAIT = 8;
 /** setsockopt(2), as most architectures have them, those of ARCHITECTURES_64_BIT among them. */
 const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
+const IPPROTO_TCP = 6;
+const TCP_KEEPINTVL = 5;
+const TCP_KEEPCNT = 6;
 
 /** mallopt(3) of glibc. */
 const M_MMAP_THRESHOLD = -3;
@@ -101,6 +104,8 @@ export interface Libc {
   address(content: Buffer): bigint;
   /** setsockopt(2) SO_SNDBUF: how much the kernel buffers of what a socket sends; it caps it at net.core.wmem_max. */
   setSendBuffer(fd: number, lengthBytes: number): void;
+  /** setsockopt(2) TCP_KEEPINTVL and TCP_KEEPCNT: how many probes of a silent peer stay unanswered, and how far apart they are. */
+  setKeepaliveProbes(fd: number, intervalSeconds: number, probes: number): void;
   /**
    * mallopt(3) M_MMAP_THRESHOLD: blocks of this length and more go back to the kernel as soon as they are freed. Left alone,
    * glibc raises the threshold to the longest block that was ever freed so, and keeps all shorter ones. Nothing happens with
@@ -220,15 +225,12 @@ class KoffiLibc implements Libc {
   }
 
   setSendBuffer(fd: number, lengthBytes: number): void {
-    this.#optionValue[0] = lengthBytes;
-    const result = this.#setsockopt(
-      fd,
-      SOL_SOCKET,
-      SO_SNDBUF,
-      this.#optionValue,
-      this.#optionValue.byteLength,
-    );
-    if (result !== 0) throw new SystemCallError("setsockopt", this.#koffi.errno());
+    this.#setOption(fd, SOL_SOCKET, SO_SNDBUF, lengthBytes);
+  }
+
+  setKeepaliveProbes(fd: number, intervalSeconds: number, probes: number): void {
+    this.#setOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, intervalSeconds);
+    this.#setOption(fd, IPPROTO_TCP, TCP_KEEPCNT, probes);
   }
 
   setMmapThreshold(lengthBytes: number): void {
@@ -283,6 +285,12 @@ class KoffiLibc implements Libc {
       if (admitNext === undefined) this.#running--;
       else admitNext();
     }
+  }
+
+  #setOption(fd: number, level: number, name: number, value: number): void {
+    this.#optionValue[0] = value;
+    const result = this.#setsockopt(fd, level, name, this.#optionValue, this.#optionValue.byteLength);
+    if (result !== 0) throw new SystemCallError("setsockopt", this.#koffi.errno());
   }
 
   #encodeLock(type: number, offset: number): void {

@@ -13,7 +13,7 @@ import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
 import { RawNbdClient } from "../tools/raw-nbd-client.js";
-import { keepaliveSecondsOf, noDelayOf } from "../tools/tcp-delay.js";
+import { keepalivePatienceOf, keepaliveSecondsOf, noDelayOf } from "../tools/tcp-delay.js";
 
 const CONNECTIONS = 3;
 
@@ -27,8 +27,9 @@ describe("NBD over TCP", () => {
   });
 
   /** The port of a server with TLS or without. */
-  async function start(acceptor: TlsAcceptor | null): Promise<number> {
-    harness = await startNbdServer(acceptor === null ? {} : { tls: { mode: "require", acceptor } });
+  async function start(acceptor: TlsAcceptor | null, clientsReconnect = false): Promise<number> {
+    const tls = acceptor === null ? {} : { tls: { mode: "require", acceptor } as const };
+    harness = await startNbdServer({ ...tls, clientsReconnect });
     harness.add("disk0", new MemoryDevice(1024 * 1024));
     const address = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
     return address.kind === "tcp" ? address.port : 0;
@@ -59,6 +60,18 @@ describe("NBD over TCP", () => {
       const seconds = new Array<number>(CONNECTIONS).fill(30);
       expect(keepaliveSecondsOf(port)).to.deep.equal({ server: seconds, client: seconds });
       await device.close();
+    });
+  }
+
+  for (const { clientsReconnect, who, seconds } of [
+    { clientsReconnect: false, who: "a client that may lose its disk", seconds: 900 },
+    { clientsReconnect: true, who: "a client that connects again by itself", seconds: 10 },
+  ]) {
+    it(`${who} may give no sign of life for ${seconds} seconds before its connection is ended`, async () => {
+      const port = await start(null, clientsReconnect);
+      const client = await RawNbdClient.negotiating({ kind: "tcp", host: "127.0.0.1", port });
+      expect(keepalivePatienceOf(port).server).to.deep.equal([seconds]);
+      client.destroy();
     });
   }
 

@@ -5,6 +5,8 @@ import koffi from "koffi";
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
 const TCP_KEEPIDLE = 4;
+const TCP_KEEPINTVL = 5;
+const TCP_KEEPCNT = 6;
 const SOL_SOCKET = 1;
 const SO_KEEPALIVE = 9;
 const ESTABLISHED = "01";
@@ -30,6 +32,14 @@ export function noDelayOf(port: number): Sides<boolean> {
 export function keepaliveSecondsOf(port: number): Sides<number | null> {
   return askAll(port, (fd) =>
     optionOf(fd, SOL_SOCKET, SO_KEEPALIVE) === 0 ? null : optionOf(fd, IPPROTO_TCP, TCP_KEEPIDLE),
+  );
+}
+
+/** For how many seconds a peer may then give none before the kernel ends the connection. */
+export function keepalivePatienceOf(port: number): Sides<number> {
+  return askAll(
+    port,
+    (fd) => optionOf(fd, IPPROTO_TCP, TCP_KEEPINTVL) * optionOf(fd, IPPROTO_TCP, TCP_KEEPCNT),
   );
 }
 

@@ -92,8 +92,12 @@ export const DEFAULT_MAX_CONNECTIONS_PER_PEER = 64;
 /** From accept to transmission. */
 export const DEFAULT_HANDSHAKE_TIMEOUT_MS = 10_000;
 
-/** How long the kernel may take none of the replies that are queued. */
-export const DEFAULT_STALL_TIMEOUT_MS = 30_000;
+/**
+ * How long the kernel may take none of the replies that are queued: a guest whose host is paused is to find its disk when it goes on,
+ * as long as a silent one is kept (net/keepalive.ts). What the client holds meanwhile is bounded; if others wait for it, it is cut
+ * off sooner (memory-pool.ts).
+ */
+export const DEFAULT_STALL_TIMEOUT_MS = 15 * 60_000;
 
 /** From our FIN to the peer's; closing sooner could reset the connection and lose the last replies. */
 export const LINGER_TIMEOUT_MS = 1000;

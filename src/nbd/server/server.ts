@@ -16,6 +16,7 @@ import { StateError, describeError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
 import { formatAddress } from "../../net/address.js";
 import { ClientLog } from "../../net/client-log.js";
+import { bePatient } from "../../net/keepalive.js";
 import type { SocketAccess } from "../../net/listen.js";
 import type { PeerFilter } from "../../net/peer-filter.js";
 import { SendRoom } from "../../net/send-room.js";
@@ -51,8 +52,13 @@ export interface NbdServerOptions {
   readonly sockets?: SocketAccess;
   /** From accept to transmission. */
   readonly handshakeTimeoutMs?: number;
-  /** How long a client may leave its replies unread. */
+  /** How long a client may leave its replies unread; default 15 min. */
   readonly stallTimeoutMs?: number;
+  /**
+   * Whether clients build their connections anew by themselves: then one whose host vanished is found out within 40 s and is in
+   * nobody's way. Others have 15 min, for they may lose their disk with the connection.
+   */
+  readonly clientsReconnect?: boolean;
 }
 
 /** Why a client may not connect. */
@@ -105,6 +111,7 @@ export class NbdServer {
     this.#requireOpen();
     const listener = await openListener(place, this.#options.sockets ?? {}, {
       onSocket: (socket) => {
+        if (this.#options.clientsReconnect !== true) bePatient(socket);
         this.#accept(socket, listener.address);
       },
       onError: (error) => {
