@@ -145,16 +145,17 @@ export class Link {
   }
 
   /**
-   * Connects for the first time, then keeps the link up in the background until stop().
+   * Connects, then keeps the link up in the background until stop().
+   * @param isFirst else it was used before: as after a loss, one that can't be used now is tried again and again
    * @throws NegotiationError, ProtocolError or StateError if the replica is there and can't be used; an unreachable one is no error
    */
-  async start(): Promise<void> {
+  async start(isFirst: boolean): Promise<void> {
     for (const disk of this.#options.disks) disk.setReplicated(true);
     let connections: ReplicaConnections | null = null;
     try {
       connections = await this.#connect();
     } catch (error) {
-      if (isRefusal(error)) {
+      if (isFirst && isRefusal(error)) {
         for (const disk of this.#options.disks) disk.setReplicated(false);
         throw error;
       }

@@ -114,7 +114,12 @@ export class ReplicaAttachment {
   }
 
   /** Begins to replicate to the replica that was given. @throws StateError if none was */
-  async start(mode: Mode): Promise<void> {
+  start(mode: Mode): Promise<void> {
+    return this.#start(mode, true);
+  }
+
+  /** @param isFirst as Link.start() */
+  async #start(mode: Mode, isFirst: boolean): Promise<void> {
     const [next] = step(this.#state, { type: "start", mode });
     if (next.stage !== "running" || this.#state.stage === "running") return;
     const replica = this.#replica;
@@ -127,7 +132,7 @@ export class ReplicaAttachment {
     this.#state = next;
     hold.attaching();
     try {
-      await link.start();
+      await link.start(isFirst);
     } catch (error) {
       hold.notAttached();
       this.#link = null;
@@ -157,10 +162,10 @@ export class ReplicaAttachment {
     this.#link = null;
   }
 
-  /** After leave(): goes on with the same replica as if nothing had been. */
+  /** After leave(): goes on with the same replica as if nothing had been, also if that can't be used now. */
   async resume(): Promise<void> {
     this.#state = initialState("primary");
-    await this.start("primary");
+    await this.#start("primary", false);
   }
 
   /** @throws StateError with QEMU's texts */

@@ -84,7 +84,7 @@ describe("a refusal that lasts", () => {
           }),
       },
     } as unknown as LinkOptions);
-    await link.start();
+    await link.start(true);
     for (let attempt = 2; attempt < 8; attempt++) {
       await turns();
       timers.shift()?.();

@@ -2,6 +2,7 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
+import { StateError } from "../../../src/errors.js";
 import type { AckMode } from "../../../src/status.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
 import { isSettled, outcome, turns } from "../../tools/outcome.js";
@@ -120,6 +121,28 @@ describe("--on-replica-error stop", () => {
     expect(pair.primary.metadata.generation).to.equal(generation);
     await pair.attach();
     expect(replicaHolds(1, 0x11)).to.equal(true);
+  });
+
+  it("a replica that refuses to take over, and then to go on as one: changes wait for it, and none is made alone", async () => {
+    await open("memsync");
+    await pair.attach();
+    await pair.synchronised();
+    const { generation } = pair.primary.metadata;
+    const { secondary } = pair.node;
+    const introduce = secondary.introduce.bind(secondary);
+    const notNow = (): Promise<never> => Promise.reject(new StateError("not-now", "not now"));
+    secondary.takeOver = notNow;
+    secondary.introduce = notNow;
+    expect(await outcome(pair.primary.switchOver())).to.equal("not-now");
+    const written = write(1, 0x11);
+    expect(await isSettled(written)).to.equal(false);
+    expect(pair.primary.waitingChanges).to.equal(1);
+    expect(pair.primary.link?.lastError?.message).to.match(/not now/);
+    secondary.introduce = introduce;
+    await written;
+    await pair.synchronised();
+    expect(replicaHolds(1, 0x11)).to.equal(true);
+    expect(pair.primary.metadata.generation).to.equal(generation);
   });
 
   it(`links that are lost at random: at its acknowledgement each change is on the replica's disk (seed ${SEED})`, async () => {
