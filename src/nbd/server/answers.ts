@@ -5,7 +5,7 @@
  * - `deviceRequests` are with the device; each is answered once it is done, and no sooner, unless it is to be asked of another one.
  * - The first failure of a connection is logged, further ones are not: a client could have as many as it likes.
  */
-import { AskAgainError, describeError, errnoOf } from "../../errors.js";
+import { AskAgainError, describeError, DeviceError, errnoOf } from "../../errors.js";
 import type { ClientLog } from "../../net/client-log.js";
 import { Command } from "../wire/constants.js";
 import type { RequestHeader } from "../wire/request.js";
@@ -138,7 +138,9 @@ export class Answers implements DeviceRequestSink {
   ): void {
     const { agreement, peer, host, clientLog } = this.#options;
     const { name } = agreement.export;
-    const details = () => ({ peer, export: name, errno, type, offset, lengthBytes, failedAt, err: error });
+    // Where a device's own error comes from is in its message; any other is a bug of the device's, which a stack is for.
+    const stack = error instanceof DeviceError ? {} : { err: error };
+    const details = () => ({ peer, export: name, errno, type, offset, lengthBytes, failedAt, ...stack });
     clientLog.warn(
       { host, code: "request-failed" },
       details,
