@@ -77,7 +77,7 @@ function checkRequest(
   if (node.tracker.session !== session) {
     throw new StateError(
       "session-lost",
-      "this primary does not replicate to this node now: shake hands first",
+      "the primary that asks does not replicate to this node now: verify again when its status says that it does",
     );
   }
   const disk = node.disks.find((candidate) => candidate.name === name);
