@@ -36,6 +36,8 @@ export const MEMORY_GUARANTEED_BYTES = 32 * 1024;
 /** For clients with one request at a time, of RESERVE_REQUEST_BYTES at most, that would have to wait for memory otherwise. */
 export const RESERVE_BYTES = 4 * 1024 * 1024;
 export const RESERVE_REQUEST_BYTES = 1024 * 1024;
+/** For each byte of the last of the reserve a client has to have moved so many, for each of the first one. */
+export const RESERVE_PRICE = 256;
 
 /** While memory is short, a client that holds more has to move MEMORY_PROGRESS_BYTES in each of these periods. */
 export const MEMORY_PRESSURE_MS = 1000;

@@ -7,8 +7,9 @@
  * move too few bytes are cut off: they are why memory is short.
  *
  * A client with one request at a time need not stand in that line, where hundreds may be ahead of it that won't give back what
- * they get. For such a client there is a reserve, of which it may have as many bytes as it has moved before. If it sits on them it
- * is cut off too, and has to move as much again before it gets any.
+ * they get. For such a client there is a reserve, of which it may have as many bytes as it has moved before; the less is left, the
+ * more it must have moved for each byte, so that those who come and sit on what they get take little from those who have long been
+ * at work. If it sits on them it is cut off too, and has to move as much again before it gets any.
  *
  * Invariants:
  * - What clients hold beyond their guaranteed parts never exceeds the pool and the reserve.
@@ -20,6 +21,7 @@ import {
   MEMORY_PRESSURE_MS,
   MEMORY_PROGRESS_BYTES,
   RESERVE_BYTES,
+  RESERVE_PRICE,
   RESERVE_REQUEST_BYTES,
 } from "./limits.js";
 
@@ -121,7 +123,7 @@ export class MemoryPool {
       reservedBytes === 0 &&
       bytes <= RESERVE_REQUEST_BYTES &&
       this.#reservedBytes + bytes <= RESERVE_BYTES &&
-      bytes <= holder.movedBytes()
+      bytes * RESERVE_PRICE ** (this.#reservedBytes / RESERVE_BYTES) <= holder.movedBytes()
     );
   }
 
@@ -134,11 +136,13 @@ export class MemoryPool {
     if (account.reservedBytes === 0) return;
     this.#reservedBytes -= account.reservedBytes;
     account.reservedBytes = 0;
-    const index = this.#waiting.findIndex((each) => this.#mayReserve(each.account, each.bytes));
-    const [next] = index < 0 ? [] : this.#waiting.splice(index, 1);
-    if (next === undefined) return;
-    this.#reserve(next.account, next.bytes);
-    next.onGranted();
+    for (;;) {
+      const index = this.#waiting.findIndex((each) => this.#mayReserve(each.account, each.bytes));
+      const [next] = index < 0 ? [] : this.#waiting.splice(index, 1);
+      if (next === undefined) return;
+      this.#reserve(next.account, next.bytes);
+      next.onGranted();
+    }
   }
 
   #grantWaiting(): void {

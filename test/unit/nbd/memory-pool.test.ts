@@ -4,6 +4,7 @@ import {
   MEMORY_GUARANTEED_BYTES,
   MEMORY_PRESSURE_MS,
   RESERVE_BYTES,
+  RESERVE_PRICE,
   RESERVE_REQUEST_BYTES,
 } from "../../../src/nbd/server/limits.js";
 import { MemoryPool } from "../../../src/nbd/server/memory-pool.js";
@@ -28,7 +29,7 @@ describe("MemoryPool", () => {
     movedBytes = 0,
   ): MemoryAccount =>
     pool.open({ movedBytes: () => movedBytes, waitsForClient: () => waitsForClient, cutOff });
-  const openProven = (): MemoryAccount => open(false, undefined, RESERVE_REQUEST_BYTES);
+  const openProven = (): MemoryAccount => open(false, undefined, RESERVE_PRICE * RESERVE_REQUEST_BYTES);
   const take = (account: MemoryAccount, bytes: number, name = ""): boolean =>
     account.take(bytes, () => granted.push(name));
 
@@ -130,6 +131,28 @@ describe("MemoryPool", () => {
       expect(granted).to.deep.equal(["proven"]);
       proven[1]?.close();
       expect(granted).to.deep.equal(["proven", "later"]);
+    });
+
+    it("leaves most of the reserve to those who have moved much, whoever came first", () => {
+      const newcomers = Array.from({ length: 200 }, () => open(false, undefined, 200_000));
+      const served = newcomers.filter((each) => take(each, 65_536, "newcomer")).length;
+      expect(served).to.equal(
+        Math.ceil((RESERVE_BYTES / 65_536) * (Math.log(200_000 / 65_536) / Math.log(RESERVE_PRICE))),
+      );
+      const proven = openProven();
+      expect(take(proven, RESERVE_REQUEST_BYTES)).to.equal(true);
+      newcomers[0]?.give(65_536);
+      expect(granted, "the proven one has some of it").to.deep.equal([]);
+      proven.give(RESERVE_REQUEST_BYTES);
+      expect(granted).to.deep.equal(["newcomer"]);
+    });
+
+    it("passes on a long part to as many as may have it", () => {
+      const proven = Array.from({ length: RESERVE_BYTES / RESERVE_REQUEST_BYTES }, openProven);
+      for (const account of proven) take(account, RESERVE_REQUEST_BYTES);
+      for (let i = 0; i < 5; i++) take(openProven(), RESERVE_REQUEST_BYTES / 4, `${i}`);
+      proven[0]?.give(RESERVE_REQUEST_BYTES);
+      expect(granted).to.deep.equal(["0", "1", "2", "3"]);
     });
 
     it("cuts off who holds a part of the reserve and is too slow", async () => {
