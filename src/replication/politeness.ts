@@ -10,21 +10,28 @@ const SAMPLE_MS = 50;
 /** After a piece it rests for so many times as long as the piece took, so that guests have most of disks, link and processors. */
 const REST_FACTOR = 3;
 /** But no longer: some progress is made beside any guest. */
-const LONGEST_REST_MS = 50;
+const LONGEST_REST_MS = 250;
+
+/** What is known of guests. */
+export interface Guests {
+  /** That they have made so far. */
+  readonly requests: number;
+  /** Changes of theirs that are not done: while they wait for the link they make no requests. */
+  readonly inFlight: number;
+}
 
 export class Politeness {
-  readonly #requests: () => number;
+  readonly #guests: Guests;
   readonly #clock: Clock;
   readonly #oneAtATime = new Serial();
   #isBusy = false;
   #sampledRequests: number;
   #sampledAtMs: number;
 
-  /** @param requests how many guests have made so far */
-  constructor(requests: () => number, clock: Clock) {
-    this.#requests = requests;
+  constructor(guests: Guests, clock: Clock) {
+    this.#guests = guests;
     this.#clock = clock;
-    this.#sampledRequests = requests();
+    this.#sampledRequests = guests.requests;
     this.#sampledAtMs = clock.nowMs();
   }
 
@@ -43,8 +50,8 @@ export class Politeness {
   #look(): void {
     const nowMs = this.#clock.nowMs();
     if (nowMs - this.#sampledAtMs < SAMPLE_MS) return;
-    const requests = this.#requests();
-    this.#isBusy = requests > this.#sampledRequests;
+    const { requests, inFlight } = this.#guests;
+    this.#isBusy = requests > this.#sampledRequests || inFlight > 0;
     this.#sampledRequests = requests;
     this.#sampledAtMs = nowMs;
   }

@@ -10,15 +10,14 @@ import type { Clock } from "../clock.js";
 import { LinkError } from "../errors.js";
 import { DIRTY_BLOCK_BYTES } from "../block/dirty-blocks.js";
 import { settleAll } from "../block/settle-all.js";
+import { CopyWindow, PIECES, type Send } from "./copy-window.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import { Politeness } from "./politeness.js";
 import type { RateLimit } from "./rate-limit.js";
 import { Serial } from "./serial.js";
 
-/** Content sent as one request; a guest's write to it waits that long. A multiple of the dirty block. */
-const PIECE_BYTES = 4 * DIRTY_BLOCK_BYTES;
-/** Pieces under way at once: enough to hide the link's round trip. */
-const PIECES_IN_FLIGHT = 8;
+/** Content sent as one request. */
+const LONGEST_WRITE_BYTES = 256 * 1024;
 /** A hole is dealt with in steps of this size, whatever its length. */
 const HOLE_STEP_BYTES = 1024 * 1024 * 1024;
 const MAX_EXTENTS = 256;
@@ -37,6 +36,7 @@ export class Resync {
   readonly #clock: Clock;
   readonly #startMs: number;
   readonly #politeness: Politeness;
+  readonly #window: CopyWindow;
   readonly #claims = new Serial();
   readonly #stopping = new AbortController();
   #cursor = 0;
@@ -48,7 +48,8 @@ export class Resync {
     this.#rate = rate;
     this.#clock = clock;
     this.#startMs = clock.nowMs();
-    this.#politeness = new Politeness(() => disk.mirror.requests, clock);
+    this.#politeness = new Politeness(disk.mirror, clock);
+    this.#window = new CopyWindow(clock);
     this.totalBytes = disk.dirty.missedBytes;
   }
 
@@ -69,7 +70,7 @@ export class Resync {
     // Blocks missed behind the cursor while we went on are picked up by another round.
     while (this.disk.dirty.missedBytes > 0) {
       this.#cursor = 0;
-      await settleAll(Array.from({ length: PIECES_IN_FLIGHT }, () => this.#sendPieces().catch(this.#giveUp)));
+      await settleAll(Array.from({ length: PIECES }, () => this.#sendPieces().catch(this.#giveUp)));
     }
   }
 
@@ -89,24 +90,30 @@ export class Resync {
     for (;;) {
       const piece = await this.#claims.run(() => this.#claim());
       if (piece === null) return;
-      const { offset, lengthBytes } = piece;
-      // Before the range is locked: guests must not wait for our rate limit.
-      if (!piece.isHole) await this.#rate.take(lengthBytes, signal);
-      signal.throwIfAborted();
-      const send = (): Promise<void> =>
-        this.disk.mirror.exclusively(offset, lengthBytes, () => this.#send(offset, offset + lengthBytes));
-      await this.#politeness.run(send, signal);
+      const { offset, lengthBytes, isHole } = piece;
+      const send = (by: Send): Promise<void> => {
+        signal.throwIfAborted();
+        return this.disk.mirror.exclusively(offset, lengthBytes, () =>
+          this.#send(offset, offset + lengthBytes, by),
+        );
+      };
+      // Both before the range is locked: guests must not wait for our limits.
+      if (!isHole) await this.#rate.take(lengthBytes, signal);
+      await this.#politeness.run(
+        () => (isHole ? send((request) => request()) : this.#window.run(lengthBytes, send)),
+        signal,
+      );
     }
   }
 
-  /** The next piece: a hole as far as it goes, or content up to PIECE_BYTES. */
+  /** The next piece: a hole as far as it goes, or content as the window allows. */
   async #claim(): Promise<Piece | null> {
     const run = this.disk.dirty.nextMissed(this.#cursor, HOLE_STEP_BYTES);
     if (run === null) return null;
     const { offset } = run;
     const holeBytes = await this.#holeAt(offset, run.lengthBytes);
     const isHole = holeBytes > 0;
-    const lengthBytes = isHole ? holeBytes : Math.min(PIECE_BYTES, run.lengthBytes);
+    const lengthBytes = isHole ? holeBytes : Math.min(this.#window.pieceBytes, run.lengthBytes);
     this.#cursor = offset + lengthBytes;
     return { offset, lengthBytes, isHole };
   }
@@ -122,7 +129,7 @@ export class Resync {
       : extent.lengthBytes - (extent.lengthBytes % DIRTY_BLOCK_BYTES);
   }
 
-  async #send(start: number, end: number): Promise<void> {
+  async #send(start: number, end: number, by: Send): Promise<void> {
     const { local, dirty } = this.disk;
     let at = start;
     while (at < end) {
@@ -132,19 +139,20 @@ export class Resync {
           : [{ lengthBytes: end - at, hole: false, zero: false }];
       for (const { lengthBytes, zero } of extents) {
         if (zero) await this.#sendZeroes(at, at + lengthBytes);
-        else await this.#sendContent(at, at + lengthBytes);
+        else await this.#sendContent(at, at + lengthBytes, by);
         at += lengthBytes;
       }
     }
     dirty.resynced(start, end - start);
   }
 
-  async #sendContent(start: number, end: number): Promise<void> {
-    for (let at = start; at < end; at += PIECE_BYTES) {
-      const lengthBytes = Math.min(PIECE_BYTES, end - at);
+  /** A piece of content; but a hole that was filled since it was looked up can be long. */
+  async #sendContent(start: number, end: number, by: Send): Promise<void> {
+    for (let at = start; at < end; at += LONGEST_WRITE_BYTES) {
+      const lengthBytes = Math.min(LONGEST_WRITE_BYTES, end - at);
       await withBuffer(lengthBytes, async (content) => {
         await this.disk.local.read(at, content);
-        await this.#replica.write(at, content, 0);
+        await by(() => this.#replica.write(at, content, 0));
       });
       this.disk.resynced(lengthBytes);
     }

@@ -35,18 +35,18 @@ class ManualClock implements Clock {
 describe("Politeness", () => {
   const { signal } = new AbortController();
   let clock: ManualClock;
-  let requests: number;
+  let guests: { requests: number; inFlight: number };
   let politeness: Politeness;
 
   beforeEach(() => {
     clock = new ManualClock();
-    requests = 0;
-    politeness = new Politeness(() => requests, clock);
+    guests = { requests: 0, inFlight: 0 };
+    politeness = new Politeness(guests, clock);
   });
 
   /** A guest that has just made requests. */
   const disturb = async (): Promise<void> => {
-    requests++;
+    guests.requests++;
     await clock.pass(50);
   };
 
@@ -85,7 +85,19 @@ describe("Politeness", () => {
     const piece = politeness.run(() => clock.pass(10_000), signal);
     await turns();
     expect(await isSettled(piece)).to.equal(false);
+    await clock.pass(249);
+    expect(await isSettled(piece)).to.equal(false);
+    await clock.pass(1);
+    await piece;
+  });
+
+  it("takes a guest for at work that makes no request because it waits for one", async () => {
+    guests.inFlight = 1;
     await clock.pass(50);
+    const piece = politeness.run(() => clock.pass(1), signal);
+    await turns();
+    expect(await isSettled(piece)).to.equal(false);
+    await clock.pass(3);
     await piece;
   });
 
