@@ -153,6 +153,12 @@ function checkFlags(options: Readonly<Record<string, Options>>, argv: readonly s
 /** yargs tells its errors apart by their text alone. */
 function usageError(program: Program, argv: readonly string[], error: Error): ConfigError {
   if (error instanceof ConfigError) return error;
+  const verbs = program.verbs.map(({ name }) => name);
+  const [first = "-"] = argv;
+  if (!first.startsWith("-") && !verbs.includes(first)) {
+    const what = `"${first}" is not one of the verbs ${verbs.join(", ")}`;
+    return new ConfigError("usage", what, { cause: error });
+  }
   const verb = program.verbs.find(({ name }) => argv.includes(name));
   const [, unknown] = /^Unknown (?:argument|command)s?: ([^,]*)/.exec(error.message) ?? [];
   if (unknown !== undefined) {

@@ -16,7 +16,7 @@ const MISTAKES: readonly (readonly [Role, readonly string[], string])[] = [
   ["primary", ["--disk", "a=/a", "--size", "12Q"], '--size: "12Q" is not a size'],
   ["primary", ["--disk"], "--disk: needs a value"],
   ["primary", ["--disk", "a=/a", "--foo"], "unknown option --foo"],
-  ["primary", ["frobnicate"], 'unknown argument "frobnicate"'],
+  ["primary", ["frobnicate"], '"frobnicate" is not one of the verbs '],
   ["primary", ["attach"], "--replica: is missing"],
   ["secondary", ["failover"], "failover can lose data: without a terminal to ask on, it needs --yes"],
 ];
