@@ -149,13 +149,14 @@ async function restart(pair: SimulatedPair): Promise<void> {
   await pair.quiet();
   await finishCommit(pair, host);
   pair.note(`${host.name} is stopped`);
-  if (await stop(host)) settleStopped(pair, host);
+  if (await stop(pair, host)) settleStopped(pair, host);
   await start(pair, host);
   await attach(pair);
 }
 
-/** @returns whether it came so far */
-async function stop(host: ModelledHost): Promise<boolean> {
+/** A view's clients are disconnected first, with what they asked for done. @returns whether it came so far */
+async function stop(pair: SimulatedPair, host: ModelledHost): Promise<boolean> {
+  while (host.viewWrites.size > 0) await pair.time.sleep(1);
   host.isStopping = true;
   try {
     return await host.host.stop();
@@ -375,7 +376,7 @@ async function replace(pair: SimulatedPair, old: ModelledHost): Promise<void> {
   else {
     // Guests of a node that is stopped are disconnected first.
     await pair.quiet();
-    if (await stop(old)) settleStopped(pair, old);
+    if (await stop(pair, old)) settleStopped(pair, old);
   }
   await old.host.dead();
   old.role = "secondary";
@@ -383,7 +384,7 @@ async function replace(pair: SimulatedPair, old: ModelledHost): Promise<void> {
   await finishCommit(pair, old);
   if (old.host.secondary?.stage === "done") {
     // It was promoted itself once, and would stay what it is.
-    if (await stop(old)) settleStopped(pair, old);
+    if (await stop(pair, old)) settleStopped(pair, old);
     await old.host.dead();
     await start(pair, old, "demote");
   }
@@ -468,7 +469,7 @@ async function switchOver(pair: SimulatedPair): Promise<void> {
   pair.note(`switch-over: ${result ?? "the old primary died"}`);
   if (result === "done" || result === "undecided" || result === null) {
     // The node ends when it has handed over, or may have.
-    await stop(old);
+    await stop(pair, old);
   }
   await old.host.dead();
   if (result === null) {
@@ -551,7 +552,7 @@ async function settle(pair: SimulatedPair, isLast = false): Promise<void> {
 /** A log that failed takes nothing more in this life: where writes are refused for that, the operator starts the node anew. */
 async function renewLog(pair: SimulatedPair, host: ModelledHost): Promise<void> {
   pair.note(`${host.name} is started anew`);
-  if (await stop(host)) settleStopped(pair, host);
+  if (await stop(pair, host)) settleStopped(pair, host);
   await start(pair, host);
 }
 
@@ -601,7 +602,7 @@ async function discardIfRefused(
   if (!isConflict || secondary?.metadata.discard === true) return;
   pair.counts.splitBrains++;
   pair.note(`histories differ: ${secondary?.conflict ?? primary.link?.lastError?.message ?? ""}`);
-  if (await stop(other)) settleStopped(pair, other);
+  if (await stop(pair, other)) settleStopped(pair, other);
   await discard(pair, other);
   await attach(pair);
 }
