@@ -88,11 +88,7 @@ export class DirtyBlocks {
   #runs(gapBytes: number, maxRuns: number): [offset: number, lengthBytes: number][] | null {
     const runs: [offset: number, lengthBytes: number][] = [];
     let from = 0;
-    for (
-      let run = this.nextMissed(from, this.sizeBytes);
-      run !== null;
-      run = this.nextMissed(from, this.sizeBytes)
-    ) {
+    for (let run = this.nextMissed(from, Infinity); run !== null; run = this.nextMissed(from, Infinity)) {
       const last = runs.at(-1);
       from = run.offset + run.lengthBytes;
       if (last !== undefined && run.offset - (last[0] + last[1]) <= gapBytes) last[1] = from - last[0];
@@ -163,13 +159,14 @@ export class DirtyBlocks {
     return this.#unsure.nextSet(from);
   }
 
-  /** The next run of missed blocks at or after `from`, no longer than `maximumBytes`, as a range of bytes. */
+  /** The next run of missed blocks at or after `from`, as a range of bytes: one block at least, else no longer than `maximumBytes`. */
   nextMissed(from: number, maximumBytes: number): { offset: number; lengthBytes: number } | null {
     const first = this.#missed.nextSet(blockOf(from));
     if (first === -1) return null;
     const last = Math.min(
       this.#missed.nextClear(first),
-      first + Math.floor(maximumBytes / DIRTY_BLOCK_BYTES),
+      // A disk may be smaller than a block: a run of nothing would be asked for again for ever.
+      first + Math.max(1, Math.floor(maximumBytes / DIRTY_BLOCK_BYTES)),
     );
     const offset = first * DIRTY_BLOCK_BYTES;
     return { offset, lengthBytes: Math.min(last * DIRTY_BLOCK_BYTES, this.sizeBytes) - offset };

@@ -38,7 +38,7 @@ export function summaryOf(maps: Iterable<readonly [disk: string, map: Changes]>)
     bytes += map.missedBytes;
     let from = 0;
     while (first.length < RANGES && from < map.sizeBytes) {
-      const run = map.nextMissed(from, map.sizeBytes);
+      const run = map.nextMissed(from, Infinity);
       if (run === null) break;
       first.push({ disk, ...run });
       from = run.offset + run.lengthBytes;

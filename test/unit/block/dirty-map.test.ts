@@ -56,6 +56,16 @@ describe("DirtyMap", () => {
     expect(map.nextMissed(5 * BLOCK, BLOCK)).to.equal(null);
   });
 
+  it("gives all of a disk that is smaller than a block as one run, however little is asked for", async () => {
+    for (const sizeBytes of [1, 513, BLOCK - 1]) {
+      const small = await openDirtyMap(sizeBytes);
+      small.missed(0, 1);
+      expect(small.missedBytes).to.equal(sizeBytes);
+      expect(small.nextMissed(0, sizeBytes)).to.deep.equal({ offset: 0, lengthBytes: sizeBytes });
+      expect(small.missedRuns(10)).to.deep.equal([[0, sizeBytes]]);
+    }
+  });
+
   it("does not take an acknowledged write for the whole block", () => {
     map.missed(0, 10);
     map.acknowledged(0, BLOCK);

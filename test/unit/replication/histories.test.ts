@@ -61,6 +61,20 @@ describe("histories of a pair", () => {
     });
   }
 
+  for (const sizeBytes of [1, 513]) {
+    it(`a replica of a disk of ${sizeBytes} B is taken back after an outage, and sent what it missed`, async () => {
+      pair = await InProcessPair.open({ sizes: [sizeBytes] });
+      await pair.attach();
+      await pair.primary.detach();
+      const content = Buffer.alloc(sizeBytes, 0x5a);
+      await pair.guest().write(0, content, Flag.None);
+      await pair.attach();
+      const view = Buffer.alloc(sizeBytes);
+      await pair.view().read(0, view);
+      expect(view.equals(content)).to.equal(true);
+    });
+  }
+
   it("outages while no checkpoint can be taken draw one generation, however many they are: the replica's is not forgotten", async () => {
     await open();
     await pair.attach();
