@@ -41,9 +41,11 @@ export class DirtyBlocks {
     return this.#missed.length;
   }
 
-  /** Bytes that resync still has to send, in whole blocks. */
+  /** Bytes that resync still has to send: whole blocks, but for the disk's last one. */
   get missedBytes(): number {
-    return Math.min(this.#missed.count * DIRTY_BLOCK_BYTES, this.sizeBytes);
+    const blocks = this.#missed.count * DIRTY_BLOCK_BYTES;
+    const isLastMissed = this.#missed.count > 0 && this.#missed.has(this.length - 1);
+    return isLastMissed ? blocks - (this.length * DIRTY_BLOCK_BYTES - this.sizeBytes) : blocks;
   }
 
   /** Whether the replica acknowledged blocks that no flush has covered yet. */
