@@ -36,6 +36,36 @@ export const systemClock: Clock = {
   },
 };
 
+/** In so many parts a limit is counted. */
+const LIMIT_PARTS = 4;
+
+/**
+ * Calls once this process has run for so many milliseconds: for limits on what others do. One that was stopped (SIGSTOP, a host or a
+ * virtual machine that was paused) goes on with the timers that are due, before it reads what came meanwhile: whoever has long
+ * answered would be late. So however long it was stopped, that counts as one part.
+ */
+export function afterRunning(clock: Clock, ms: number, call: () => void): Cancel {
+  let partsLeft = LIMIT_PARTS;
+  const partOver = (): void => {
+    partsLeft -= 1;
+    if (partsLeft === 0) call();
+    else cancel = clock.after(ms / LIMIT_PARTS, partOver);
+  };
+  let cancel = clock.after(ms / LIMIT_PARTS, partOver);
+  return () => {
+    cancel();
+  };
+}
+
+/** As afterRunning(), again and again until it is cancelled. */
+export function everyRunning(clock: Clock, ms: number, call: () => void): Cancel {
+  let partsOver = 0;
+  return clock.every(ms / LIMIT_PARTS, () => {
+    partsOver += 1;
+    if (partsOver % LIMIT_PARTS === 0) call();
+  });
+}
+
 /** Resolves after so many milliseconds, or as soon as `stop` is aborted. */
 export function pause(clock: Clock, ms: number, stop?: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

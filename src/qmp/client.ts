@@ -10,6 +10,7 @@ import { EventEmitter } from "node:events";
 import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { TLSSocket, connect as connectTls } from "node:tls";
+import { type Cancel, afterRunning, systemClock } from "../clock.js";
 import { LinkError, ProtocolError, UnreachableError, asError, describeError } from "../errors.js";
 import { formatAddress, socketOptions } from "../net/address.js";
 import type { Address } from "../net/address.js";
@@ -37,7 +38,7 @@ export interface QmpEvent {
 interface Pending {
   readonly resolve: (value: unknown) => void;
   readonly reject: (error: Error) => void;
-  readonly timer: NodeJS.Timeout;
+  readonly cancelTimer: Cancel;
 }
 
 export class QmpClient {
@@ -84,7 +85,7 @@ export class QmpClient {
     const isPlain = address.kind === "tcp" && !(socket instanceof TLSSocket);
     const hint = isPlain ? ", as from a server that waits for TLS" : "";
     const late = new Error(`no answer within ${timeoutMs} ms${hint}`);
-    const timer = setTimeout(() => socket.destroy(late), timeoutMs);
+    const cancelTimer = afterRunning(systemClock, timeoutMs, () => socket.destroy(late));
     try {
       await client.#greeting();
       await client.execute("qmp_capabilities", {}, { timeoutMs });
@@ -98,7 +99,7 @@ export class QmpClient {
         { cause: error },
       );
     } finally {
-      clearTimeout(timer);
+      cancelTimer();
     }
   }
 
@@ -113,11 +114,11 @@ export class QmpClient {
     this.#lastId += 1;
     const id = this.#lastId;
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
+      const cancelTimer = afterRunning(systemClock, timeoutMs, () => {
         this.#pending.delete(id);
         reject(new LinkError("timeout", `${this.#peer()} did not answer "${name}" within ${timeoutMs} ms`));
-      }, timeoutMs);
-      this.#pending.set(id, { resolve, reject, timer });
+      });
+      this.#pending.set(id, { resolve, reject, cancelTimer });
       this.#socket.write(`${JSON.stringify({ execute: name, arguments: args, id })}\n`);
     });
   }
@@ -142,7 +143,7 @@ export class QmpClient {
     if (this.#socket.destroyed) return Promise.reject(this.#gone());
     return new Promise((resolve, reject) => {
       const finish = (settle: () => void): void => {
-        clearTimeout(timer);
+        cancelTimer();
         stopListening();
         this.#events.off("ended", onEnded);
         settle();
@@ -158,9 +159,9 @@ export class QmpClient {
           resolve(event);
         });
       });
-      const timer = setTimeout(() => {
+      const cancelTimer = afterRunning(systemClock, timeoutMs, () => {
         onEnded(new LinkError("timeout", `${this.#peer()} sent no event ${name} within ${timeoutMs} ms`));
-      }, timeoutMs);
+      });
       this.#events.on("ended", onEnded);
     });
   }
@@ -216,15 +217,15 @@ export class QmpClient {
     const pending = this.#pending.get(id);
     if (pending === undefined) return;
     this.#pending.delete(id);
-    clearTimeout(pending.timer);
+    pending.cancelTimer();
     if (error === undefined) pending.resolve(message["return"]);
     else pending.reject(errorOf(error));
   }
 
   #abandon(reason: Error): void {
     this.#greeted?.reject(reason);
-    for (const { reject, timer } of this.#pending.values()) {
-      clearTimeout(timer);
+    for (const { reject, cancelTimer } of this.#pending.values()) {
+      cancelTimer();
       reject(reason);
     }
     this.#pending.clear();

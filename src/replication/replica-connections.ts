@@ -133,16 +133,17 @@ export class ReplicaConnections {
     const giveUp = (error: unknown): void => {
       this.giveUp(asError(error));
     };
-    const watched = this.replicas.map((replica) => ({ replica, silence: new Silence() }));
+    const intervalMs = timeoutMs / WATCH_PARTS;
+    const watched = this.replicas.map((replica) => ({ replica, silence: new Silence(intervalMs) }));
     return [
-      clock.every(timeoutMs / WATCH_PARTS, () => {
+      clock.every(intervalMs, () => {
         const nowMs = clock.nowMs();
         const longestMs = LONGEST_WAIT_TIMEOUTS * timeoutMs;
         for (const { replica, silence } of watched) {
           const oldest = replica.oldestPending;
           if (silence.look(oldest, nowMs) >= timeoutMs)
             giveUp(new LinkError(SILENT, `the replica has not answered for ${timeoutMs} ms`));
-          else if (oldest !== null && nowMs - oldest.sentAtMs >= longestMs)
+          else if (oldest !== null && silence.ranMs(oldest.sentAtMs, nowMs) >= longestMs)
             giveUp(new LinkError(SILENT, `the replica has kept a request waiting for ${longestMs} ms`));
         }
       }),

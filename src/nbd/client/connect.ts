@@ -1,5 +1,5 @@
 /** Connecting to an NBD server: from an address to a device. */
-import { delayOf } from "../../clock.js";
+import { afterRunning, delayOf, systemClock } from "../../clock.js";
 import { ConfigError, LinkError, NegotiationError, asError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
 import { tlsClientOptions } from "../../net/tls/client.js";
@@ -96,10 +96,10 @@ export async function shakeHands<T>(
   const timeoutMs = options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS;
   const transport = new Transport(address);
   const channel = new HandshakeChannel(transport, tls);
-  const timer = setTimeout(() => {
+  const cancelTimer = afterRunning(systemClock, delayOf(timeoutMs), () => {
     const message = `${transport.peer} did not complete the NBD handshake in ${timeoutMs} ms`;
     transport.drop(new LinkError("connect-timeout", message));
-  }, delayOf(timeoutMs));
+  });
   try {
     return { transport, channel, result: await negotiate(channel) };
   } catch (error) {
@@ -108,6 +108,6 @@ export async function shakeHands<T>(
     else transport.drop(new LinkError("link-lost", reason.message, { cause: reason }));
     throw reason;
   } finally {
-    clearTimeout(timer);
+    cancelTimer();
   }
 }

@@ -11,6 +11,7 @@ import type { Address } from "../../../src/net/address.js";
 import { QmpClient } from "../../../src/qmp/client.js";
 import { qmpCommand } from "../../../src/qmp/command.js";
 import { QmpError } from "../../../src/qmp/errors.js";
+import { stopThisProcess } from "../../tools/stopped-process.js";
 import { startServer } from "./harness.js";
 import type { Harness } from "./harness.js";
 
@@ -37,6 +38,18 @@ describe("qmp/client", () => {
         name: "refuse",
         arguments: nothing,
         run: () => Promise.reject(new StateError("already-running", "Block replication is running or done")),
+      }),
+      qmpCommand({
+        name: "answer and stop",
+        arguments: nothing,
+        run: () => {
+          harness.server.emit("STOPPED");
+          // The answer is on its way by then.
+          setImmediate(() => {
+            stopThisProcess(1500);
+          });
+          return Promise.resolve();
+        },
       }),
       qmpCommand({ name: "never", arguments: nothing, run: () => new Promise(() => undefined) }),
     ]);
@@ -69,6 +82,18 @@ describe("qmp/client", () => {
     const client = await QmpClient.connect(harness.address);
     const error = await rejection(client.execute("never", {}, { timeoutMs: 20 }));
     expect(error).to.be.instanceOf(LinkError).with.property("code", "timeout");
+    await client.close();
+  });
+
+  it("takes the answer and the event that came while this process was stopped for longer than they may take", async () => {
+    const client = await QmpClient.connect(harness.address);
+    const limit = { timeoutMs: 1000 };
+    const [answer, event] = await Promise.all([
+      client.execute("answer and stop", {}, limit),
+      client.waitForEvent("STOPPED", limit),
+    ]);
+    expect(answer).to.deep.equal({});
+    expect(event).to.include({ event: "STOPPED" });
     await client.close();
   });
 

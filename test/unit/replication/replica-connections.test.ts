@@ -34,6 +34,15 @@ class ManualClock implements Clock {
     };
   }
 
+  /** The process is stopped, and goes on with its timers. */
+  stop(ms: number): void {
+    this.#nowMs += ms;
+    for (const timer of this.#timers) {
+      timer.nextMs = this.#nowMs + timer.everyMs;
+      timer.call();
+    }
+  }
+
   async pass(ms: number): Promise<void> {
     for (const endMs = this.#nowMs + ms; this.#nowMs < endMs; this.#nowMs += 100) {
       for (const timer of this.#timers) {
@@ -102,6 +111,18 @@ describe("ReplicaConnections", () => {
     await answer(3);
     const reason: unknown = await connections.lost.catch((error: unknown) => error);
     expect(reason).to.have.property("message", "the replica has kept a request waiting for 120000 ms");
+  });
+
+  it("keep a replica whose answers are not read yet because this process was stopped, for longer than a request may ever wait", async () => {
+    await clock.pass(TIMEOUT_MS / 2);
+    clock.stop(30 * TIMEOUT_MS);
+    await turns();
+    expect(await isSettled(connections.lost)).to.equal(false);
+    pending = pending.slice(-1);
+    await clock.pass(TIMEOUT_MS / 2);
+    expect(await isSettled(connections.lost)).to.equal(false);
+    await clock.pass(TIMEOUT_MS);
+    expect(await isSettled(connections.lost), "what is unanswered then is silence").to.equal(true);
   });
 
   it("give up a replica that answers nothing", async () => {

@@ -6,7 +6,7 @@ describe("Silence", () => {
   let silence: Silence;
 
   beforeEach(() => {
-    silence = new Silence();
+    silence = new Silence(5000);
   });
 
   /** A request that was sent at that time. */
@@ -35,5 +35,17 @@ describe("Silence", () => {
     silence.look(sent(0), 1000);
     const stuck = sent(0);
     expect([2000, 4000, 7000].map((nowMs) => silence.look(stuck, nowMs))).to.deep.equal([0, 2000, 5000]);
+  });
+
+  it("does not grow while this process is stopped, neither for the oldest nor for those behind it", () => {
+    const [oldest, next] = [sent(1000), sent(2000)];
+    silence.look(null, 500);
+    expect(silence.look(oldest, 5000)).to.equal(4000);
+    // 5000 ms of it are as ever.
+    expect(silence.look(oldest, 105_000)).to.equal(9000);
+    expect(silence.look(oldest, 109_000)).to.equal(13_000);
+    expect(silence.look(next, 110_000)).to.equal(0);
+    expect(silence.ranMs(next.sentAtMs, 110_000)).to.equal(13_000);
+    expect(silence.ranMs(109_500, 110_000)).to.equal(500);
   });
 });
