@@ -5,7 +5,7 @@
  * answer, the link is destroyed before the next write. So the checkpoint holds exactly the writes before it.
  */
 import type { Gate } from "../block/gate.js";
-import type { Clock } from "../clock.js";
+import { afterRunning, type Clock } from "../clock.js";
 import { asError, LinkError, ReplError, StateError } from "../errors.js";
 import { Deferred } from "../deferred.js";
 import type { FailedCheckpoint } from "./replica-control.js";
@@ -155,7 +155,7 @@ export class Checkpointer {
   async #durable(epoch: number): Promise<void> {
     const durable = this.#awaited?.durable;
     if (durable === undefined) return;
-    const cancel = this.#parts.clock.after(DURABLE_TIMEOUT_MS, () => {
+    const cancel = afterRunning(this.#parts.clock, DURABLE_TIMEOUT_MS, () => {
       durable.reject(
         new LinkError("timeout", `epoch ${epoch} is not durable after ${DURABLE_TIMEOUT_MS} ms`),
       );

@@ -1,5 +1,5 @@
 /** The end of a switch-over: the secondary is asked to take over, until it is known whether it did. */
-import { type Clock, pause } from "../clock.js";
+import { afterRunning, type Clock, pause } from "../clock.js";
 import { asError, LinkError, UnreachableError } from "../errors.js";
 import { QmpError, STOPPING } from "../qmp/errors.js";
 import type { Endpoint } from "../net/endpoint.js";
@@ -36,8 +36,20 @@ const DEAF: ReplicaControlEvents = {
  * @throws LinkError "undecided" if nobody knows whether it did; any other error if it has not and will not
  */
 export async function requestTakeOver(takeOver: TakeOver): Promise<string> {
+  let isLate = false;
+  const cancel = afterRunning(takeOver.clock, DEADLINE_MS, () => {
+    isLate = true;
+  });
+  try {
+    return await ask(takeOver, () => isLate);
+  } finally {
+    cancel();
+  }
+}
+
+/** As requestTakeOver(), until it is late. */
+async function ask(takeOver: TakeOver, isLate: () => boolean): Promise<string> {
   const { control, primary, epoch, timeoutMs, clock, network } = takeOver;
-  const deadlineMs = clock.nowMs() + DEADLINE_MS;
   let wasAsked = false;
   for (;;) {
     try {
@@ -55,7 +67,7 @@ export async function requestTakeOver(takeOver: TakeOver): Promise<string> {
       // It may be finished after a restart.
       const hasFailed = error instanceof QmpError && error.code === TAKE_OVER_FAILED;
       if (!isLost && !hasFailed) throw error;
-      if (clock.nowMs() > deadlineMs) {
+      if (isLate()) {
         if (!wasAsked) throw error;
         throw new LinkError("undecided", `whether it took over is unknown: ${asError(error).message}`, {
           cause: error,

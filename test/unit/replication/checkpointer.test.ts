@@ -1,4 +1,3 @@
-import { mock } from "node:test";
 import { expect } from "chai";
 
 import { Gate } from "../../../src/block/gate.js";
@@ -6,6 +5,7 @@ import { systemClock } from "../../../src/clock.js";
 import { Deferred } from "../../../src/deferred.js";
 import { LinkError } from "../../../src/errors.js";
 import { Checkpointer, type CheckpointerParts } from "../../../src/replication/checkpointer.js";
+import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 import { failureOf, isSettled, turns } from "../../tools/outcome.js";
 
 /** A checkpointer whose surroundings are played by the test, and that writes down what it does. */
@@ -200,18 +200,26 @@ describe("Checkpointer", () => {
   });
 
   it("fails when nobody says in time that it is durable", async () => {
-    mock.timers.enable({ apis: ["setTimeout"] });
-    try {
-      const stage = new Stage();
-      const checkpoint = failureOf(stage.checkpointer.checkpoint());
-      await turns();
-      mock.timers.tick(59_999);
-      expect(await isSettled(checkpoint)).to.equal(false);
-      mock.timers.tick(1);
-      expect((await checkpoint).message).to.equal("epoch 8 is not durable after 60000 ms");
-    } finally {
-      mock.timers.reset();
-    }
+    const time = new VirtualTime();
+    const stage = new Stage({ clock: new LifeClock(time) });
+    const failure = await time.until(failureOf(stage.checkpointer.checkpoint()));
+    expect(failure.message).to.equal("epoch 8 is not durable after 60000 ms");
+    expect(time.nowMs).to.equal(60_000);
+  });
+
+  it("does not fail when this process goes on after a stop, and finds only then that it is durable", async () => {
+    const due: (() => void)[] = [];
+    const after = (_ms: number, call: () => void) => {
+      due.push(call);
+      return () => undefined;
+    };
+    const stage = new Stage({ clock: { ...systemClock, after } });
+    const checkpoint = stage.checkpointer.checkpoint();
+    await turns();
+    for (const call of due.splice(0)) call();
+    await turns();
+    stage.checkpointer.durable(8);
+    expect(await checkpoint).to.equal(8);
   });
 
   it("takes one at a time, in the order they were asked for", async () => {

@@ -1,12 +1,12 @@
 /** What a primary makes of a secondary that is about to end, and takes no commands any more. */
 import { expect } from "chai";
-import type { Clock } from "../../../src/clock.js";
-import { UnreachableError } from "../../../src/errors.js";
+import { LinkError, UnreachableError } from "../../../src/errors.js";
 import { QmpError, STOPPING } from "../../../src/qmp/errors.js";
 import { isRefusal } from "../../../src/replication/link-loss.js";
 import { type Hello, NodeControl, type QmpConnection } from "../../../src/replication/replica-control.js";
 import type { ReplicaNetwork } from "../../../src/replication/replica-network.js";
 import { requestTakeOver } from "../../../src/replication/take-over.js";
+import { VirtualTime } from "../../simulation/virtual-time.js";
 import { failureOf } from "../../tools/outcome.js";
 
 const GENERATION = "b8f0ac5e-2e1a-4c9b-9a55-0d6a3f7f1c11";
@@ -27,29 +27,23 @@ function controlOf(answers: unknown[]): NodeControl {
   return new NodeControl(connection, 1000, DEAF);
 }
 
-/** Time passes when it is waited for. */
-function fastClock(): Clock {
-  let nowMs = 0;
-  return {
-    nowMs: () => nowMs,
-    after: (ms, call) => {
-      nowMs += ms;
-      setImmediate(call);
-      return () => undefined;
-    },
-    every: () => () => undefined,
-  };
-}
-
-const takeOver = (control: ReplicaNetwork["control"]): Promise<string> =>
-  requestTakeOver({
+/** @param stoppedMs for how long this process was stopped meanwhile */
+function takeOver(control: ReplicaNetwork["control"], stoppedMs: () => number = () => 0): Promise<string> {
+  const time = new VirtualTime();
+  const asked = requestTakeOver({
     control: { kind: "unix", path: "/control" },
     primary: "primary",
     epoch: 1,
     timeoutMs: 1000,
-    clock: fastClock(),
+    clock: {
+      nowMs: () => time.nowMs + stoppedMs(),
+      after: (ms, call) => time.after(ms, call),
+      every: () => () => undefined,
+    },
     network: { control, disk: () => Promise.reject(new Error("there is no disk")) },
   });
+  return time.until(asked);
+}
 
 describe("a secondary that is stopping", () => {
   it("has not refused its primary: it is tried again, as one that is gone", async () => {
@@ -61,6 +55,20 @@ describe("a secondary that is stopping", () => {
   it("is asked to take over until it is back", async () => {
     const control = controlOf([stopping(), stopping(), { generation: GENERATION }]);
     expect(await takeOver(() => Promise.resolve(control))).to.equal(GENERATION);
+  });
+
+  it("is asked again if this process was stopped while it was asked, for longer than it may take", async () => {
+    let stoppedMs = 0;
+    const lost = new LinkError("connection-lost", "the network forgot the connection");
+    const control = controlOf([lost, { generation: GENERATION }]);
+    const asked = takeOver(
+      () => {
+        stoppedMs = 60_000;
+        return Promise.resolve(control);
+      },
+      () => stoppedMs,
+    );
+    expect(await asked).to.equal(GENERATION);
   });
 
   it("has not taken over if it never comes back", async () => {
