@@ -11,6 +11,7 @@ import { createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
+import { afterRunning, systemClock } from "../clock.js";
 import { NegotiationError, describeError } from "../errors.js";
 import type { Logger } from "../log.js";
 import { formatAddress } from "../net/address.js";
@@ -149,7 +150,7 @@ export class QmpServer {
       host: socket.remoteAddress ?? "",
       port: socket.remotePort ?? 0,
     });
-    const deadline = setTimeout(() => socket.destroy(), TLS_HANDSHAKE_TIMEOUT_MS);
+    const cancelDeadline = afterRunning(systemClock, TLS_HANDSHAKE_TIMEOUT_MS, () => socket.destroy());
     this.#handshakes.add(socket);
     socket.on("error", (error) => {
       this.#log.debug({ peer, error: error.message }, "QMP connection failed");
@@ -162,7 +163,7 @@ export class QmpServer {
       this.#handshakes.delete(socket);
       if (this.#closed === null) this.#refused(socket, "tls-failed", { peer }, describeError(error));
     } finally {
-      clearTimeout(deadline);
+      cancelDeadline();
     }
   }
 

@@ -10,7 +10,7 @@ import type { Socket } from "node:net";
 
 import type { Logger } from "pino";
 
-import { delayOf } from "../../clock.js";
+import { afterRunning, type Cancel, delayOf, systemClock } from "../../clock.js";
 import { Deferred } from "../../deferred.js";
 import { describeError } from "../../errors.js";
 import type { Address } from "../../net/address.js";
@@ -105,7 +105,7 @@ export class Connection implements OptionSink {
   #writer: ReplyWriter<OpenRequest>;
   /** Null during the handshake. */
   #transmission: Transmission | null = null;
-  readonly #handshakeTimer: NodeJS.Timeout;
+  readonly #cancelHandshakeTimer: Cancel;
   #lingerTimer: NodeJS.Timeout | null = null;
 
   /** The stream is paused. */
@@ -141,9 +141,9 @@ export class Connection implements OptionSink {
         this.#writer.send(bytes, null);
       },
     });
-    this.#handshakeTimer = setTimeout(() => {
+    this.#cancelHandshakeTimer = afterRunning(systemClock, delayOf(options.handshakeTimeoutMs), () => {
       this.#violation("handshake-timeout", `no export chosen within ${options.handshakeTimeoutMs} ms`);
-    }, delayOf(options.handshakeTimeoutMs));
+    });
     this.#input = new ClientInput(stream, {
       receiver: this.#receiver,
       turn: this.#turn,
@@ -238,7 +238,7 @@ export class Connection implements OptionSink {
   }
 
   #enterTransmission(agreement: Agreement): void {
-    clearTimeout(this.#handshakeTimer);
+    this.#cancelHandshakeTimer();
     // Others' code: if it throws, nothing has been opened yet.
     const observer = agreement.export.connected?.({ peer: this.peer }) ?? {};
     this.#transmission = new Transmission({
@@ -394,7 +394,7 @@ export class Connection implements OptionSink {
   }
 
   #closed(): void {
-    clearTimeout(this.#handshakeTimer);
+    this.#cancelHandshakeTimer();
     if (this.#lingerTimer !== null) clearTimeout(this.#lingerTimer);
     this.#writer.close();
     this.#input.close();

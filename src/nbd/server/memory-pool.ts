@@ -16,6 +16,7 @@
  * - Somebody waits only while the first of those who wait doesn't fit.
  * - A client has one request in the reserve at most, and had none under way when it got it.
  */
+import { type Cancel, everyRunning, systemClock } from "../../clock.js";
 import {
   MEMORY_GUARANTEED_BYTES,
   MEMORY_PRESSURE_MS,
@@ -47,7 +48,7 @@ export class MemoryPool {
   /** Beyond the guaranteed parts. */
   #heldBytes = 0;
   #reservedBytes = 0;
-  #pressureTimer: NodeJS.Timeout | null = null;
+  #stopWatching: Cancel | null = null;
 
   constructor(totalBytes: number) {
     this.#totalBytes = totalBytes;
@@ -85,7 +86,7 @@ export class MemoryPool {
       return true;
     }
     this.#waiting.push({ account, bytes, onGranted });
-    this.#pressureTimer ??= this.#watch();
+    this.#stopWatching ??= this.#watch();
     return false;
   }
 
@@ -153,14 +154,15 @@ export class MemoryPool {
       this.#hold(next.account, next.bytes);
       next.onGranted();
     }
-    if (this.#waiting.length > 0 || this.#pressureTimer === null) return;
-    clearInterval(this.#pressureTimer);
-    this.#pressureTimer = null;
+    if (this.#waiting.length > 0 || this.#stopWatching === null) return;
+    this.#stopWatching();
+    this.#stopWatching = null;
   }
 
-  #watch(): NodeJS.Timeout {
+  #watch(): Cancel {
     for (const account of this.#accounts) account.lastMovedBytes = account.holder.movedBytes();
-    const timer = setInterval(() => {
+    // A client can't move anything while this process does not run.
+    return everyRunning(systemClock, MEMORY_PRESSURE_MS, () => {
       for (const account of [...this.#accounts]) {
         const { holder, lastMovedBytes } = account;
         account.lastMovedBytes = holder.movedBytes();
@@ -168,8 +170,7 @@ export class MemoryPool {
         const holdsMore = account.heldBytes > MEMORY_GUARANTEED_BYTES || account.reservedBytes > 0;
         if (holdsMore && isSlow && holder.waitsForClient()) holder.cutOff();
       }
-    }, MEMORY_PRESSURE_MS);
-    return timer.unref();
+    });
   }
 }
 

@@ -8,7 +8,7 @@
  */
 import type { Writable } from "node:stream";
 
-import { delayOf } from "../../clock.js";
+import { afterRunning, type Cancel, delayOf, systemClock } from "../../clock.js";
 import { writeGathered } from "../../net/gather.js";
 import { HANDOVER_BYTES, LONG_HANDOVER_BYTES } from "./limits.js";
 
@@ -48,7 +48,7 @@ export class ReplyWriter<Answered> {
   #closed = false;
   /** Counts handovers that the kernel has taken. */
   #progress = 0;
-  #stallTimer: NodeJS.Timeout | null = null;
+  #cancelStallTimer: Cancel | null = null;
 
   constructor(stream: Writable, options: ReplyWriterOptions<Answered>) {
     this.#stream = stream;
@@ -95,7 +95,7 @@ export class ReplyWriter<Answered> {
     const dropped = this.#queue.splice(0).flatMap(({ answered }) => answered ?? []);
     this.#queuedBytes = 0;
     this.#options.onDropped(dropped);
-    if (this.#stallTimer !== null) clearTimeout(this.#stallTimer);
+    this.#cancelStallTimer?.();
   }
 
   #schedule(): void {
@@ -132,7 +132,7 @@ export class ReplyWriter<Answered> {
     writeGathered(this.#stream, pieces, (error) => {
       this.#handedOver(answered, batchBytes, error);
     });
-    this.#stallTimer ??= this.#armStallTimer();
+    this.#cancelStallTimer ??= this.#armStallTimer();
   }
 
   /** The longest beginning of the queue that fits a handover; a reply that doesn't is cut. */
@@ -169,14 +169,13 @@ export class ReplyWriter<Answered> {
   }
 
   /** One timer for many handovers: it looks whether there was progress since it was armed. */
-  #armStallTimer(): NodeJS.Timeout {
+  #armStallTimer(): Cancel {
     const progressBefore = this.#progress;
-    const timer = setTimeout(() => {
-      this.#stallTimer = null;
+    return afterRunning(systemClock, delayOf(this.#options.stallTimeoutMs), () => {
+      this.#cancelStallTimer = null;
       if (!this.#busy) return;
       if (this.#progress === progressBefore) this.#options.onStalled();
-      else this.#stallTimer = this.#armStallTimer();
-    }, delayOf(this.#options.stallTimeoutMs));
-    return timer.unref();
+      else this.#cancelStallTimer = this.#armStallTimer();
+    });
   }
 }

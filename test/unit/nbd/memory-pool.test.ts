@@ -9,6 +9,7 @@ import {
 } from "../../../src/nbd/server/limits.js";
 import { MemoryPool } from "../../../src/nbd/server/memory-pool.js";
 import type { MemoryAccount } from "../../../src/nbd/server/memory-pool.js";
+import { stopThisProcess } from "../../tools/stopped-process.js";
 
 const POOL_BYTES = 10 * MEMORY_GUARANTEED_BYTES;
 /** What one client can hold: its own part besides. */
@@ -183,5 +184,18 @@ describe("MemoryPool", () => {
     expect(cut).to.deep.equal(["slow"]);
     expect(granted).to.deep.equal(["waiting"]);
     for (const account of [busyDevice, modest, waiting]) account.close();
+  });
+
+  it("cuts nobody off who moved nothing because this process was stopped", async () => {
+    const cut: string[] = [];
+    const quick = open(true, () => cut.push("quick"));
+    const waiting = open();
+    take(quick, ALL_BYTES);
+    take(waiting, ALL_BYTES, "waiting");
+    stopThisProcess(MEMORY_PRESSURE_MS + 100);
+    // The timers that are due come before what is in the sockets.
+    await new Promise((resolve) => setTimeout(resolve, 1));
+    expect(cut).to.deep.equal([]);
+    for (const account of [quick, waiting]) account.close();
   });
 });

@@ -3,6 +3,7 @@ import { Writable } from "node:stream";
 
 import { HANDOVER_BYTES } from "../../../src/nbd/server/limits.js";
 import { ReplyWriter } from "../../../src/nbd/server/reply-writer.js";
+import { stopThisProcess } from "../../tools/stopped-process.js";
 
 /** Keeps what is handed over until the test takes it. */
 class Kernel extends Writable {
@@ -183,5 +184,15 @@ describe("ReplyWriter", () => {
     writer.send(Buffer.from("a"), null);
     while (stalled === 0) await nextTurn();
     expect(kernel.handovers).to.have.length(1);
+  });
+
+  it("does not count the time in which this process was stopped as a stall", async () => {
+    make(1000);
+    writer.send(Buffer.from("a"), "first");
+    await nextTurn();
+    stopThisProcess(1500);
+    await nextTurn();
+    await kernel.take();
+    expect({ stalled, answered }).to.deep.equal({ stalled: 0, answered: ["first"] });
   });
 });
