@@ -19,6 +19,7 @@ import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
 import { failureOf } from "../tools/outcome.js";
 import { RawNbdClient, requestBytes } from "../tools/raw-nbd-client.js";
+import { stopThisProcess } from "../tools/stopped-process.js";
 
 const MEBIBYTE = 1024 * 1024;
 const SIZE = 64 * MEBIBYTE;
@@ -358,6 +359,15 @@ describe("NBD server, life cycle", () => {
     expect(await slow.readToEnd()).to.have.length(0);
     expect(harness.log.map((line) => line.code)).to.include("handshake-timeout");
     expect((await prompt.ask(Command.Read, { lengthBytes: 512 })).errorNumber).to.equal(0);
+  });
+
+  it("goes on with a handshake whose bytes came while the server was stopped for longer than it may take", async () => {
+    await harness.close();
+    await start({ handshakeTimeoutMs: 1000 });
+    const client = await negotiate();
+    const answer = client.option(Option.List);
+    stopThisProcess(1500);
+    expect(await answer).to.have.length.above(0);
   });
 
   it("stops reading requests from a client that does not read, and serves others", async () => {

@@ -7,6 +7,7 @@ import { encodeExportNameReply } from "../../../src/nbd/wire/handshake.js";
 import { encodeInfoItem, encodeOptionReply } from "../../../src/nbd/wire/option-reply.js";
 import { NO_DATA } from "./scripted-server.js";
 import { failureOf } from "../../tools/outcome.js";
+import { stopThisProcess } from "../../tools/stopped-process.js";
 import { useScriptedServer } from "./scripted-suite.js";
 
 describe("NBD client handshake", () => {
@@ -173,6 +174,20 @@ describe("NBD client handshake", () => {
       });
       const error = await failureOf(connectNbd({ address, exportName: "", connectTimeoutMs: 50 }));
       expect(error).to.have.property("code", "connect-timeout");
+    });
+
+    it("goes on with a handshake whose bytes came while this process was stopped for longer than it may take", async () => {
+      const address = await suite.serve(async (peer) => {
+        await peer.greet();
+        await peer.option();
+        peer.send(encodeOptionReply(Option.StructuredReply, OptionReplyType.ErrUnsup, NO_DATA));
+        stopThisProcess(1500);
+        await peer.option();
+        peer.send(encodeOptionReply(Option.Go, OptionReplyType.ErrPolicy, Buffer.from("went on")));
+        await peer.hangUp();
+      });
+      const error = await failureOf(connectNbd({ address, exportName: "", connectTimeoutMs: 1000 }));
+      expect(error).to.have.property("code", "policy");
     });
 
     it("reports link-lost wherever the server hangs up", async () => {
