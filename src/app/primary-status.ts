@@ -35,7 +35,7 @@ export function primaryStatus(
     listeners: [...listenerStatus("guest", guests), ...parts.qmpListeners()],
     clients: clientStatus("guest", guests.connections()),
     jobs: primaryJobs(primary),
-    primary: primaryPart(primary, config, parts.startedMs),
+    primary: primaryPart(primary, config),
   };
 }
 
@@ -43,9 +43,8 @@ export function primaryStatus(
 export function primaryPart(
   primary: Primary,
   config: Pick<PrimaryConfig, "ackMode" | "onReplicaError" | "replicaTimeoutMs">,
-  startedMs: number,
 ): PrimaryStatus {
-  const { link, linkError, replica, checkpointIntervalMs, checkpointFailure } = primary;
+  const { link, linkSince, linkError, replica, checkpointIntervalMs, checkpointFailure } = primary;
   return {
     ackMode: config.ackMode,
     onReplicaError: config.onReplicaError,
@@ -57,7 +56,7 @@ export function primaryPart(
     link: {
       state: link?.state ?? "detached",
       replica: replica?.uri ?? null,
-      since: (link?.since ?? new Date(startedMs)).toISOString(),
+      since: linkSince.toISOString(),
       lastError: linkError?.message ?? null,
       reconnects: link?.reconnects ?? 0,
       rollbackLost: link?.rollbackLost ?? null,

@@ -37,7 +37,6 @@ export interface NodeParts {
   readonly nbdAccess: NbdAccess;
   readonly linkTls: LinkTls;
   readonly version: string;
-  readonly startedMs: number;
   /** Sends an event to every QMP client. */
   readonly emit: (event: string, data: object) => void;
   readonly qmpListeners: () => ListenerStatus[];
@@ -122,7 +121,6 @@ async function startNode(
   lifecycle: Lifecycle,
   { quit, isStopping }: { readonly quit: () => void; readonly isStopping: () => boolean },
 ): Promise<RunningNode> {
-  const startedMs = Date.now();
   const version = readVersion();
   const { cache } = config;
   const access = nbdAccess(config);
@@ -150,7 +148,6 @@ async function startNode(
     nbdAccess: access,
     linkTls: linkTlsOf(config.tls),
     version,
-    startedMs,
     emit: (event, data) => {
       qmp?.emit(event, data);
     },

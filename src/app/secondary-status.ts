@@ -43,7 +43,7 @@ export function secondaryStatus(
       ...clientStatus("view", view.connections()),
     ],
     jobs: secondaryJobs(secondary),
-    ...(promoted !== null && { primary: primaryPart(promoted, DEFAULT_REPLICATION, parts.startedMs) }),
+    ...(promoted !== null && { primary: primaryPart(promoted, DEFAULT_REPLICATION) }),
     secondary: {
       rollback: overlays === null ? "none" : lost === null ? "available" : "lost",
       rollbackLostReason: lost === null ? mixed : `the last checkpoint is lost: ${lost}`,

@@ -203,6 +203,11 @@ export class Primary {
     return this.#checkpoints.failure;
   }
 
+  /** When the link came into its state, "detached" included. */
+  get linkSince(): Date {
+    return this.#attachment.linkSince;
+  }
+
   /** Why the link was lost last, or why the last replica was not attached; null: neither, or that is mended. */
   get linkError(): Error | null {
     return this.#attachment.linkError;

@@ -55,6 +55,8 @@ export class ReplicaAttachment {
   #state: State = initialState("primary");
   #replica: Replica | null = null;
   #link: Link | null = null;
+  /** When the last link was left; before the first one, since when there could have been one. */
+  #leftAt = new Date();
   /** Why the last replica was not attached; null: it was. */
   #refusal: Error | null = null;
   #loggedLink: LinkState | null = null;
@@ -78,6 +80,11 @@ export class ReplicaAttachment {
 
   get link(): Link | null {
     return this.#link;
+  }
+
+  /** When the link came into its state, "detached" included. */
+  get linkSince(): Date {
+    return this.#link?.since ?? this.#leftAt;
   }
 
   /** Why the link was lost last, or why the last replica was not attached; null: neither, or that is mended. */
@@ -135,7 +142,7 @@ export class ReplicaAttachment {
       await link.start(isFirst);
     } catch (error) {
       hold.notAttached();
-      this.#link = null;
+      this.#endLink();
       this.#state = initialState("primary");
       // Who asked is told; whoever looks at the node later has to find it as well.
       this.#refusal = asError(error);
@@ -159,7 +166,7 @@ export class ReplicaAttachment {
     await this.#parts.hold.leaving();
     await this.#link?.stop();
     await left;
-    this.#link = null;
+    this.#endLink();
   }
 
   /** After leave(): goes on with the same replica as if nothing had been, also if that can't be used now. */
@@ -191,6 +198,11 @@ export class ReplicaAttachment {
     this.#link?.giveUp(
       new LinkError(CONGESTED, "the replica is slower than the guest: detached for a while"),
     );
+  }
+
+  #endLink(): void {
+    if (this.#link !== null) this.#leftAt = new Date();
+    this.#link = null;
   }
 
   #makeLink(replica: Replica): Link {

@@ -1,7 +1,9 @@
 /** What a primary knows of its troubles, for its status. */
 import { expect } from "chai";
 
+import { primaryPart } from "../../../src/app/primary-status.js";
 import { Flag } from "../../../src/block/device.js";
+import { DEFAULT_REPLICATION } from "../../../src/config/schema.js";
 import type { Held } from "../../tools/failing-device.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
 import { failureOf, outcome } from "../../tools/outcome.js";
@@ -103,6 +105,29 @@ describe("a primary's troubles", () => {
     await put(pair.guest(), 0, PAGE, 0x23);
     await pair.synchronised();
     expect(pair.primary.link?.reconnects).to.equal(1);
+  });
+
+  it("it is detached since it was detached, or refused by a replica, not since it was started", async () => {
+    const detachedMs = (): number => {
+      const { state, since } = primaryPart(pair.primary, DEFAULT_REPLICATION).link;
+      expect(state).to.equal("detached");
+      return Date.parse(since);
+    };
+    const later = async (ms: number): Promise<number> => {
+      await waitFor("the clock to go on", Date.now, (nowMs) => nowMs > ms);
+      return Date.now();
+    };
+    const attachedMs = await later(detachedMs());
+    const nowhere = { kind: "unix", path: "/nonexistent" } as const;
+    await pair.primary.attach({ address: nowhere, control: nowhere, uri: "nowhere" });
+    await pair.primary.detach();
+    expect(detachedMs()).to.be.at.least(attachedMs);
+
+    await introduce(pair.node, "of another history");
+    await sessionCheckpoint(pair.node, "of another history");
+    const refusedMs = await later(detachedMs());
+    await failureOf(pair.primary.attach(replica()));
+    expect(detachedMs()).to.be.at.least(refusedMs);
   });
 
   it("checkpoints in vain are counted until one is taken", async () => {
