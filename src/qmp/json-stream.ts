@@ -6,6 +6,8 @@
  * - What is held between pushes is at most the limit on one message.
  * - Every error is reported once; then everything up to the next newline is skipped, unless the end
  *   of the bad value was seen, so that one bad line costs nothing but itself.
+ * - A control character, or 0xff, is an error wherever it comes, and a message may begin right behind it: by that a
+ *   client that doesn't know what came before finds its feet again ("Forcing the JSON parser into known-good state").
  */
 import { describeError } from "../errors.js";
 
@@ -16,7 +18,7 @@ export const MAXIMUM_MESSAGE_BYTES = 64 * 1024;
 export const MAXIMUM_NESTING = 64;
 
 export type ParsedMessage =
-  | { readonly kind: "value"; readonly value: unknown }
+  | { readonly kind: "value"; readonly value: unknown; readonly text: string }
   | { readonly kind: "error"; readonly description: string };
 
 /** What a QMP message is. */
@@ -31,6 +33,8 @@ type Position = "between" | "inside" | "string" | "escape" | "skipping";
 
 const NEWLINE = 0x0a;
 const SPACE = 0x20;
+/** In no UTF-8 text. */
+const NEVER_TEXT = 0xff;
 const DOUBLE_QUOTE = 0x22;
 const SINGLE_QUOTE = 0x27;
 const BACKSLASH = 0x5c;
@@ -65,7 +69,7 @@ export class JsonStream {
       if (this.#position === "between") start = i;
       const problem = this.#step(byte, i + 1 - start);
       if (problem !== null) {
-        this.#reset(byte === NEWLINE ? "between" : "skipping");
+        this.#reset(byte === NEWLINE || startsAnew(byte) ? "between" : "skipping");
         yield { kind: "error", description: problem };
       } else if (this.#position === "inside" && this.#nesting === 0) {
         const message = this.#parse(chunk.subarray(start, i + 1));
@@ -78,6 +82,7 @@ export class JsonStream {
 
   /** Moves on by one byte; returns what is wrong with it, if anything is. */
   #step(byte: number, newBytes: number): string | null {
+    if (startsAnew(byte)) return `JSON parse error, stray ${nameByte(byte)}`;
     switch (this.#position) {
       case "skipping":
         if (byte === NEWLINE) this.#position = "between";
@@ -117,7 +122,8 @@ export class JsonStream {
     if (this.#heldBytes > 0) this.#hold(end);
     const bytes = this.#heldBytes > 0 ? this.#held.subarray(0, this.#heldBytes) : end;
     try {
-      return { kind: "value", value: JSON.parse(withDoubleQuotes(this.#decoder.decode(bytes))) };
+      const text = withDoubleQuotes(this.#decoder.decode(bytes));
+      return { kind: "value", value: JSON.parse(text), text };
     } catch (error) {
       return { kind: "error", description: `JSON parse error, ${describeError(error)}` };
     }
@@ -142,6 +148,34 @@ export class JsonStream {
   }
 }
 
+/**
+ * A member of an object as it was written, on one line; null: there is none. A number is more exact there than in the value:
+ * that has no integers beyond 2^53.
+ * @param text of a message: an object, and valid
+ */
+export function memberText(text: string, name: string): string | null {
+  let found: string | null = null;
+  let nesting = 0;
+  let string = "";
+  let begin: number | null = null;
+  for (const { 0: token, index } of text.matchAll(/"(?:[^"\\]|\\.)*"|[{}[\]:,]/g)) {
+    if (token === "{" || token === "[") nesting += 1;
+    if (token === "}" || token === "]") nesting -= 1;
+    if (nesting === 1 && token === ":") {
+      begin = JSON.parse(string) === name ? index + 1 : null;
+    } else if (begin !== null && (nesting === 0 || (nesting === 1 && token === ","))) {
+      // Of two the later one counts, as for JSON.parse().
+      found = text
+        .slice(begin, index)
+        .replace(/[\r\n]/g, " ")
+        .trim();
+      begin = null;
+    }
+    if (token.startsWith('"')) string = token;
+  }
+  return found;
+}
+
 /** QEMU takes strings in single quotes too, and the recipes of docs/COLO-FT.txt and block-replication.txt use them. */
 function withDoubleQuotes(text: string): string {
   if (!text.includes("'")) return text;
@@ -149,6 +183,10 @@ function withDoubleQuotes(text: string): string {
     const inner = string.slice(1, -1);
     return `"${inner.replace(/\\.|"/gs, (part) => (part === '"' ? '\\"' : part === "\\'" ? "'" : part))}"`;
   });
+}
+
+function startsAnew(byte: number): boolean {
+  return (byte < SPACE && !WHITESPACE.has(byte)) || byte === NEVER_TEXT;
 }
 
 function nameByte(byte: number): string {

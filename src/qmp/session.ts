@@ -15,7 +15,7 @@ import type { ClientLog } from "../net/client-log.js";
 import { checkArguments } from "./command.js";
 import type { QmpCommand, QmpContext } from "./command.js";
 import { commandNotFound, errorBody } from "./errors.js";
-import { JsonStream, isJsonObject } from "./json-stream.js";
+import { JsonStream, isJsonObject, memberText } from "./json-stream.js";
 
 /** Many times the largest reply; a client that is behind by this much doesn't read. */
 const MAXIMUM_OUTPUT_BYTES = 1024 * 1024;
@@ -31,7 +31,7 @@ export interface QmpSessionOptions {
   readonly socket: Socket;
   readonly clientId: number;
   readonly commands: ReadonlyMap<string, QmpCommand>;
-  readonly greeting: unknown;
+  readonly greeting: object;
   readonly log: Logger;
   /** Shared by all sessions of the server. */
   readonly clientLog: ClientLog;
@@ -72,7 +72,7 @@ export class QmpSession {
   }
 
   /** Sends an event, unless the client has not negotiated yet. */
-  event(message: unknown): void {
+  event(message: object): void {
     if (this.#negotiated) this.#send(message);
   }
 
@@ -85,22 +85,22 @@ export class QmpSession {
   async #serve(chunk: Buffer): Promise<void> {
     for (const message of this.#input.push(chunk)) {
       if (this.#ending || this.#socket.destroyed) return;
-      if (message.kind === "value") await this.#answer(message.value);
+      if (message.kind === "value") await this.#answer(message.value, message.text);
       else this.#send({ error: errorBody(new NegotiationError("bad-json", message.description)) });
     }
     this.#socket.resume();
   }
 
-  async #answer(message: unknown): Promise<void> {
-    const id = idOf(message);
+  async #answer(message: unknown, text: string): Promise<void> {
+    const id = isJsonObject(message) ? memberText(text, "id") : null;
     try {
       const request = checkRequest(message);
-      this.#send({ return: (await this.#execute(request)) ?? {}, ...id });
+      this.#send({ return: (await this.#execute(request)) ?? {} }, id);
     } catch (error) {
       if (!(error instanceof ReplError)) {
         this.#log.error({ err: error }, `QMP command failed unexpectedly: ${describeError(error)}`);
       }
-      this.#send({ error: errorBody(error), ...id });
+      this.#send({ error: errorBody(error) }, id);
     }
   }
 
@@ -121,9 +121,11 @@ export class QmpSession {
     return result;
   }
 
-  #send(message: unknown): void {
+  /** @param id echoed as it was written, in every reply to a request that is an object, right or wrong; null: it had none */
+  #send(message: object, id: string | null = null): void {
     if (!this.#socket.writable) return;
-    this.#socket.write(`${JSON.stringify(message)}\r\n`);
+    const text = JSON.stringify(message);
+    this.#socket.write(id === null ? `${text}\r\n` : `${text.slice(0, -1)},"id":${id}}\r\n`);
     if (this.#socket.writableLength > MAXIMUM_OUTPUT_BYTES) {
       const event = { host: this.#socket.remoteAddress ?? null, code: "does-not-read" };
       const details = { qmpClient: this.#context.clientId, waitingBytes: this.#socket.writableLength };
@@ -131,11 +133,6 @@ export class QmpSession {
       this.#socket.destroy();
     }
   }
-}
-
-/** Echoed in every reply to a request that is an object, right or wrong. */
-function idOf(message: unknown): { id?: unknown } {
-  return isJsonObject(message) && "id" in message ? { id: message["id"] } : {};
 }
 
 /** In the words of QEMU's qapi/qmp-dispatch.c. */

@@ -1,24 +1,34 @@
 import { expect } from "chai";
-import { JsonStream, MAXIMUM_MESSAGE_BYTES, MAXIMUM_NESTING } from "../../../src/qmp/json-stream.js";
+import {
+  JsonStream,
+  memberText,
+  MAXIMUM_MESSAGE_BYTES,
+  MAXIMUM_NESTING,
+} from "../../../src/qmp/json-stream.js";
 import type { ParsedMessage } from "../../../src/qmp/json-stream.js";
 
-/** What the stream makes of the text, fed in pieces of `pieceBytes`. */
-function parse(text: string | Buffer, pieceBytes = Number.MAX_SAFE_INTEGER): ParsedMessage[] {
+type Parsed =
+  Omit<Extract<ParsedMessage, { kind: "value" }>, "text"> | Extract<ParsedMessage, { kind: "error" }>;
+
+/** What the stream makes of the text, fed in pieces of `pieceBytes`; but for the texts of values. */
+function parse(text: string | Buffer, pieceBytes = Number.MAX_SAFE_INTEGER): Parsed[] {
   const stream = new JsonStream();
   const bytes = Buffer.from(text);
-  const messages: ParsedMessage[] = [];
+  const messages: Parsed[] = [];
   for (let i = 0; i < bytes.length; i += pieceBytes) {
-    messages.push(...stream.push(Buffer.from(bytes.subarray(i, i + pieceBytes))));
+    for (const message of stream.push(Buffer.from(bytes.subarray(i, i + pieceBytes)))) {
+      messages.push(message.kind === "value" ? { kind: "value", value: message.value } : message);
+    }
   }
   return messages;
 }
 
-function values(...expected: unknown[]): ParsedMessage[] {
+function values(...expected: unknown[]): Parsed[] {
   return expected.map((value) => ({ kind: "value", value }));
 }
 
 /** Values, and the first words of errors. */
-function outline(messages: ParsedMessage[]): unknown[] {
+function outline(messages: Parsed[]): unknown[] {
   return messages.map((message) =>
     message.kind === "value" ? message.value : message.description.replace(/^(JSON parse error).*$/s, "$1"),
   );
@@ -54,8 +64,8 @@ describe("qmp/json-stream", () => {
     expect(parse("}")).to.deep.equal([
       { kind: "error", description: "JSON parse error, expecting an object, not '}'" },
     ]);
-    expect(parse(Buffer.of(0xff))).to.deep.equal([
-      { kind: "error", description: "JSON parse error, expecting an object, not byte 0xff" },
+    expect(parse(Buffer.of(0xc3))).to.deep.equal([
+      { kind: "error", description: "JSON parse error, expecting an object, not byte 0xc3" },
     ]);
   });
 
@@ -66,6 +76,35 @@ describe("qmp/json-stream", () => {
 
   it("lets an unterminated string cost its own line only", () => {
     expect(outline(parse('{"a\n{"b": 1}'))).to.deep.equal(["JSON parse error", { b: 1 }]);
+  });
+
+  for (const [name, byte] of [
+    ["a control character", 0x01],
+    ["0xff", 0xff],
+  ] as const) {
+    it(`begins anew behind ${name}, wherever it comes`, () => {
+      const stray = {
+        kind: "error",
+        description: `JSON parse error, stray byte 0x${byte.toString(16).padStart(2, "0")}`,
+      };
+      for (const before of ["", '{"a": {"b": [', '{"a": "b', '{"a": "\\']) {
+        const bytes = Buffer.concat([Buffer.from(before), Buffer.of(byte), Buffer.from('{"c": 1}')]);
+        expect(parse(bytes), before).to.deep.equal([stray, ...values({ c: 1 })]);
+        expect(parse(bytes, 1), `${before}, byte by byte`).to.deep.equal([stray, ...values({ c: 1 })]);
+      }
+      const garbage = Buffer.concat([Buffer.from("garbage "), Buffer.of(byte), Buffer.from('{"c": 1}')]);
+      expect(outline(parse(garbage))).to.deep.equal(["JSON parse error", "JSON parse error", { c: 1 }]);
+    });
+  }
+
+  it("tells a member of a message as it was written, on one line", () => {
+    const text = `{"a": {"id": 1}, "x": [2, {"id": 3}], "i\\u0064": 4,\n"id":\n[18446744073709551615,\n"}, \\"id\\": 5"] , "b": 6}`;
+    expect(JSON.parse(text)).to.have.keys("a", "x", "id", "b");
+    expect(memberText(text, "id")).to.equal(`[18446744073709551615, "}, \\"id\\": 5"]`);
+    expect(memberText(text, "b")).to.equal("6");
+    expect(memberText(text, "c")).to.equal(null);
+    expect(memberText('{"i\\u0064": 1e400}', "id")).to.equal("1e400");
+    expect(memberText("{}", "id")).to.equal(null);
   });
 
   it("refuses bytes that are not UTF-8", () => {

@@ -144,6 +144,22 @@ describe("qmp/server", () => {
     client.socket.destroy();
   });
 
+  it("echoes an id as it was written: one of 64 bits, too, also with an error", async () => {
+    const client = await RawClient.ready(harness.address);
+    const received: string[] = [];
+    client.socket.on("data", (chunk: Buffer) => received.push(chunk.toString()));
+    client.send(`{"execute": "echo", "arguments": {"text": "t"}, "id": 18446744073709551615}`);
+    await client.next();
+    client.send(`{'id': [9007199254740993,\n'"'], 'execute': 'nope'}`);
+    await client.next();
+    expect(received.join("").split("\r\n")).to.deep.equal([
+      `{"return":{"text":"t"},"id":18446744073709551615}`,
+      `{"error":{"class":"CommandNotFound","desc":"The command nope has not been found","code":"command-not-found","kind":"failed"},"id":[9007199254740993, "\\""]}`,
+      "",
+    ]);
+    client.socket.destroy();
+  });
+
   const malformed: readonly (readonly [text: string, desc: string])[] = [
     ['{"a":1}', "QMP input member 'a' is unexpected"],
     ["[1]", "QMP input must be a JSON object"],
