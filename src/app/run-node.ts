@@ -27,6 +27,9 @@ import { Lifecycle } from "./lifecycle.js";
 /** Of what is freed: more goes back to the kernel at once. */
 const MMAP_THRESHOLD_BYTES = 64 * 1024;
 
+/** The last is what a terminal that is closed sends to what runs in its foreground. */
+const STOP_SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
+
 /** What a node is built from. */
 export interface NodeParts {
   readonly directory: StateDirectory;
@@ -79,7 +82,7 @@ export async function runNode(
   const onSignal = (signal: NodeJS.Signals): void => {
     stop(signal);
   };
-  process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
+  for (const signal of STOP_SIGNALS) process.on(signal, onSignal);
   try {
     const node = await startNode(config, build, log, lifecycle, {
       quit: () => {
@@ -101,7 +104,7 @@ export async function runNode(
     });
     throw error;
   } finally {
-    process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+    for (const signal of STOP_SIGNALS) process.off(signal, onSignal);
   }
 }
 

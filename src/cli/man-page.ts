@@ -60,7 +60,7 @@ export function manPage(program: Program, version: string): string {
     ".SH EXIT STATUS",
     ...EXIT_CODE_MEANINGS.flatMap((meaning, code) => entry(`\\fB${code}\\fR`, meaning)),
     ".SH SIGNALS",
-    ...entry("\\fBSIGTERM\\fR, \\fBSIGINT\\fR", "as the verb stop"),
+    ...entry("\\fBSIGTERM\\fR, \\fBSIGINT\\fR, \\fBSIGHUP\\fR", "as the verb stop"),
     ".SH EXAMPLES",
     ...program.examples.flatMap((example) => [".PP", ".nf", textLine(example), ".fi"]),
     ".SH SEE ALSO",

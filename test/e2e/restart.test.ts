@@ -21,6 +21,10 @@ describe("clean stop and restart", () => {
       node.process.signal("SIGTERM");
       return Promise.resolve();
     },
+    "by SIGHUP, as when its terminal is closed": (node: NodeProcess): Promise<void> => {
+      node.process.signal("SIGHUP");
+      return Promise.resolve();
+    },
   } as const;
 
   const expectStopped = async (node: NodeProcess): Promise<void> => {
