@@ -7,6 +7,7 @@ import { isatty } from "node:tty";
 import { pino } from "pino";
 import type { DestinationStream, Logger } from "pino";
 import { prettyFactory } from "pino-pretty";
+import { LogOutput } from "./log-output.js";
 
 export type { Logger } from "pino";
 
@@ -15,9 +16,6 @@ export type LogLevel = (typeof LOG_LEVELS)[number];
 
 export const LOG_FORMATS = ["pretty", "json"] as const;
 export type LogFormat = (typeof LOG_FORMATS)[number];
-
-/** Lines that wait for a reader of stderr that has stopped reading; what comes on top is dropped. */
-const MAXIMUM_BUFFERED_BYTES = 4 * 1024 * 1024;
 
 const STDERR_FD = 2;
 
@@ -32,17 +30,17 @@ export interface LoggerOptions {
 /** Makes the one logger of a process; modules get children of it (`log.child({ component: "qmp" })`). */
 export function createLogger(options: LoggerOptions): Logger {
   const terminal = options.destination === undefined && isatty(STDERR_FD);
-  const destination = options.destination ?? stderrDestination();
+  const destination =
+    options.destination ??
+    new LogOutput(STDERR_FD, (lines, reason) => {
+      log.warn({ lines, reason }, "lines of the log were lost");
+    });
   const pretty = options.format === null ? terminal : options.format === "pretty";
-  return pino(
+  const log: Logger = pino(
     { level: options.level, base: null, timestamp: pino.stdTimeFunctions.isoTime },
     pretty ? prettyDestination(destination, terminal) : destination,
   );
-}
-
-/** Not synchronous: a stderr that nobody reads must not stall the guest's requests. Flushed at exit by pino. */
-function stderrDestination(): DestinationStream {
-  return pino.destination({ dest: STDERR_FD, sync: false, maxLength: MAXIMUM_BUFFERED_BYTES });
+  return log;
 }
 
 /** Formats line by line, without pino-pretty's own stream, which would lose its last lines at exit. */

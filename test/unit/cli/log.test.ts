@@ -1,4 +1,8 @@
 import { spawnSync } from "node:child_process";
+import { closeSync, openSync } from "node:fs";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { expect } from "chai";
 import { createLogger } from "../../../src/log.js";
 
@@ -37,5 +41,50 @@ describe("log", () => {
       expect(stdout).to.equal("");
       expect(stderr.trimEnd().split("\n")).to.have.length(100);
     }
+  });
+
+  const module = JSON.stringify(new URL("../../../src/log.js", import.meta.url).href);
+
+  it("costs the process nothing if it can't be written: a full file system", () => {
+    const full = openSync("/dev/full", "w");
+    for (const end of ["", "process.exit(0);"]) {
+      const script =
+        `const { createLogger } = await import(${module});` +
+        `const log = createLogger({ level: "info", format: "json" });` +
+        `for (let i = 0; i < 3; i += 1) { log.info("line " + i); await new Promise((go) => setTimeout(go, 20)); }` +
+        `log.info("last"); console.log("alive"); ${end}`;
+      const { stdout, status } = spawnSync(process.execPath, ["--input-type=module", "-e", script], {
+        stdio: ["ignore", "pipe", full],
+        encoding: "utf8",
+        timeout: 20_000,
+      });
+      expect([stdout, status], end).to.deep.equal(["alive\n", 0]);
+    }
+    closeSync(full);
+  });
+
+  it("tells how many lines were lost when the next one can be written", async () => {
+    const directory = await mkdtemp(join(tmpdir(), "log-"));
+    const file = join(directory, "log");
+    const full = openSync("/dev/full", "w");
+    const script =
+      `const { createLogger } = await import(${module}); const fs = await import("node:fs");` +
+      `const log = createLogger({ level: "info", format: "json" });` +
+      `for (let i = 0; i < 3; i += 1) { log.info("lost"); await new Promise((go) => setTimeout(go, 20)); }` +
+      `fs.closeSync(2); fs.openSync(${JSON.stringify(file)}, "w"); log.info("kept");`;
+    const { status } = spawnSync(process.execPath, ["--input-type=module", "-e", script], {
+      stdio: ["ignore", "pipe", full],
+      timeout: 20_000,
+    });
+    closeSync(full);
+    expect(status).to.equal(0);
+    const text = await readFile(file, "utf8");
+    await rm(directory, { recursive: true });
+    const written = text
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line) as Record<string, unknown>);
+    expect(written.map(({ msg }) => msg)).to.deep.equal(["kept", "lines of the log were lost"]);
+    expect(written[1]).to.deep.include({ lines: 3, reason: "ENOSPC: no space left on device, write" });
   });
 });
