@@ -1,5 +1,6 @@
 /** Where the command line writes and asks; the real one, and the seam for tests. */
 import { createInterface } from "node:readline/promises";
+import { describeError } from "../errors.js";
 
 export interface Terminal {
   /** Whether a person can be asked. */
@@ -23,7 +24,12 @@ const MAXIMUM_COLUMNS = 120;
 export function processTerminal(): Terminal {
   const { stdin, stdout, stderr } = process;
   // A reader that has seen enough (`| head`) is no failure.
-  stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
+  stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code === "EPIPE") process.exit(0);
+    stderr.write(`standard output can't be written: ${describeError(error)}\n`, () => process.exit(1));
+  });
+  // What can't be told on it is told by the exit code.
+  stderr.on("error", () => undefined);
   return {
     interactive: stdin.isTTY && stderr.isTTY,
     decorated: stdout.isTTY && process.env["NO_COLOR"] === undefined,

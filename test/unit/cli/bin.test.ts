@@ -1,5 +1,5 @@
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -54,6 +54,27 @@ describe("bin", () => {
     } finally {
       rmSync(directory, { recursive: true });
     }
+  });
+
+  it("exits with 1, and says why, when its output can't be written", () => {
+    const full = openSync("/dev/full", "w");
+    const { status, stderr } = spawnSync(process.execPath, [join(BIN, "repl-primary"), "--help"], {
+      stdio: ["ignore", full, "pipe"],
+      encoding: "utf8",
+    });
+    closeSync(full);
+    expect(stderr).to.equal("standard output can't be written: ENOSPC: no space left on device, write\n");
+    expect(status).to.equal(1);
+  });
+
+  it("exits with the code of an error that it can't tell", () => {
+    const full = openSync("/dev/full", "w");
+    const codes = [["status", "--state-dir", "/nonexistent"], ["frobnicate"]].map((args) => {
+      const stdio = ["ignore", "pipe", full] as const;
+      return spawnSync(process.execPath, [join(BIN, "repl-primary"), ...args], { stdio: [...stdio] }).status;
+    });
+    closeSync(full);
+    expect(codes).to.deep.equal([4, 2]);
   });
 
   it("exits with 4 when it can't reach the node", () => {
