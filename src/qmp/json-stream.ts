@@ -28,8 +28,11 @@ export function isJsonObject(value: unknown): value is JsonObject {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-/** Where in the stream the last byte seen was; `skipping` runs to the next newline. */
-type Position = "between" | "inside" | "string" | "escape" | "skipping";
+/** Where in the stream the last byte seen was; `skipping` runs to the next newline, `anew` to the next message if that comes first. */
+type Position = "between" | "inside" | "string" | "escape" | "skipping" | "anew";
+
+/** Where nothing that has been seen is needed any more. */
+const UNHELD: ReadonlySet<Position> = new Set<Position>(["between", "skipping", "anew"]);
 
 const NEWLINE = 0x0a;
 const SPACE = 0x20;
@@ -66,10 +69,10 @@ export class JsonStream {
     let start = 0;
     for (let i = 0; i < chunk.length; i += 1) {
       const byte = chunk[i] ?? 0;
-      if (this.#position === "between") start = i;
+      if (this.#position === "between" || this.#position === "anew") start = i;
       const problem = this.#step(byte, i + 1 - start);
       if (problem !== null) {
-        this.#reset(byte === NEWLINE || startsAnew(byte) ? "between" : "skipping");
+        this.#reset(byte === NEWLINE ? "between" : startsAnew(byte) ? "anew" : "skipping");
         yield { kind: "error", description: problem };
       } else if (this.#position === "inside" && this.#nesting === 0) {
         const message = this.#parse(chunk.subarray(start, i + 1));
@@ -77,21 +80,26 @@ export class JsonStream {
         yield message;
       }
     }
-    if (this.#position !== "between" && this.#position !== "skipping") this.#hold(chunk.subarray(start));
+    if (!UNHELD.has(this.#position)) this.#hold(chunk.subarray(start));
   }
 
   /** Moves on by one byte; returns what is wrong with it, if anything is. */
   #step(byte: number, newBytes: number): string | null {
-    if (startsAnew(byte)) return `JSON parse error, stray ${nameByte(byte)}`;
+    const isReported = this.#position === "skipping" || this.#position === "anew";
+    if (startsAnew(byte) && !isReported) return `JSON parse error, stray ${nameByte(byte)}`;
     switch (this.#position) {
       case "skipping":
         if (byte === NEWLINE) this.#position = "between";
+        else if (startsAnew(byte)) this.#position = "anew";
+        return null;
+      case "anew":
+        if (OPENING.has(byte)) this.#begin();
+        else if (byte === NEWLINE) this.#position = "between";
         return null;
       case "between":
         if (WHITESPACE.has(byte)) return null;
         if (!OPENING.has(byte)) return `JSON parse error, expecting an object, not ${nameByte(byte)}`;
-        this.#position = "inside";
-        this.#nesting = 1;
+        this.#begin();
         return null;
       case "escape":
         this.#position = "string";
@@ -116,6 +124,11 @@ export class JsonStream {
     return this.#heldBytes + newBytes > this.#maximumBytes
       ? `JSON parse error, message longer than ${this.#maximumBytes} bytes`
       : null;
+  }
+
+  #begin(): void {
+    this.#position = "inside";
+    this.#nesting = 1;
   }
 
   #parse(end: Buffer): ParsedMessage {

@@ -93,7 +93,9 @@ describe("qmp/json-stream", () => {
         expect(parse(bytes, 1), `${before}, byte by byte`).to.deep.equal([stray, ...values({ c: 1 })]);
       }
       const garbage = Buffer.concat([Buffer.from("garbage "), Buffer.of(byte), Buffer.from('{"c": 1}')]);
-      expect(outline(parse(garbage))).to.deep.equal(["JSON parse error", "JSON parse error", { c: 1 }]);
+      expect(outline(parse(garbage)), "garbage was reported").to.deep.equal(["JSON parse error", { c: 1 }]);
+      const twice = Buffer.concat([Buffer.of(byte, byte), Buffer.from('x\n{"c": 1}')]);
+      expect(parse(twice), "two of them").to.deep.equal([stray, ...values({ c: 1 })]);
     });
   }
 
