@@ -21,6 +21,9 @@ const LONGEST_WRITE_BYTES = 256 * 1024;
 /** A hole is dealt with in steps of this size, whatever its length. */
 const HOLE_STEP_BYTES = 1024 * 1024 * 1024;
 const MAX_EXTENTS = 256;
+/** What is made zeroes at once, in requests and in bytes: each may be a before-image for the replica to keep. */
+const MOST_ZEROES = 32;
+const MOST_ZEROED_BYTES = 32 * 1024 * 1024;
 
 interface Piece {
   readonly offset: number;
@@ -91,12 +94,7 @@ export class Resync {
       const piece = await this.#claims.run(() => this.#claim());
       if (piece === null) return;
       const { offset, lengthBytes, isHole } = piece;
-      const send = (by: Send): Promise<void> => {
-        signal.throwIfAborted();
-        return this.disk.mirror.exclusively(offset, lengthBytes, () =>
-          this.#send(offset, offset + lengthBytes, by),
-        );
-      };
+      const send = (by: Send): Promise<void> => this.#send(offset, offset + lengthBytes, by);
       // Both before the range is locked: guests must not wait for our limits.
       if (!isHole) await this.#rate.take(lengthBytes, signal);
       await this.#politeness.run(
@@ -130,43 +128,69 @@ export class Resync {
   }
 
   async #send(start: number, end: number, by: Send): Promise<void> {
+    for (let at = start; at < end;) {
+      this.#stopping.signal.throwIfAborted();
+      const from = at;
+      at = await this.disk.mirror.exclusively(from, end - from, () => this.#sendSome(from, end, by));
+    }
+  }
+
+  /**
+   * Sends as much from the beginning of a range as a few requests take: all of most pieces. Guests must not wait for a long hole that is a
+   * thousand fragments on the replica.
+   * @returns the end of it, or of a block
+   */
+  async #sendSome(start: number, end: number, by: Send): Promise<number> {
     const { local, dirty } = this.disk;
     let at = start;
-    while (at < end) {
+    do {
       const extents =
         local.info.extents === "native"
           ? await local.extents(at, end - at, MAX_EXTENTS)
-          : [{ lengthBytes: end - at, hole: false, zero: false }];
+          : [{ lengthBytes: end - at, zero: false }];
       for (const { lengthBytes, zero } of extents) {
-        if (zero) await this.#sendZeroes(at, at + lengthBytes);
-        else await this.#sendContent(at, at + lengthBytes, by);
-        at += lengthBytes;
+        const extentEnd = at + lengthBytes;
+        at = zero ? await this.#sendZeroes(at, extentEnd) : await this.#sendContent(at, extentEnd, by);
+        if (at < extentEnd) break;
       }
-    }
-    dirty.resynced(start, end - start);
+    } while (at < end && at - start < DIRTY_BLOCK_BYTES);
+    const reached = at === end ? end : at - ((at - start) % DIRTY_BLOCK_BYTES);
+    dirty.resynced(start, reached - start);
+    return reached;
   }
 
-  /** A piece of content; but a hole that was filled since it was looked up can be long. */
-  async #sendContent(start: number, end: number, by: Send): Promise<void> {
-    for (let at = start; at < end; at += LONGEST_WRITE_BYTES) {
-      const lengthBytes = Math.min(LONGEST_WRITE_BYTES, end - at);
-      await withBuffer(lengthBytes, async (content) => {
-        await this.disk.local.read(at, content);
-        await by(() => this.#replica.write(at, content, 0));
-      });
-      this.disk.resynced(lengthBytes);
-    }
+  /** @returns how far it came */
+  async #sendContent(start: number, end: number, by: Send): Promise<number> {
+    // A piece of content is no longer; but a hole may have been filled since it was looked up.
+    const lengthBytes = Math.min(LONGEST_WRITE_BYTES, end - start);
+    await withBuffer(lengthBytes, async (content) => {
+      await this.disk.local.read(start, content);
+      await by(() => this.#replica.write(start, content, 0));
+    });
+    this.disk.resynced(lengthBytes);
+    return start + lengthBytes;
   }
 
-  /** Asks first where that is cheap: most holes of a disk are holes of its replica. */
-  async #sendZeroes(start: number, end: number): Promise<void> {
-    if (this.#replica.info.extents !== "native") return this.#replica.zero(start, end - start, 0);
+  /** Asks first where that is cheap: most holes of a disk are holes of its replica. @returns how far it came */
+  async #sendZeroes(start: number, end: number): Promise<number> {
+    if (this.#replica.info.extents !== "native") {
+      await this.#replica.zero(start, end - start, 0);
+      return end;
+    }
+    const zeroes: Promise<void>[] = [];
     let at = start;
-    while (at < end) {
-      for (const { lengthBytes, zero } of await this.#replica.extents(at, end - at, MAX_EXTENTS)) {
-        if (!zero) await this.#replica.zero(at, lengthBytes, 0);
-        at += lengthBytes;
+    let leftBytes = MOST_ZEROED_BYTES;
+    for (const { lengthBytes, zero } of await this.#replica.extents(start, end - start, MAX_EXTENTS)) {
+      if (!zero && (zeroes.length === MOST_ZEROES || leftBytes === 0)) break;
+      const takenBytes = zero ? lengthBytes : Math.min(lengthBytes, leftBytes);
+      if (!zero) {
+        zeroes.push(this.#replica.zero(at, takenBytes, 0));
+        leftBytes -= takenBytes;
       }
+      at += takenBytes;
+      if (takenBytes < lengthBytes) break;
     }
+    await settleAll(zeroes);
+    return at;
   }
 }

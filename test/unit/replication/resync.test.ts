@@ -177,6 +177,33 @@ describe("Resync", () => {
     expect(subject.localMemory.contents(0, 10)).to.deep.equal(filled(10, 2));
   });
 
+  it("lets guests write between the steps of a hole that is many fragments on the replica", async () => {
+    const subject = await Subject.open();
+    for (let at = 0; at + 4096 < 63 * BLOCK; at += 8192) subject.replicaMemory.fill(at, filled(4096, 9));
+    const held = subject.replica.hold({ operation: "zero", offset: 40 * BLOCK, lengthBytes: BLOCK });
+    const run = subject.resync.run();
+    await held.arrived(1);
+    const behind = subject.disk.guestExport.write(50 * BLOCK, filled(10, 3), Flag.None);
+    await subject.disk.guestExport.write(0, filled(10, 2), Flag.None);
+    expect(await isSettled(behind)).to.equal(false);
+    held.release();
+    await Promise.all([run, behind]);
+    expect(subject.isSame).to.equal(true);
+  });
+
+  it("makes zeroes of a long extent of the replica in steps, between which guests write", async () => {
+    const subject = await Subject.open({ blocks: 1024 });
+    subject.replicaMemory.fill(0, filled(60 * 1024 * 1024, 9));
+    const held = subject.replica.hold({ operation: "zero", offset: 40 * 1024 * 1024, lengthBytes: 1 });
+    const run = subject.resync.run();
+    await held.arrived(1);
+    await subject.disk.guestExport.write(0, filled(10, 2), Flag.None);
+    held.release();
+    await run;
+    expect(subject.isSame).to.equal(true);
+    expect(subject.sent("zero").map(({ lengthBytes }) => lengthBytes / 1024 / 1024)).to.deep.equal([32, 28]);
+  });
+
   it("lets guests write where it waits for its rate", async () => {
     const subject = await Subject.open({ bytesPerSecond: 1 });
     subject.localMemory.fill(0, filled(20 * BLOCK, 1));
