@@ -20,21 +20,28 @@ export interface Clock {
   every(ms: number, call: () => void): Cancel;
 }
 
-export const systemClock: Clock = {
-  nowMs: () => performance.now(),
-  after: (ms, call) => {
-    const timer = setTimeout(call, ms);
-    return () => {
-      clearTimeout(timer);
-    };
-  },
-  every: (ms, call) => {
-    const timer = setInterval(call, ms);
-    return () => {
-      clearInterval(timer);
-    };
-  },
-};
+export const systemClock = clockOf((timer) => timer);
+
+/** The same time; but a process that has nothing left to do doesn't wait for what is set by it. */
+export const backgroundClock = clockOf((timer) => timer.unref());
+
+function clockOf(begun: (timer: NodeJS.Timeout) => NodeJS.Timeout): Clock {
+  return {
+    nowMs: () => performance.now(),
+    after: (ms, call) => {
+      const timer = begun(setTimeout(call, ms));
+      return () => {
+        clearTimeout(timer);
+      };
+    },
+    every: (ms, call) => {
+      const timer = begun(setInterval(call, ms));
+      return () => {
+        clearInterval(timer);
+      };
+    },
+  };
+}
 
 /** In so many parts a limit is counted. */
 const LIMIT_PARTS = 4;

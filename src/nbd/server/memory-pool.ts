@@ -16,7 +16,7 @@
  * - Somebody waits only while the first of those who wait doesn't fit.
  * - A client has one request in the reserve at most, and had none under way when it got it.
  */
-import { type Cancel, everyRunning, systemClock } from "../../clock.js";
+import { type Cancel, everyRunning, backgroundClock } from "../../clock.js";
 import {
   MEMORY_GUARANTEED_BYTES,
   MEMORY_PRESSURE_MS,
@@ -162,7 +162,7 @@ export class MemoryPool {
   #watch(): Cancel {
     for (const account of this.#accounts) account.lastMovedBytes = account.holder.movedBytes();
     // A client can't move anything while this process does not run.
-    return everyRunning(systemClock, MEMORY_PRESSURE_MS, () => {
+    return everyRunning(backgroundClock, MEMORY_PRESSURE_MS, () => {
       for (const account of [...this.#accounts]) {
         const { holder, lastMovedBytes } = account;
         account.lastMovedBytes = holder.movedBytes();

@@ -8,7 +8,7 @@
  */
 import type { Writable } from "node:stream";
 
-import { afterRunning, type Cancel, delayOf, systemClock } from "../../clock.js";
+import { afterRunning, type Cancel, delayOf, backgroundClock } from "../../clock.js";
 import { writeGathered } from "../../net/gather.js";
 import { HANDOVER_BYTES, LONG_HANDOVER_BYTES } from "./limits.js";
 
@@ -171,7 +171,7 @@ export class ReplyWriter<Answered> {
   /** One timer for many handovers: it looks whether there was progress since it was armed. */
   #armStallTimer(): Cancel {
     const progressBefore = this.#progress;
-    return afterRunning(systemClock, delayOf(this.#options.stallTimeoutMs), () => {
+    return afterRunning(backgroundClock, delayOf(this.#options.stallTimeoutMs), () => {
       this.#cancelStallTimer = null;
       if (!this.#busy) return;
       if (this.#progress === progressBefore) this.#options.onStalled();
