@@ -3,17 +3,17 @@
  * takes longer than the quickest one was spent in a queue (RFC 6817, LEDBAT, which yields to other traffic in the same way).
  *
  * Invariants:
- * - What is under way fits the window, unless it is a single piece.
+ * - A piece enters when it fits the window beside those that are under way, or when none is.
  * - Pieces enter in the order in which they ask.
  */
 import { DIRTY_BLOCK_BYTES } from "../block/dirty-blocks.js";
 import type { Clock } from "../clock.js";
 
-/** Enough for 40 MB/s where an answer takes 50 ms. */
-const LARGEST_BLOCKS = 32;
+/** Enough for 160 MB/s where an answer takes 50 ms. */
+const LARGEST_BLOCKS = 128;
 const FIRST_BLOCKS = 8;
 /** Under way at most; so many fill the window, unless they would be shorter than a block. */
-export const PIECES = 8;
+export const PIECES = 32;
 /** The window grows while answers have waited for less than that, and shrinks when one has waited for more than twice that. */
 const TARGET_MS = 50;
 

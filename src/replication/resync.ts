@@ -4,6 +4,8 @@
  * Invariant: a piece is read and sent while no change to it is under way on either side, so that the replica
  * never gets content that is older than what it has.
  */
+import { setMaxListeners } from "node:events";
+
 import { withBuffer } from "../block/buffer-pool.js";
 import type { BlockDevice } from "../block/device.js";
 import type { Clock } from "../clock.js";
@@ -53,6 +55,8 @@ export class Resync {
     this.#startMs = clock.nowMs();
     this.#politeness = new Politeness(disk.mirror, clock);
     this.#window = new CopyWindow(clock);
+    // Each piece that waits for its rate listens, and each that rests.
+    setMaxListeners(2 * PIECES, this.#stopping.signal);
     this.totalBytes = disk.dirty.missedBytes;
   }
 

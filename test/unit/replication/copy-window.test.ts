@@ -70,21 +70,21 @@ describe("CopyWindow", () => {
     it(`fills a slow link, and makes guests wait little more than for one block of it: ${link}`, async () => {
       const { bytes, longestQueueMs } = await copy(new ModelLink(time, bytesPerSecond, roundTripMs), 60);
       expect(bytes / 60 / bytesPerSecond).to.be.greaterThan(0.5);
-      expect(longestQueueMs).to.be.lessThan(100 + 2 * ((64 * KIBIBYTE * 1000) / bytesPerSecond));
+      expect(longestQueueMs).to.be.lessThan(150 + 2 * ((64 * KIBIBYTE * 1000) / bytesPerSecond));
     });
   }
 
-  it("has 2 MiB under way on a link that is fast and long, in pieces of 256 KiB", async () => {
+  it("has 8 MiB under way on a link that is fast and long, in pieces of 256 KiB", async () => {
     const { bytes } = await copy(new ModelLink(time, 1024 * MEBIBYTE, 50), 10);
     expect(window.pieceBytes).to.equal(256 * KIBIBYTE);
-    expect(bytes / 10 / MEBIBYTE).to.be.within(36, 40);
+    expect(bytes / 10 / MEBIBYTE).to.be.within(150, 160);
   });
 
   it("yields when the link becomes slow, and takes all of it again when it is fast", async () => {
     const link = new ModelLink(time, 1024 * MEBIBYTE, 1);
     await copy(link, 1);
     link.bytesPerSecond = MEBIBYTE;
-    expect((await copy(link, 30)).longestQueueMs).to.be.lessThan(250);
+    expect((await copy(link, 60)).longestQueueMs).to.be.lessThan(250);
     expect(window.pieceBytes).to.equal(64 * KIBIBYTE);
     link.bytesPerSecond = 1024 * MEBIBYTE;
     await copy(link, 1);
