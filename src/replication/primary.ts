@@ -243,7 +243,8 @@ export class Primary {
     return this.#serial.run(async () => {
       this.#handOver.refuseAfterwards();
       this.#attachment.refuseSecond();
-      this.#checkpoints.setInterval(checkpointIntervalMs);
+      // Where a manager drives the checkpoints none is periodic, whatever the node was started with.
+      this.#checkpoints.setInterval(replica.control === null ? 0 : checkpointIntervalMs);
       // It can't refuse what it is sent.
       if (replica.control === null) await this.#recordNewData();
       await this.#attachment.attach(replica).catch((error: unknown) => {

@@ -54,6 +54,23 @@ describe("verb at the wrong moment", () => {
     await pair.synchronised();
   });
 
+  it("attach: periodic checkpoints of a replica that a manager drives are refused, and none are told of", async () => {
+    const secondary = await startSecondary();
+    const primary = await NodeProcess.start(workspace, "primary", [
+      ...["--disk", `disk0=${workspace.path("primary.img")}`, "--size", "4M", "--checkpoint-interval", "5s"],
+      ...["--listen", `unix:${workspace.path("guest.sock")}`],
+    ]);
+    const attach = ["attach", "--replica", `nbd://${await secondary.tcpAddress("replication")}`];
+    expectRefusal(
+      await primary.verb(...attach, "--checkpoint-interval", "1s"),
+      Exit.Usage,
+      "checkpoint-interval: needs replica-qmp: without it a manager drives the checkpoints",
+    );
+    expect((await primary.status()).primary?.link.state).to.equal("detached");
+    await primary.succeed(...attach);
+    expect((await primary.status()).primary?.checkpointIntervalMs).to.equal(0);
+  });
+
   const itself = (uri: string): string => `the replica "${uri}" is this node itself, which listens there`;
 
   it("attach, and start: of a primary to itself", async () => {

@@ -1,6 +1,6 @@
 /** Commands of our own: what the two nodes of a pair say to each other, and what operators do with them. */
 import { z } from "zod";
-import { NegotiationError, StateError } from "../../errors.js";
+import { ConfigError, NegotiationError, StateError } from "../../errors.js";
 import { addressField, durationField, replicaField } from "../../config/fields.js";
 import type { Address } from "../../net/address.js";
 import { answerDigests, digestRequestSchema } from "../../replication/digest.js";
@@ -78,6 +78,12 @@ export function replicaCommands(
         "checkpoint-interval": durationField.optional(),
       }),
       run: async ({ replica: uri, "replica-qmp": control, "checkpoint-interval": intervalMs }) => {
+        if (control === undefined && intervalMs !== undefined && intervalMs > 0) {
+          throw new ConfigError(
+            "no-control",
+            "checkpoint-interval: needs replica-qmp: without it a manager drives the checkpoints",
+          );
+        }
         const replica = replicaOf(uri, control ?? null, tls);
         refuseItself(replica, listeners());
         await primary().attach(replica, intervalMs);
