@@ -92,10 +92,14 @@ export class QmpClient {
       return client;
     } catch (error) {
       socket.destroy();
-      const reason = error instanceof LinkError && error.cause !== undefined ? error.cause : error;
+      const isLost = error instanceof LinkError && error.code === "connection-lost";
+      const reason = isLost && error.cause !== undefined ? error.cause : error;
+      // A server looks at our certificate when TLS is up, and can't tell us any more what is wrong with it.
+      const isHungUp = isLost && reason === error && socket instanceof TLSSocket;
+      const doubt = isHungUp ? ", as a server does that refuses our certificate: its log tells why" : "";
       throw new UnreachableError(
         "unreachable",
-        `can't reach a QMP server at ${formatAddress(address)}: ${describeError(reason)}`,
+        `can't reach a QMP server at ${formatAddress(address)}: ${describeError(reason)}${doubt}`,
         { cause: error },
       );
     } finally {

@@ -129,6 +129,10 @@ describe("a pair over TLS", () => {
     expect(await warning(pair.secondary, "not allowed")).to.equal(
       'QMP client refused: no TLS session: its certificate is for "primary.example", which is not allowed',
     );
+    const { primary } = await pair.primary.status();
+    expect(primary?.link.lastError).to.match(
+      /closed the connection, as a server does that refuses our certificate: its log tells why$/,
+    );
     expect((await pair.secondary.status()).stage).to.equal("none");
   });
 
