@@ -6,6 +6,8 @@
  * - A line that can't be written (the file system is full, the terminal or the reader is gone) is lost, and that is all: the
  *   next one is tried again. How many were lost is told when one can be written.
  * - At most MAXIMUM_WAITING_CHARACTERS wait.
+ *
+ * Not pino.destination(): where a line can't be written, for want of room, that tries again at the end without end, and blocks the process.
  */
 import { write, writeSync } from "node:fs";
 import { describeError } from "./errors.js";

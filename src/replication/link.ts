@@ -29,6 +29,7 @@ import { type HandshakeEvents, type HandshakeOptions, helloOf, takeWelcome } fro
 import type { LostRollback, ReplicaControlEvents } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions, SILENT } from "./replica-connections.js";
 import { isRefusal, isSameLoss } from "./link-loss.js";
+import { CopyWindow } from "./copy-window.js";
 import { Resync } from "./resync.js";
 import { tryOut } from "./try-out.js";
 
@@ -335,9 +336,10 @@ export class Link {
   async #synchronise({ replicas }: ReplicaConnections): Promise<void> {
     const { disks, rate, clock, events } = this.#options;
     this.#become("resyncing");
+    const window = new CopyWindow(clock);
     this.#resyncs = disks.flatMap((disk, index) => {
       const replica = replicas[index];
-      return replica === undefined ? [] : [new Resync(disk, checked(replica), rate, clock)];
+      return replica === undefined ? [] : [new Resync(disk, checked(replica), rate, window, clock)];
     });
     try {
       await settleAll(this.#resyncs.map((resync) => this.#resync(resync)));

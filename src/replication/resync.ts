@@ -12,7 +12,7 @@ import type { Clock } from "../clock.js";
 import { LinkError } from "../errors.js";
 import { DIRTY_BLOCK_BYTES } from "../block/dirty-blocks.js";
 import { settleAll } from "../block/settle-all.js";
-import { CopyWindow, PIECES, type Send } from "./copy-window.js";
+import { type CopyWindow, PIECES, type Send } from "./copy-window.js";
 import type { PrimaryDisk } from "./primary-disk.js";
 import { Politeness } from "./politeness.js";
 import type { RateLimit } from "./rate-limit.js";
@@ -46,15 +46,18 @@ export class Resync {
   readonly #stopping = new AbortController();
   #cursor = 0;
 
-  /** @param replica reachable for as long as run() runs */
-  constructor(disk: PrimaryDisk, replica: BlockDevice, rate: RateLimit, clock: Clock) {
+  /**
+   * @param replica reachable for as long as run() runs
+   * @param window of the link, for all disks that are copied over it
+   */
+  constructor(disk: PrimaryDisk, replica: BlockDevice, rate: RateLimit, window: CopyWindow, clock: Clock) {
     this.disk = disk;
     this.#replica = replica;
     this.#rate = rate;
     this.#clock = clock;
     this.#startMs = clock.nowMs();
     this.#politeness = new Politeness(disk.mirror, clock);
-    this.#window = new CopyWindow(clock);
+    this.#window = window;
     // Each piece that waits for its rate listens, and each that rests.
     setMaxListeners(2 * PIECES, this.#stopping.signal);
     this.totalBytes = disk.dirty.missedBytes;

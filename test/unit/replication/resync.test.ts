@@ -9,6 +9,7 @@ import { systemClock } from "../../../src/clock.js";
 import { Gate } from "../../../src/block/gate.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import type { AckMode } from "../../../src/status.js";
+import { CopyWindow } from "../../../src/replication/copy-window.js";
 import { PrimaryDisk, watchedDisk } from "../../../src/replication/primary-disk.js";
 import { RateLimit } from "../../../src/replication/rate-limit.js";
 import { Resync } from "../../../src/replication/resync.js";
@@ -63,8 +64,8 @@ class Subject {
     return new Subject(options, dirty);
   }
 
-  another(bytesPerSecond = 0): Resync {
-    return new Resync(this.disk, this.replica, new RateLimit(bytesPerSecond), systemClock);
+  another(bytesPerSecond = 0, window = new CopyWindow(systemClock)): Resync {
+    return new Resync(this.disk, this.replica, new RateLimit(bytesPerSecond), window, systemClock);
   }
 
   get isSame(): boolean {
@@ -202,6 +203,22 @@ describe("Resync", () => {
     await run;
     expect(subject.isSame).to.equal(true);
     expect(subject.sent("zero").map(({ lengthBytes }) => lengthBytes / 1024 / 1024)).to.deep.equal([32, 28]);
+  });
+
+  it("shares the window of the link with the copies of other disks", async () => {
+    const subjects = [await Subject.open(), await Subject.open()];
+    const window = new CopyWindow(systemClock);
+    const held = subjects.map((subject) => {
+      subject.localMemory.fill(0, filled(60 * BLOCK, 1));
+      return subject.replica.hold({ operation: "write" });
+    });
+    const runs = subjects.map((subject) => subject.another(0, window).run());
+    for (let round = 0; round < 50; round++) await turns();
+    const sent = subjects.flatMap((subject) => subject.sent("write"));
+    expect(sent.map(({ lengthBytes }) => lengthBytes / BLOCK)).to.deep.equal(Array(8).fill(1));
+    for (const each of held) each.release();
+    await Promise.all(runs);
+    expect(subjects.map(({ isSame }) => isSame)).to.deep.equal([true, true]);
   });
 
   it("lets guests write where it waits for its rate", async () => {
