@@ -9,6 +9,7 @@ import { createLogger } from "../log.js";
 import { openStateDirectory, type StateDirectory } from "../meta/state-directory.js";
 import { unsafeDirectory } from "../meta/unsafe-directory.js";
 import { type Address, formatAddress } from "../net/address.js";
+import { letGoOfTerminalAtExit } from "../os/hang-up.js";
 import { libc } from "../os/libc.js";
 import { lockStateDirectory } from "../os/lock.js";
 import type { QmpCommand } from "../qmp/command.js";
@@ -80,6 +81,7 @@ export async function runNode(
     stopped.resolve(reason);
   };
   const onSignal = (signal: NodeJS.Signals): void => {
+    if (signal === "SIGHUP") letGoOfTerminalAtExit();
     stop(signal);
   };
   for (const signal of STOP_SIGNALS) process.on(signal, onSignal);

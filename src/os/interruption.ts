@@ -1,6 +1,7 @@
 /** How a program in the foreground ends early: by a signal, or because nobody reads what it prints (`| head`). */
 import { constants } from "node:os";
 import { describeError } from "../errors.js";
+import { letGoOfTerminalAtExit } from "./hang-up.js";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
@@ -14,6 +15,7 @@ export function onInterruption(cleanUp: () => Promise<void>): void {
   const interrupt = (signal: (typeof SIGNALS)[number] | "SIGPIPE"): void => {
     if (isInterrupted) return;
     isInterrupted = true;
+    if (signal === "SIGHUP") letGoOfTerminalAtExit();
     cleanUp()
       .catch((error: unknown) => process.stderr.write(`not cleaned up: ${describeError(error)}\n`))
       .finally(() => process.exit(128 + constants.signals[signal]));

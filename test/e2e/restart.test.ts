@@ -5,9 +5,10 @@ import { join } from "node:path";
 
 import { expectPattern, startFio, writePattern } from "../tools/clients.js";
 import { expectSameContent } from "../tools/disk-files.js";
-import type { NodeProcess } from "../tools/node-process.js";
+import { type NodeProcess, programOf } from "../tools/node-process.js";
 import { MEBIBYTE, Pair, startPair } from "../tools/pair.js";
 import { succeed } from "../tools/process.js";
+import { waitFor } from "../tools/wait-for.js";
 import { useWorkspace } from "../tools/workspace.js";
 
 describe("clean stop and restart", () => {
@@ -76,6 +77,31 @@ describe("clean stop and restart", () => {
       await expectSameContent(pair.primaryFile(), pair.secondaryFile());
     });
   }
+
+  it("its terminal is closed: it ends with 0, though there is no terminal to restore", async () => {
+    const node = [
+      process.execPath,
+      ...[programOf("primary"), "--disk", `disk0=${workspace.path("disk0.img")}`, "--size", "1M"],
+      ...["--listen", `unix:${workspace.path("guest.sock")}`, "--state-dir", workspace.path("primary")],
+    ];
+    const outcome = workspace.path("outcome");
+    // As a shell with jobs does, it hands on what the end of its terminal sends to it.
+    const run = `${node.map((word) => `'${word}'`).join(" ")} & trap "kill -HUP $!" HUP; wait $!; wait $!`;
+    const command = `${run}; echo $? > '${outcome}'`;
+    const terminal = await workspace.start("script", ["-qfc", command, "/dev/null"]);
+    await waitFor(
+      "the node to be ready",
+      () => terminal.stdout.includes("ready"),
+      (isReady) => isReady,
+    );
+    terminal.signal("SIGKILL");
+    const code = await waitFor(
+      "the node's exit code",
+      () => readFile(outcome, "utf8").catch(() => ""),
+      (text) => text.endsWith("\n"),
+    );
+    expect(code).to.equal("0\n");
+  });
 
   it("the secondary first: the primary goes on alone, and catches up when it is back", async () => {
     const pair = await startPair(workspace);

@@ -44,7 +44,7 @@ export class NodeProcess {
     nodeOptions: readonly string[] = [],
     launcher: readonly string[] = [],
   ): Promise<NodeProcess> {
-    const args = [...nodeOptions, program(role), ...options, "--state-dir", stateDirectory];
+    const args = [...nodeOptions, programOf(role), ...options, "--state-dir", stateDirectory];
     const [first, ...rest] = [...launcher, globalThis.process.execPath];
     const process = await workspace.start(first, [...rest, ...args]);
     const node = new NodeProcess(role, stateDirectory, process);
@@ -137,9 +137,9 @@ export function isSynchronised({ primary, lastCheckpoint, checkpointRefusal }: N
 
 /** Runs one of the programs to its end: a verb, or a node that is not expected to start. */
 export function runNode(role: NodeRole, args: readonly string[]): Promise<Outcome> {
-  return run(process.execPath, [program(role), ...args]);
+  return run(process.execPath, [programOf(role), ...args]);
 }
 
-function program(role: NodeRole): string {
+export function programOf(role: NodeRole): string {
   return join(BIN, `repl-${role}`);
 }
