@@ -243,13 +243,17 @@ export class Primary {
     return this.#serial.run(async () => {
       this.#handOver.refuseAfterwards();
       this.#attachment.refuseSecond();
+      const formerIntervalMs = this.#checkpoints.intervalMs;
       // Where a manager drives the checkpoints none is periodic, whatever the node was started with.
       this.#checkpoints.setInterval(replica.control === null ? 0 : checkpointIntervalMs);
-      // It can't refuse what it is sent.
-      if (replica.control === null) await this.#recordNewData();
-      await this.#attachment.attach(replica).catch((error: unknown) => {
+      try {
+        // It can't refuse what it is sent.
+        if (replica.control === null) await this.#recordNewData();
+        await this.#attachment.attach(replica);
+      } catch (error) {
+        this.#checkpoints.setInterval(formerIntervalMs);
         throw this.#wrongDisk(error);
-      });
+      }
     });
   }
 

@@ -20,9 +20,9 @@ describe("verb at the wrong moment", () => {
       ...options,
     ]);
 
-  const startSecondary = (): Promise<NodeProcess> =>
+  const startSecondary = (size = "4M"): Promise<NodeProcess> =>
     NodeProcess.start(workspace, "secondary", [
-      ...["--disk", `disk0=${workspace.path("disk0.img")}`, "--size", "4M"],
+      ...["--disk", `disk0=${workspace.path("secondary.img")}`, "--size", size],
       ...["--listen", "127.0.0.1:0", "--qmp", "tcp:127.0.0.1:0"],
     ]);
 
@@ -69,6 +69,24 @@ describe("verb at the wrong moment", () => {
     expect((await primary.status()).primary?.link.state).to.equal("detached");
     await primary.succeed(...attach);
     expect((await primary.status()).primary?.checkpointIntervalMs).to.equal(0);
+  });
+
+  it("attach: of a replica that is refused, its interval is not told of either", async () => {
+    const secondary = await startSecondary("2M");
+    const primary = await startPrimary("--checkpoint-interval", "5s");
+    const attach = [
+      "--replica-qmp",
+      `tcp:${await secondary.tcpAddress("qmp")}`,
+      "--checkpoint-interval",
+      "1s",
+    ];
+    const replica = `nbd://${await secondary.tcpAddress("replication")}`;
+    expectRefusal(
+      await primary.verb("attach", "--replica", replica, ...attach),
+      Exit.Failed,
+      "they must be the same",
+    );
+    expect((await primary.status()).primary?.checkpointIntervalMs).to.equal(5000);
   });
 
   const itself = (uri: string): string => `the replica "${uri}" is this node itself, which listens there`;
