@@ -100,7 +100,9 @@ function parseYaml(file: string, text: string): unknown {
 }
 
 function checkKeys(role: NodeRole, file: string, content: unknown): OptionValues {
-  if (typeof content !== "object" || content === null || Array.isArray(content)) {
+  // A file in which everything is commented out, as in a sample.
+  if (content === null) return {};
+  if (typeof content !== "object" || Array.isArray(content)) {
     throw new ConfigError("bad-config-file", `${file}: must hold options as "name: value" lines`);
   }
   const lasting = optionsOf(role).filter(({ isForOneStart }) => isForOneStart !== true);

@@ -99,7 +99,7 @@ describe("replica that can't be used", () => {
       const socket = workspace.path("nbdkit.sock");
       await startNbdkit(workspace, socket, "-r", "memory", REPLICATION_SIZE);
       await expectRefused(
-        "the replica of disk disk0 is read-only",
+        "the replica of disk disk0 is read-only: export it writable",
         ...["--replica", `nbd+unix:///?socket=${socket}`],
       );
     });

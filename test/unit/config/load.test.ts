@@ -258,6 +258,14 @@ describe("config/load", () => {
     );
   });
 
+  it("takes a file in which everything is commented out for one without options", () => {
+    const config = file("# size: 4096\n");
+    const { checkpointIntervalMs } = loadPrimaryConfig({ config, disk: ["a=/x"] }, environment);
+    expect(checkpointIntervalMs).to.equal(
+      loadPrimaryConfig({ disk: ["a=/x"] }, environment).checkpointIntervalMs,
+    );
+  });
+
   const badFiles: readonly (readonly [text: string, message: string])[] = [
     ["dsik: a=/x\n", 'unknown key "dsik"'],
     ["view: h:1\n", 'unknown key "view"'],
@@ -267,7 +275,6 @@ describe("config/load", () => {
     ["disk: [[a=/x]]\n", "disk: must be a value or a list of values"],
     ["disk: []\n", "disk: must be a value or a list of values"],
     ["- a\n", 'must hold options as "name: value" lines'],
-    ["", 'must hold options as "name: value" lines'],
     ["size: &s 1G\nresync-rate: *s\n", "Alias"],
     ["a: [\n", "at line 2, column 1"],
     ["size: 1G\nsize: 2G\n", "Map keys must be unique"],
