@@ -12,6 +12,7 @@ import { type Address, formatAddress } from "../net/address.js";
 import { letGoOfTerminalAtExit } from "../os/hang-up.js";
 import { libc } from "../os/libc.js";
 import { lockStateDirectory } from "../os/lock.js";
+import { notifyServiceManager, type ServiceState } from "../os/notify.js";
 import type { QmpCommand } from "../qmp/command.js";
 import { STOPPING } from "../qmp/errors.js";
 import { ENDED_EVENT, nodeCommands } from "../qmp/commands/node.js";
@@ -85,6 +86,11 @@ export async function runNode(
     stop(signal);
   };
   for (const signal of STOP_SIGNALS) process.on(signal, onSignal);
+  const notify = (state: ServiceState): void => {
+    notifyServiceManager(state, process.env, (message) => {
+      log.warn(message);
+    });
+  };
   try {
     const node = await startNode(config, build, log, lifecycle, {
       quit: () => {
@@ -93,8 +99,10 @@ export async function runNode(
       isStopping: () => isStopping,
     });
     log.info({ pid: process.pid, stateDirectory: config.stateDir }, "ready");
+    notify("READY=1");
     const reason = await stopped.promise;
     log.info({ reason }, "stopping");
+    notify("STOPPING=1");
     await end(lifecycle);
     const broken = node.brokenPromise();
     if (broken === null) log.info("stopped");

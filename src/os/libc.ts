@@ -7,8 +7,9 @@
  * Calls that may wait for the disk run on libuv's thread pool, where Node's own file calls run too.
  * Measured on Node 20, 2 cores: lseek 1 µs in place, 20-190 µs on the pool, just what fs.read costs there;
  * punching a hole 3 µs in place when nothing waits, without limit when the journal does. So: on the pool.
- * Locks and preadv2(RWF_NOWAIT) never wait and are called in place.
+ * Locks, preadv2(RWF_NOWAIT) and what is for sockets never wait and are called in place.
  */
+import { closeSync } from "node:fs";
 import { createRequire } from "node:module";
 import { constants as osConstants } from "node:os";
 import process from "node:process";
@@ -43,6 +44,13 @@ const POSIX_FADV_DONTNEED = 4;
 
 /** preadv2(2): fail with EAGAIN rather than wait for the disk. */
 const RWF_NOWAIT = 8;
+
+/** socket(2) and sendto(2). */
+const AF_UNIX = 1;
+const SOCK_DGRAM_CLOEXEC = 2 | 0x8_00_00;
+const MSG_DONTWAIT_NOSIGNAL = 0x40 | 0x40_00;
+/** Of sockaddr_un.sun_path. */
+const SUN_PATH_BYTES = 108;
 
 /** setsockopt(2), as most architectures have them, those of ARCHITECTURES_64_BIT among them. */
 const SOL_SOCKET = 1;
@@ -114,6 +122,11 @@ export interface Libc {
   setMmapThreshold(lengthBytes: number): void;
   /** futimens(2): sets the time of the last change, in nanoseconds since the epoch, and no other. */
   setModified(fd: number, modifiedNs: bigint): void;
+  /**
+   * Sends a datagram to a unix socket, without waiting for room there.
+   * @param path "@" in front: an abstract one
+   */
+  sendDatagram(path: string, content: string): void;
   /** flock(2), exclusive; false: someone else holds it. */
   tryFlock(fd: number): boolean;
   /** Puts a shared lock on one byte for as long as this file is open; null: done; else what is in its way. */
@@ -172,6 +185,8 @@ class KoffiLibc implements Libc {
   readonly #fcntl: NativeFunction;
   readonly #setsockopt: NativeFunction;
   readonly #mallopt: NativeFunction | null;
+  readonly #socket: NativeFunction;
+  readonly #sendto: NativeFunction;
   readonly #optionValue = new Int32Array(1);
   readonly #iovec = new BigUint64Array(2);
   /** In the byte order of the machine, as typed arrays are. */
@@ -192,6 +207,10 @@ class KoffiLibc implements Libc {
     this.#fcntl = library.func("int fcntl(int fd, int command, ...)");
     this.#setsockopt = library.func(
       "int setsockopt(int fd, int level, int name, void *value, uint32_t bytes)",
+    );
+    this.#socket = library.func("int socket(int domain, int type, int protocol)");
+    this.#sendto = library.func(
+      "int64_t sendto(int fd, void *content, size_t length, int flags, void *address, uint32_t addressBytes)",
     );
     this.#mallopt = optional(() => library.func("int mallopt(int parameter, int value)"));
   }
@@ -241,6 +260,23 @@ class KoffiLibc implements Libc {
     // struct timespec[2]: of the last access, of the last change.
     const times = new BigInt64Array([0n, UTIME_OMIT, modifiedNs / NS_PER_S, modifiedNs % NS_PER_S]);
     if (this.#futimens(fd, times) !== 0) throw new SystemCallError("futimens", this.#koffi.errno());
+  }
+
+  sendDatagram(path: string, content: string): void {
+    const name = Buffer.from(path.replace(/^@/, "\0"));
+    if (name.length > SUN_PATH_BYTES) throw new SystemCallError("sendto", osConstants.errno.ENAMETOOLONG);
+    const family = Buffer.from(new Uint16Array([AF_UNIX]).buffer);
+    const address = Buffer.concat([family, name]);
+    const datagram = Buffer.from(content);
+    const fd = this.#socket(AF_UNIX, SOCK_DGRAM_CLOEXEC, 0);
+    if (fd < 0) throw new SystemCallError("socket", this.#koffi.errno());
+    try {
+      const flags = MSG_DONTWAIT_NOSIGNAL;
+      const sentBytes = this.#sendto(fd, datagram, datagram.length, flags, address, address.length);
+      if (sentBytes < 0) throw new SystemCallError("sendto", this.#koffi.errno());
+    } finally {
+      closeSync(fd);
+    }
   }
 
   tryFlock(fd: number): boolean {

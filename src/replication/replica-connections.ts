@@ -213,6 +213,8 @@ async function connectDisk(
   const expected = disk.local.info.sizeBytes;
   if (sizeBytes === expected && writable) return replica;
   await replica.close();
-  const what = writable ? `has ${sizeBytes} bytes, the primary disk ${expected}` : "is read-only: export it writable";
+  const what = writable
+    ? `has ${sizeBytes} bytes, the primary disk ${expected}`
+    : "is read-only: export it writable";
   throw new NegotiationError("replica-unusable", `the replica of disk ${disk.name} ${what}`);
 }

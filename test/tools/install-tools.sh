@@ -24,6 +24,7 @@ nbd-server           nbd-server
 openssl              openssl
 busybox              busybox-static
 mke2fs               e2fsprogs
+socat                socat
 '
 
 # Prints the packages of the programs that are not there, each once.
