@@ -11,9 +11,26 @@ import { descriptorOf } from "./descriptor.js";
 /** For connections that are built anew when they are lost: 30 s of silence, then, as libuv has it, ten probes, one a second. */
 export const KEEPALIVE = { keepAlive: true, keepAliveInitialDelay: 30_000 } as const;
 
+/** So long does that take. */
+const SILENCE_MS = 40_000;
+
 const PATIENT_INTERVAL_S = 30;
 const PATIENT_PROBES = 30;
 const PATIENT_MS = PATIENT_INTERVAL_S * PATIENT_PROBES * 1000;
+
+/**
+ * For a connection with KEEPALIVE over which a server sends of itself, as QMP's events are: while anything is under way the kernel sends
+ * no probes, and a host that vanished would count among the clients for a quarter of an hour (tcp_retries2) all the same.
+ */
+export function beImpatient(socket: Socket): void {
+  if (isIP(socket.remoteAddress ?? "") === 0) return;
+  const fd = descriptorOf(socket);
+  try {
+    if (fd !== null) libc()?.setUserTimeout(fd, SILENCE_MS);
+  } catch (error) {
+    excuse(error);
+  }
+}
 
 /**
  * For a client that a lost connection may cost its disk, as most guests' do: its host may be paused, or a path dead while a network
@@ -28,7 +45,11 @@ export function bePatient(socket: Socket): void {
     // Seldom, then: a path is unlikely to be dead just when all its probes are sent.
     else socket.setKeepAlive(true, PATIENT_MS);
   } catch (error) {
-    // A socket that is less patient than it could be is no reason to end it.
-    if (!(error instanceof SystemCallError)) throw error;
+    excuse(error);
   }
+}
+
+/** A socket that is more or less patient than it could be is no reason to end it. */
+function excuse(error: unknown): void {
+  if (!(error instanceof SystemCallError)) throw error;
 }

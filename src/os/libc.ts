@@ -58,6 +58,7 @@ const SO_SNDBUF = 7;
 const IPPROTO_TCP = 6;
 const TCP_KEEPINTVL = 5;
 const TCP_KEEPCNT = 6;
+const TCP_USER_TIMEOUT = 18;
 
 /** mallopt(3) of glibc. */
 const M_MMAP_THRESHOLD = -3;
@@ -114,6 +115,8 @@ export interface Libc {
   setSendBuffer(fd: number, lengthBytes: number): void;
   /** setsockopt(2) TCP_KEEPINTVL and TCP_KEEPCNT: how many probes of a silent peer stay unanswered, and how far apart they are. */
   setKeepaliveProbes(fd: number, intervalSeconds: number, probes: number): void;
+  /** setsockopt(2) TCP_USER_TIMEOUT: after how long without an acknowledgement of what was sent the kernel ends the connection. */
+  setUserTimeout(fd: number, timeoutMs: number): void;
   /**
    * mallopt(3) M_MMAP_THRESHOLD: blocks of this length and more go back to the kernel as soon as they are freed. Left alone,
    * glibc raises the threshold to the longest block that was ever freed so, and keeps all shorter ones. Nothing happens with
@@ -250,6 +253,10 @@ class KoffiLibc implements Libc {
   setKeepaliveProbes(fd: number, intervalSeconds: number, probes: number): void {
     this.#setOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, intervalSeconds);
     this.#setOption(fd, IPPROTO_TCP, TCP_KEEPCNT, probes);
+  }
+
+  setUserTimeout(fd: number, timeoutMs: number): void {
+    this.#setOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, timeoutMs);
   }
 
   setMmapThreshold(lengthBytes: number): void {

@@ -17,7 +17,7 @@ import type { Logger } from "../log.js";
 import { formatAddress } from "../net/address.js";
 import type { Address } from "../net/address.js";
 import { ClientLog } from "../net/client-log.js";
-import { KEEPALIVE } from "../net/keepalive.js";
+import { KEEPALIVE, beImpatient } from "../net/keepalive.js";
 import { OWNER_ONLY, listen } from "../net/listen.js";
 import type { PeerFilter } from "../net/peer-filter.js";
 import type { TlsAcceptor } from "../net/tls/acceptor.js";
@@ -104,6 +104,7 @@ export class QmpServer {
   async listen(address: Address): Promise<Address> {
     const server = createServer({ allowHalfOpen: true, noDelay: true, ...KEEPALIVE });
     server.on("connection", (socket) => {
+      beImpatient(socket);
       if (this.#tls !== null && address.kind === "tcp") void this.#secure(socket, server, this.#tls);
       else this.#accept(socket, server, address.kind);
     });

@@ -7,6 +7,7 @@ const TCP_NODELAY = 1;
 const TCP_KEEPIDLE = 4;
 const TCP_KEEPINTVL = 5;
 const TCP_KEEPCNT = 6;
+const TCP_USER_TIMEOUT = 18;
 const SOL_SOCKET = 1;
 const SO_KEEPALIVE = 9;
 const ESTABLISHED = "01";
@@ -41,6 +42,11 @@ export function keepalivePatienceOf(port: number): Sides<number> {
     port,
     (fd) => optionOf(fd, IPPROTO_TCP, TCP_KEEPINTVL) * optionOf(fd, IPPROTO_TCP, TCP_KEEPCNT),
   );
+}
+
+/** For how many milliseconds a peer may leave unacknowledged what is sent to it; 0: for as long as the kernel sends it again. */
+export function userTimeoutOf(port: number): Sides<number> {
+  return askAll(port, (fd) => optionOf(fd, IPPROTO_TCP, TCP_USER_TIMEOUT));
 }
 
 function askAll<T>(port: number, ask: (fd: number) => T): Sides<T> {

@@ -11,7 +11,7 @@ import { QmpClient } from "../../../src/qmp/client.js";
 import { qmpCommand } from "../../../src/qmp/command.js";
 import { MAXIMUM_CLIENTS, QmpServer } from "../../../src/qmp/server.js";
 import { memoryLogger } from "../../tools/memory-logger.js";
-import { keepaliveSecondsOf } from "../../tools/tcp-delay.js";
+import { keepalivePatienceOf, keepaliveSecondsOf, userTimeoutOf } from "../../tools/tcp-delay.js";
 import { RawClient, startServer } from "./harness.js";
 import type { Harness } from "./harness.js";
 
@@ -313,6 +313,16 @@ describe("qmp/server", () => {
     const client = await QmpClient.connect(address);
     const port = address.kind === "tcp" ? address.port : 0;
     expect(keepaliveSecondsOf(port)).to.deep.equal({ server: [30], client: [30] });
+    await client.close();
+  });
+
+  it("gives up a client that vanished while an event was on its way to it as soon as one to which nothing was", async () => {
+    const address = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
+    const client = await QmpClient.connect(address);
+    const port = address.kind === "tcp" ? address.port : 0;
+    const seconds = [...keepaliveSecondsOf(port).server, ...keepalivePatienceOf(port).server];
+    expect(seconds).to.deep.equal([30, 10]);
+    expect(userTimeoutOf(port).server).to.deep.equal([40_000]);
     await client.close();
   });
 
