@@ -30,11 +30,17 @@ export interface HandOverParts {
 
 export class HandOver {
   readonly #parts: HandOverParts;
+  #isUnderWay = false;
   #isDone = false;
   #isUndecided = false;
 
   constructor(parts: HandOverParts) {
     this.#parts = parts;
+  }
+
+  /** Whether both sides have the same, durably, and no change is made before it is known which of them goes on. */
+  get isUnderWay(): boolean {
+    return this.#isUnderWay;
   }
 
   /** Whether another node has taken over. */
@@ -70,11 +76,18 @@ export class HandOver {
       throw new StateError("no-switch-over", `switch-over refused: ${refusal}`);
     }
     const startMs = clock.nowMs();
-    const generation = await checkpoints.takeAndHold((epoch) => this.#handOver(control, epoch));
+    const generation = await checkpoints.takeAndHold(async (epoch) => {
+      this.#isUnderWay = true;
+      try {
+        return await this.#handOver(control, epoch);
+      } finally {
+        this.#isUnderWay = false;
+      }
+    });
     return { generation, pauseMs: clock.nowMs() - startMs };
   }
 
-  /** The gate is shut and both sides are the same. */
+  /** The gate is shut and both sides are the same, durably. */
   async #handOver(control: Endpoint, epoch: number): Promise<string> {
     const { disks, attachment, metadata, log, timeoutMs, clock, network } = this.#parts;
     await attachment.leave();

@@ -76,6 +76,8 @@ export class Primary {
       hold: this.#guests.hold,
       memory,
       onForwardFailure: (disk, failure) => {
+        // Only a guest's flush, in ack mode sync: the replica has everything durably, and takes over this line of history, not a new one.
+        if (this.#handOver.isUnderWay) return Promise.resolve();
         const mayEnd = this.#guests.failed();
         this.#attachment.forwardFailed(disk, failure);
         return mayEnd;

@@ -97,6 +97,25 @@ describe("histories of a pair", () => {
     expect(generations()[1]).to.equal(before);
   });
 
+  it("ack mode sync: a guest that flushes while the disks are handed over begins no history of its own", async () => {
+    await open("sync");
+    await pair.attach();
+    const [before] = generations();
+    const state = { isOver: false };
+    const switched = pair.primary.switchOver().finally(() => {
+      state.isOver = true;
+    });
+    const flushes: Promise<void>[] = [];
+    while (!state.isOver) {
+      flushes.push(pair.guest().flush());
+      await turns(1);
+    }
+    const { generation } = await switched;
+    await Promise.all(flushes);
+    expect(generations()).to.deep.equal([before, generation]);
+    expect(pair.node.secondary.metadata.ancestors).to.deep.equal([before]);
+  });
+
   it("a crash of the primary while it went on alone does not make it forget that it did", async () => {
     await open();
     await pair.attach();
