@@ -2,20 +2,26 @@
  * Where the lines of a log go: a file descriptor, whatever becomes of what is behind it.
  *
  * Invariants:
- * - It never waits, but at the end of the process: a reader that has stopped reading must not stall a guest's requests.
+ * - It never waits, but for a moment at the end of the process: a reader that has stopped reading must not stall a guest's requests, nor
+ *   keep the process from ending.
  * - A line that can't be written (the file system is full, the terminal or the reader is gone) is lost, and that is all: the
  *   next one is tried again. How many were lost is told when one can be written.
  * - At most MAXIMUM_WAITING_CHARACTERS wait.
  *
  * Not pino.destination(): where a line can't be written, for want of room, that tries again at the end without end, and blocks the process.
  */
-import { write, writeSync } from "node:fs";
-import { describeError } from "./errors.js";
+import { constants, fstatSync, openSync, write, writeSync } from "node:fs";
+import { isatty } from "node:tty";
+import { describeError, isErrno } from "./errors.js";
 
 const MAXIMUM_WAITING_CHARACTERS = 4 * 1024 * 1024;
 
 /** Between attempts where the other side of a pipe has no room. */
 const RETRY_MS = 100;
+
+/** For how long a process that ends waits for a reader of its last lines; and between two attempts. */
+const LAST_WAIT_MS = 1000;
+const LAST_RETRY_MS = 5;
 
 export class LogOutput {
   readonly #fd: number;
@@ -29,7 +35,7 @@ export class LogOutput {
   #lost = { lines: 0, reason: "" };
 
   constructor(fd: number, reportLost: (lines: number, reason: string) => void) {
-    this.#fd = fd;
+    this.#fd = withoutWaiting(fd);
     this.#reportLost = reportLost;
     process.on("exit", () => {
       this.#flush();
@@ -56,9 +62,10 @@ export class LogOutput {
     write(this.#fd, this.#batch, (error, writtenBytes) => {
       if (error?.code === "EAGAIN") {
         this.#state = "no-room";
+        // A process that has nothing else left ends, whatever nobody reads.
         setTimeout(() => {
           this.#writeOn();
-        }, RETRY_MS);
+        }, RETRY_MS).unref();
         return;
       }
       if (error === null) this.#batch = this.#batch.subarray(writtenBytes);
@@ -94,10 +101,29 @@ export class LogOutput {
   #flush(): void {
     let rest = this.#state === "writing" ? Buffer.alloc(0) : this.#batch;
     rest = Buffer.concat([rest, Buffer.from(this.#waiting.join(""))]);
-    try {
-      while (rest.length > 0) rest = rest.subarray(writeSync(this.#fd, rest));
-    } catch {
-      // The last lines of a process that ends can't be told to anybody else.
+    const untilMs = performance.now() + LAST_WAIT_MS;
+    while (rest.length > 0) {
+      try {
+        rest = rest.subarray(writeSync(this.#fd, rest));
+      } catch (error) {
+        // The last lines of a process that ends can't be told to anybody else.
+        if (!isErrno(error, "EAGAIN") || performance.now() > untilMs) return;
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LAST_RETRY_MS);
+      }
     }
+  }
+}
+
+/**
+ * The same pipe or terminal, opened anew: a write to it never waits for the reader. One that did would keep a thread, and the process from
+ * ending. Not by a flag of the descriptor itself, which other processes share.
+ */
+function withoutWaiting(fd: number): number {
+  try {
+    if (!fstatSync(fd).isFIFO() && !isatty(fd)) return fd;
+    return openSync(`/proc/self/fd/${fd}`, constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
+  } catch {
+    // It may be another user's, or have no reader any more: a write that can't be done is told of later.
+    return fd;
   }
 }

@@ -1,5 +1,5 @@
 import { spawnSync } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, constants, openSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -45,6 +45,19 @@ describe("log", () => {
 
   const module = JSON.stringify(new URL("../../../src/log.js", import.meta.url).href);
 
+  it("loses nothing at the end of a process if its reader is only slow", () => {
+    const script =
+      `const { createLogger } = await import(${module});` +
+      `const log = createLogger({ level: "info", format: "json" });` +
+      `for (let i = 0; i < 100; i += 1) log.info("x".repeat(10_000)); process.exit(0);`;
+    const { stdout } = spawnSync(
+      "sh",
+      ["-c", `"$0" --input-type=module -e '${script}' 2>&1 | (sleep 0.2; cat)`, process.execPath],
+      { encoding: "utf8", timeout: 20_000 },
+    );
+    expect(stdout.trimEnd().split("\n")).to.have.length(100);
+  });
+
   it("costs the process nothing if it can't be written: a full file system", () => {
     const full = openSync("/dev/full", "w");
     for (const end of ["", "process.exit(0);"]) {
@@ -63,6 +76,28 @@ describe("log", () => {
     closeSync(full);
   });
 
+  it("does not keep a process from ending whose log nobody reads any more", async () => {
+    const directory = await mkdtemp(join(tmpdir(), "log-"));
+    const pipe = join(directory, "pipe");
+    expect(spawnSync("mkfifo", [pipe]).status).to.equal(0);
+    const reader = openSync(pipe, constants.O_RDWR | constants.O_NONBLOCK);
+    const full = openSync(pipe, constants.O_WRONLY);
+    const script =
+      `const { createLogger } = await import(${module});` +
+      `const log = createLogger({ level: "info", format: "json" });` +
+      `for (let i = 0; i < 3; i += 1) { log.info("x".repeat(100_000)); await new Promise((go) => setTimeout(go, 20)); }` +
+      `console.log("done");`;
+    const { stdout, status } = spawnSync(process.execPath, ["--input-type=module", "-e", script], {
+      stdio: ["ignore", "pipe", full],
+      encoding: "utf8",
+      timeout: 20_000,
+    });
+    closeSync(full);
+    closeSync(reader);
+    await rm(directory, { recursive: true });
+    expect([stdout, status]).to.deep.equal(["done\n", 0]);
+  });
+
   it("tells how many lines were lost when the next one can be written", async () => {
     const directory = await mkdtemp(join(tmpdir(), "log-"));
     const file = join(directory, "log");
@@ -70,10 +105,12 @@ describe("log", () => {
     const script =
       `const { createLogger } = await import(${module}); const fs = await import("node:fs");` +
       `const log = createLogger({ level: "info", format: "json" });` +
-      `for (let i = 0; i < 3; i += 1) { log.info("lost"); await new Promise((go) => setTimeout(go, 20)); }` +
+      // Behind the line that is lost, by the one thread.
+      `for (let i = 0; i < 3; i += 1) { log.info("lost"); await fs.promises.stat("."); }` +
       `fs.closeSync(2); fs.openSync(${JSON.stringify(file)}, "w"); log.info("kept");`;
     const { status } = spawnSync(process.execPath, ["--input-type=module", "-e", script], {
       stdio: ["ignore", "pipe", full],
+      env: { ...process.env, UV_THREADPOOL_SIZE: "1" },
       timeout: 20_000,
     });
     closeSync(full);
