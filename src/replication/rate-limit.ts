@@ -27,14 +27,19 @@ export class RateLimit {
     for (const endWait of this.#waits) endWait();
   }
 
-  /** Resolves when the bytes may be worked on, or when `stop` is aborted: nobody waits for work that is given up. */
+  /**
+   * Resolves when the bytes may be worked on, or when `stop` is aborted: nobody waits for work that is given up, nor for the time that
+   * it would have taken.
+   */
   async take(bytes: number, stop: AbortSignal): Promise<void> {
     for (;;) {
       if (this.#bytesPerSecond === 0 || stop.aborted) return;
       const now = performance.now();
       const from = Math.max(this.#paidUntilMs, now - BURST_SECONDS * 1000);
-      this.#paidUntilMs = from + (bytes / this.#bytesPerSecond) * 1000;
+      const priceMs = (bytes / this.#bytesPerSecond) * 1000;
+      this.#paidUntilMs = from + priceMs;
       if (this.#paidUntilMs <= now || (await this.#wait(this.#paidUntilMs - now, stop))) return;
+      if (stop.aborted) this.#paidUntilMs -= priceMs;
     }
   }
 

@@ -50,4 +50,16 @@ describe("RateLimit", () => {
     await waiting;
     await rate.take(HOUR_OF_WORK, stop.signal);
   });
+
+  it("has nobody wait for what was asked for by work that is given up", async () => {
+    const stop = new AbortController();
+    const rate = new RateLimit(1000);
+    const waiting = [
+      rate.take(1000 * HOUR_OF_WORK, stop.signal),
+      rate.take(1000 * HOUR_OF_WORK, stop.signal),
+    ];
+    stop.abort();
+    await Promise.all(waiting);
+    expect(await isSettled(rate.take(100, never))).to.equal(true);
+  });
 });
