@@ -102,12 +102,11 @@ export class JsonStream {
         this.#begin();
         return null;
       case "escape":
-        this.#position = "string";
-        break;
       case "string":
-        if (byte === this.#quote) this.#position = "inside";
+        if (byte < SPACE) return `JSON parse error, ${nameByte(byte)} in a string`;
+        if (this.#position === "escape") this.#position = "string";
+        else if (byte === this.#quote) this.#position = "inside";
         else if (byte === BACKSLASH) this.#position = "escape";
-        else if (byte < SPACE) return `JSON parse error, ${nameByte(byte)} in a string`;
         break;
       case "inside":
         if (byte === DOUBLE_QUOTE || byte === SINGLE_QUOTE) {

@@ -75,7 +75,9 @@ describe("qmp/json-stream", () => {
   });
 
   it("lets an unterminated string cost its own line only", () => {
-    expect(outline(parse('{"a\n{"b": 1}'))).to.deep.equal(["JSON parse error", { b: 1 }]);
+    for (const start of ['{"a', '{"a\\', "{'a\\"]) {
+      expect(outline(parse(`${start}\n{"b": 1}`)), start).to.deep.equal(["JSON parse error", { b: 1 }]);
+    }
   });
 
   for (const [name, byte] of [
