@@ -44,6 +44,14 @@ interface Piece {
   readonly mayBeHole: boolean;
 }
 
+/** Of a piece. */
+interface Comparison {
+  /** In blocks of MIN_DIGEST_BLOCK_BYTES. */
+  readonly differing: readonly DifferingExtent[];
+  /** Known to differ. */
+  readonly skippedBytes: number;
+}
+
 export interface VerifyOptions {
   readonly rate: RateLimit;
   /** Whether the replica is to get what differs. */
@@ -176,13 +184,16 @@ export class Verify {
     }
     // Before the range is locked: guests must not wait for our rate limit.
     await this.rate.take(lengthBytes, this.signal);
-    const differing = await mirror.exclusively(offset, lengthBytes, () => this.#compare(access, piece));
+    const { differing, skippedBytes } = await mirror.exclusively(offset, lengthBytes, () =>
+      this.#compare(access, piece),
+    );
     for (const { offset: start, lengthBytes: bytes } of differing) {
       this.#differ(start, bytes);
       if (!this.#repair) continue;
       await this.disk.mirror.resend(start, bytes);
       this.#repairedBytes += bytes;
     }
+    this.#skippedBytes += skippedBytes;
     this.#doneBytes += lengthBytes;
   }
 
@@ -194,25 +205,25 @@ export class Verify {
     return (await zeroBytes(replica, offset, lengthBytes)) === lengthBytes;
   }
 
-  /** @returns what differs, in blocks of MIN_DIGEST_BLOCK_BYTES */
-  #compare(access: ReplicaAccess, { offset, lengthBytes }: Piece): Promise<DifferingExtent[]> {
+  #compare(access: ReplicaAccess, { offset, lengthBytes }: Piece): Promise<Comparison> {
     return withBuffer(lengthBytes, (content) => this.#compareContent(access, offset, content));
   }
 
-  async #compareContent(access: ReplicaAccess, offset: number, content: Buffer): Promise<DifferingExtent[]> {
+  async #compareContent(access: ReplicaAccess, offset: number, content: Buffer): Promise<Comparison> {
     if (!access.isReplicating()) throw linkLost();
     const asked = access.digests.of(offset, content.length, DIRTY_BLOCK_BYTES);
     const read = this.disk.local.read(offset, content);
     await settleAll([asked.then(() => undefined), read]);
     const theirs = await asked;
     const differing: DifferingExtent[] = [];
+    let skippedBytes = 0;
     for (const [index, ours] of digestsOf(content, DIRTY_BLOCK_BYTES).entries()) {
       const start = index * DIRTY_BLOCK_BYTES;
       const block = content.subarray(start, start + DIRTY_BLOCK_BYTES);
-      if (this.#isMissed(offset + start, block.length)) this.#skippedBytes += block.length;
+      if (this.#isMissed(offset + start, block.length)) skippedBytes += block.length;
       else if (ours !== theirs[index]) differing.push(...(await this.#narrow(access, block, offset + start)));
     }
-    return differing;
+    return { differing, skippedBytes };
   }
 
   async #narrow({ digests }: ReplicaAccess, block: Buffer, offset: number): Promise<DifferingExtent[]> {

@@ -4,6 +4,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "chai";
 
 import type { BlockDevice } from "../../src/block/device.js";
+import { DIRTY_BLOCK_BYTES } from "../../src/block/dirty-blocks.js";
+import { LinkError } from "../../src/errors.js";
+import { RateLimit } from "../../src/replication/rate-limit.js";
+import { Verify } from "../../src/replication/verify.js";
 import type { AckMode, VerifyReport } from "../../src/status.js";
 import { InProcessPair } from "../tools/in-process-pair.js";
 import type { MemoryDevice } from "../tools/memory-device.js";
@@ -182,6 +186,33 @@ describe("verify", () => {
     const report = await ended();
     expect(blocksOf(report)).to.deep.equal(corrupted);
     expect(report).to.deep.include({ outcome: "completed", comparedBytes: SIZE_BYTES, skippedBytes: 0 });
+  });
+
+  it("counts what it passes over once, also if the piece is compared again", async () => {
+    await open("memsync");
+    await pair.primary.detach();
+    const [disk] = pair.primary.disks;
+    if (disk === undefined) throw new Error("no disk");
+    disk.dirty.missed(0, 1);
+    const verify = new Verify(disk, { rate: new RateLimit(0), repair: false });
+    const lost = new LinkError("link-lost", "lost");
+    const compare = (answer: () => Promise<readonly string[]>): Promise<void> =>
+      verify.run({
+        digests: {
+          of: (_offset, lengthBytes, blockBytes) =>
+            blockBytes === BLOCK
+              ? answer()
+              : Promise.resolve(Array(Math.ceil(lengthBytes / blockBytes)).fill("")),
+        },
+        replica: disk.local,
+        isReplicating: () => true,
+      });
+    expect(await failureOf(compare(() => Promise.reject(lost)))).to.equal(lost);
+    await compare(() => Promise.resolve([]));
+    expect(verify.report(null)).to.deep.include({
+      skippedBytes: DIRTY_BLOCK_BYTES,
+      comparedBytes: SIZE_BYTES - DIRTY_BLOCK_BYTES,
+    });
   });
 
   it("goes on with a secondary that was started anew", async () => {
