@@ -19,6 +19,8 @@ const MAXIMUM_WAITING_CHARACTERS = 4 * 1024 * 1024;
 /** Between attempts where the other side of a pipe has no room. */
 const RETRY_MS = 100;
 
+const NEWLINE = Buffer.from("\n");
+
 /** For how long a process that ends waits for a reader of its last lines; and between two attempts. */
 const LAST_WAIT_MS = 1000;
 const LAST_RETRY_MS = 5;
@@ -28,9 +30,10 @@ export class LogOutput {
   readonly #reportLost: (lines: number, reason: string) => void;
   #waiting: string[] = [];
   #waitingCharacters = 0;
-  /** What is being written, and of how many lines it was made. */
+  /** What is being written. */
   #batch = Buffer.alloc(0);
-  #batchLines = 0;
+  /** The last byte that was written is inside of a line. */
+  #isCut = false;
   #state: "idle" | "writing" | "no-room" = "idle";
   #lost = { lines: 0, reason: "" };
 
@@ -68,7 +71,7 @@ export class LogOutput {
         }, RETRY_MS).unref();
         return;
       }
-      if (error === null) this.#batch = this.#batch.subarray(writtenBytes);
+      if (error === null) this.#wrote(writtenBytes);
       else this.#dropBatch(error);
       if (error === null && this.#lost.lines > 0) this.#tellLost();
       this.#writeOn();
@@ -77,14 +80,21 @@ export class LogOutput {
 
   #takeWaiting(): void {
     this.#batch = Buffer.from(this.#waiting.join(""));
-    this.#batchLines = this.#waiting.length;
     this.#waiting = [];
     this.#waitingCharacters = 0;
+    // The rest of a line was lost: it must not take the next one with it.
+    if (this.#isCut && this.#batch.length > 0) this.#batch = Buffer.concat([NEWLINE, this.#batch]);
+  }
+
+  #wrote(bytes: number): void {
+    if (bytes > 0) this.#isCut = this.#batch[bytes - 1] !== NEWLINE[0];
+    this.#batch = this.#batch.subarray(bytes);
   }
 
   #dropBatch(error: Error): void {
+    const lines = this.#batch.reduce((count, byte) => (byte === NEWLINE[0] ? count + 1 : count), 0);
     this.#batch = Buffer.alloc(0);
-    this.#lose(this.#batchLines, describeError(error));
+    this.#lose(lines, describeError(error));
   }
 
   #lose(lines: number, reason: string): void {

@@ -98,6 +98,36 @@ describe("log", () => {
     expect([stdout, status]).to.deep.equal(["done\n", 0]);
   });
 
+  it("loses the lines that did not fit, and none of those before and after them", async () => {
+    const directory = await mkdtemp(join(tmpdir(), "log-"));
+    const [first, second] = [join(directory, "first"), join(directory, "second")];
+    const script =
+      `const { createLogger } = await import(${module}); const fs = await import("node:fs");` +
+      `const log = createLogger({ level: "info", format: "json" });` +
+      `for (const letter of "abc") log.info(letter.repeat(3000));` +
+      `while (fs.statSync("${first}").size < 4096) await fs.promises.stat(".");` +
+      `for (let i = 0; i < 3; i += 1) await fs.promises.stat(".");` +
+      `fs.closeSync(2); fs.openSync("${second}", "w"); log.info("kept");`;
+    // A file may have 4096 bytes.
+    const { status } = spawnSync(
+      "sh",
+      ["-c", `ulimit -f 8; exec "$0" --input-type=module -e '${script}' 2> "${first}"`, process.execPath],
+      { env: { ...process.env, UV_THREADPOOL_SIZE: "1" }, timeout: 20_000 },
+    );
+    expect(status).to.equal(0);
+    const text = (await readFile(first, "utf8")) + (await readFile(second, "utf8"));
+    await rm(directory, { recursive: true });
+    const [whole, cut, ...after] = text.trimEnd().split("\n");
+    const parsed = [whole, ...after].map((line = "") => JSON.parse(line) as Record<string, unknown>);
+    expect(parsed.map(({ msg }) => msg)).to.deep.equal([
+      "a".repeat(3000),
+      "kept",
+      "lines of the log were lost",
+    ]);
+    expect(cut).to.match(/^\{.*b$/);
+    expect(parsed[2]).to.deep.include({ lines: 2, reason: "EFBIG: file too large, write" });
+  });
+
   it("tells how many lines were lost when the next one can be written", async () => {
     const directory = await mkdtemp(join(tmpdir(), "log-"));
     const file = join(directory, "log");
