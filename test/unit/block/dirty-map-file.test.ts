@@ -138,6 +138,16 @@ describe("a dirty map's file", () => {
     expect(map.missedRuns(10), "the extent that a guest writes to").to.deep.equal([[0, EXTENT]]);
   });
 
+  it("forgets nothing of a copy that a flush of the replica is about to make durable, whatever it is written for", async () => {
+    await map.describe(TENURE, false);
+    map.resynced(0, SIZE_BYTES);
+    map.beginFlush();
+    await map.markMissed(0, 1);
+    directory.crash();
+    await reopen();
+    expect(map.missedBytes).to.equal(SIZE_BYTES);
+  });
+
   it("is soon done with the copy of a disk of 1 TiB, of which the end is volatile", async () => {
     const terabyte = 1024 ** 4;
     directory = new MemoryStateDirectory();

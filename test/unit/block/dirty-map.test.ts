@@ -156,6 +156,18 @@ describe("DirtyMap", () => {
     expect(missed(map)).to.deep.equal([0, 2, 4, 5, 6, 7, 8, 9, 10]);
   });
 
+  it("has nothing as missed once a replica that had lost something was sent it again, durably, whatever becomes of the link", () => {
+    map.acknowledged(3 * BLOCK, 1);
+    map.linkLost();
+    map.linkMade(false);
+    expect(missed(map)).to.deep.equal([3]);
+    map.resynced(3 * BLOCK, BLOCK);
+    map.beginFlush();
+    map.endFlush(true);
+    map.linkLost();
+    expect(missed(map)).to.deep.equal([]);
+  });
+
   it("has everything as missed by a replica that does not know it, whatever that has kept", async () => {
     map.acknowledged(0, BLOCK);
     map.linkLost();
