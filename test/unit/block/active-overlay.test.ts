@@ -131,6 +131,17 @@ describe("active overlay", () => {
     );
   });
 
+  it("has after a power loss what was written where a hole was punched that a longer zero has covered since", async () => {
+    await overlay.write(0, filled(1, 1), Flag.Fua);
+    await overlay.zero(0, BLOCK_BYTES, Flag.Fua);
+    await overlay.zero(0, 2 * BLOCK_BYTES, Flag.Fua);
+    await overlay.write(0, filled(1, 2), Flag.Fua);
+    const recovered = await afterCrash(directory, backing);
+    expect((await contents(recovered)).subarray(0, 2 * BLOCK_BYTES)).to.deep.equal(
+      Buffer.concat([filled(1, 2), filled(1, 0)]),
+    );
+  });
+
   it("makes content durable before the log names it", async () => {
     await overlay.write(0, filled(1, 1), Flag.None);
     const held = new Deferred<void>();

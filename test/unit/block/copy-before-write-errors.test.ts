@@ -2,6 +2,7 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
+import { Deferred } from "../../../src/deferred.js";
 import { DeviceError } from "../../../src/errors.js";
 import { failureOf, isSettled, outcome, turns } from "../../tools/outcome.js";
 import { BLOCK_BYTES, CopyingDisk, filled } from "./copying-disk.js";
@@ -187,6 +188,28 @@ describe("copy-before-write: failures of the images", () => {
     const lost = "the last checkpoint is lost: its before-images could not be kept";
     expect((await failureOf(subject.checkpoint())).message).to.equal(lost);
     expect((await failureOf(subject.hidden.extents(0, 4096, 1))).message).to.equal(lost);
+  });
+
+  it("asks the policy for each write that comes while it is asked", async () => {
+    const asked: number[] = [];
+    const answer = new Deferred<void>();
+    const subject: CopyingDisk = await CopyingDisk.make({
+      onImageError: ({ offset }) => {
+        asked.push(offset);
+        return answer.promise;
+      },
+    });
+    subject.memory.fill(0, filled(8 * BLOCK_BYTES, 7));
+    subject.failLog(noSpace);
+    for (const block of [0, 1]) {
+      await subject.copying.write(block * BLOCK_BYTES, filled(10, 1), Flag.None);
+      expect(await isSettled(subject.copying.flush())).to.equal(false);
+    }
+    expect(asked).to.deep.equal([0, BLOCK_BYTES]);
+    expect(subject.changes).to.deep.equal([]);
+    answer.resolve();
+    await subject.copying.flush();
+    expect(subject.memory.contents(BLOCK_BYTES, 10)).to.deep.equal(filled(10, 1));
   });
 
   it("asks the policy, too, when the old content can't be read", async () => {

@@ -105,6 +105,17 @@ describe("Resync", () => {
     expect(subject.replicaMemory.allocatedBytes).to.equal(4096);
   });
 
+  it("has a block as missed until all of it is sent, where a step of a long hole ends inside of it", async () => {
+    const subject = await Subject.open();
+    for (let at = 4096; at < 32 * BLOCK; at += 8192) subject.replicaMemory.fill(at, filled(4096, 9));
+    // A step makes 32 fragments zeroes.
+    const stepEnd = 4096 + 32 * 8192;
+    subject.replica.fail({ operation: "zero", offset: stepEnd, lengthBytes: BLOCK });
+    await failureOf(subject.resync.run());
+    expect(subject.replicaMemory.contents(stepEnd, 4096)).to.deep.equal(filled(4096, 9));
+    expect(subject.disk.dirty.nextMissed(0, BLOCK)?.offset).to.equal(stepEnd - (stepEnd % BLOCK));
+  });
+
   it("copies between devices that can't tell their allocation", async () => {
     const subject = await Subject.open({ blocks: 10, extents: "none", zero: "none", trim: "none" });
     subject.localMemory.fill(100, filled(BLOCK, 1));
