@@ -33,13 +33,13 @@ export class RateLimit {
    */
   async take(bytes: number, stop: AbortSignal): Promise<void> {
     for (;;) {
-      if (this.#bytesPerSecond === 0 || stop.aborted) return;
+      if (this.#bytesPerSecond === 0 || isGivenUp(stop)) return;
       const now = performance.now();
       const from = Math.max(this.#paidUntilMs, now - BURST_SECONDS * 1000);
       const priceMs = (bytes / this.#bytesPerSecond) * 1000;
       this.#paidUntilMs = from + priceMs;
       if (this.#paidUntilMs <= now || (await this.#wait(this.#paidUntilMs - now, stop))) return;
-      if (stop.aborted) this.#paidUntilMs -= priceMs;
+      if (isGivenUp(stop)) this.#paidUntilMs -= priceMs;
     }
   }
 
@@ -60,4 +60,9 @@ export class RateLimit {
       stop.addEventListener("abort", cutShort);
     });
   }
+}
+
+/** It may have been given up while something was waited for. */
+function isGivenUp(stop: AbortSignal): boolean {
+  return stop.aborted;
 }
