@@ -8,7 +8,7 @@
  */
 import type { Logger } from "pino";
 import type { Clock } from "../clock.js";
-import { LinkError, StateError } from "../errors.js";
+import { describeError, LinkError, StateError } from "../errors.js";
 import type { Endpoint } from "../net/endpoint.js";
 import type { PrimaryCheckpoints } from "./primary-checkpoints.js";
 import type { PrimaryDisk } from "./primary-disk.js";
@@ -105,13 +105,27 @@ export class HandOver {
     for (const { mirror } of disks) mirror.handOver();
     this.#isDone = true;
     log.info({ epoch, generation }, "handed over to the secondary");
-    const [first] = disks;
-    const tenure = first?.dirty.tenure ?? null;
-    for (const { local, dirty } of disks) {
-      await local.flush();
-      await dirty.close();
-    }
-    await metadata.comeBack(tenure);
+    await metadata.comeBack(await this.#closeMaps());
     return generation;
+  }
+
+  /** @returns the tenure of the dirty maps; null: they don't tell what the disks may lack, and the node comes back by a full copy */
+  async #closeMaps(): Promise<string | null> {
+    const { disks, log } = this.#parts;
+    let tenure = disks[0]?.dirty.tenure ?? null;
+    for (const { name, local, dirty } of disks) {
+      try {
+        await local.flush();
+        await dirty.close();
+      } catch (error) {
+        // The other node has taken over with everything all the same: that has to be on record before anything else.
+        tenure = null;
+        log.error(
+          { disk: name, error: describeError(error) },
+          "not flushed: this node comes back by a full copy",
+        );
+      }
+    }
+    return tenure;
   }
 }

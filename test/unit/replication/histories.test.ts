@@ -3,6 +3,7 @@ import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
 import { DeviceError } from "../../../src/errors.js";
+import { readMetadata } from "../../../src/meta/metadata.js";
 import type { AckMode } from "../../../src/status.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
 import { turns } from "../../tools/outcome.js";
@@ -114,6 +115,22 @@ describe("histories of a pair", () => {
     await Promise.all(flushes);
     expect(generations()).to.deep.equal([before, generation]);
     expect(pair.node.secondary.metadata.ancestors).to.deep.equal([before]);
+  });
+
+  it("a node that hands its disks over and can't flush them is the other's secondary all the same, and comes back by a full copy", async () => {
+    await open();
+    await pair.attach();
+    const isHandedOver = (): boolean => pair.primary.isHandedOver;
+    const failing = pair.primaryDisks[0]?.fail({ operation: "flush", where: isHandedOver });
+    const { generation } = await pair.primary.switchOver();
+    expect(failing?.taken).to.equal(1);
+    expect(generation).to.equal(pair.node.secondary.metadata.generation);
+    expect(await readMetadata(pair.primaryState)).to.deep.include({
+      role: "secondary",
+      handedOver: true,
+      tenure: null,
+    });
+    failing?.remove();
   });
 
   it("a crash of the primary while it went on alone does not make it forget that it did", async () => {
