@@ -27,6 +27,18 @@ module.exports = {
       to: { path: "^src/", pathNot: "^src/(errors|nbd/wire/)" },
     },
     {
+      name: "a-primary-knows-nothing-of-the-parts-of-a-secondary",
+      severity: "error",
+      from: { path: "^src/replication/primary/" },
+      to: { path: "^src/replication/secondary/" },
+    },
+    {
+      name: "what-both-nodes-have-knows-neither",
+      severity: "error",
+      from: { path: "^src/replication/[^/]+$" },
+      to: { path: "^src/replication/(primary|secondary)/" },
+    },
+    {
       name: "stage-machine-knows-no-io",
       severity: "error",
       from: { path: "^src/replication/stage" },

@@ -13,7 +13,7 @@ import type { StateDirectory } from "../meta/state-directory.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import type { DiskConfig } from "../config/fields.js";
 import type { CacheMode } from "../status.js";
-import type { NamedDisk } from "../replication/secondary-disk.js";
+import type { NamedDisk } from "../replication/named-disk.js";
 import type { Lifecycle } from "./lifecycle.js";
 
 /**

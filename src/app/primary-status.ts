@@ -2,9 +2,9 @@
 import type { PrimaryConfig } from "../config/schema.js";
 import { LinkError } from "../errors.js";
 import type { NbdServer } from "../nbd/server/server.js";
-import type { Primary } from "../replication/primary.js";
-import type { Resync } from "../replication/resync.js";
-import type { Verify } from "../replication/verify.js";
+import type { Primary } from "../replication/primary/primary.js";
+import type { Resync } from "../replication/primary/resync.js";
+import type { Verify } from "../replication/primary/verify.js";
 import type { BlockJobsParts } from "../qmp/commands/block-jobs.js";
 import type { Yankable } from "../qmp/commands/yank.js";
 import type { DiskStatus, JobStatus, NodeStatus, PrimaryStatus } from "../status.js";

@@ -8,10 +8,10 @@ import { blockJobCommands, jobErrorEvent, jobEvent } from "../qmp/commands/block
 import { primaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { yankCommands } from "../qmp/commands/yank.js";
-import { Primary } from "../replication/primary.js";
-import type { PrimaryOptions } from "../replication/primary-options.js";
-import type { Replica } from "../replication/replica-attachment.js";
-import { refuseItself, replicaOf } from "../replication/replica-uri.js";
+import { Primary } from "../replication/primary/primary.js";
+import type { PrimaryOptions } from "../replication/primary/options.js";
+import type { Replica } from "../replication/primary/replica-attachment.js";
+import { refuseItself, replicaOf } from "../replication/primary/replica-uri.js";
 import { dirtyContext } from "./dirty-context.js";
 import { jobControls, mirrorJob, primaryJobs, primaryStatus, verifyJob, yankable } from "./primary-status.js";
 import { linkTlsOf, type NodeParts, runNode, type RunningNode } from "./run-node.js";

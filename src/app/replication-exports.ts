@@ -3,9 +3,9 @@
  * introduced itself (writerExport()).
  */
 import { ExportTable, type NbdExport } from "../nbd/server/exports.js";
-import { writerExport } from "../replication/replica-control.js";
-import type { Secondary } from "../replication/secondary.js";
-import type { SecondaryDisk } from "../replication/secondary-disk.js";
+import { writerExport } from "../replication/protocol.js";
+import type { Secondary } from "../replication/secondary/secondary.js";
+import type { SecondaryDisk } from "../replication/secondary/disk.js";
 
 export interface ExportedDisk {
   readonly isWritable: boolean;

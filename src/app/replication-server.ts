@@ -11,7 +11,7 @@ import { DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_CONNECTIONS_PER_PEER } from "../nb
 import { NbdServer } from "../nbd/server/server.js";
 import type { InheritedSocket } from "../os/socket-activation.js";
 import type { ManagedNbdServer } from "../qmp/commands/nbd-server.js";
-import type { Secondary } from "../replication/secondary.js";
+import type { Secondary } from "../replication/secondary/secondary.js";
 import type { NbdAccess } from "./access.js";
 import { ReplicationExports } from "./replication-exports.js";
 

@@ -2,7 +2,7 @@
 import { DEFAULT_REPLICATION } from "../config/schema.js";
 import type { SecondaryMetadata } from "../meta/metadata.js";
 import type { NbdServer } from "../nbd/server/server.js";
-import type { Secondary } from "../replication/secondary.js";
+import type { Secondary } from "../replication/secondary/secondary.js";
 import type { DiskStatus, JobStatus, NodeStatus } from "../status.js";
 import type { ReplicationServer } from "./replication-server.js";
 import { primaryJobs, primaryDiskPart, primaryPart } from "./primary-status.js";

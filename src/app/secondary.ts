@@ -7,12 +7,8 @@ import { nbdServerCommands } from "../qmp/commands/nbd-server.js";
 import { replicaCommands, secondaryPairCommands } from "../qmp/commands/pair.js";
 import { type ReplicationGroup, replicationCommands } from "../qmp/commands/replication.js";
 import { yankCommands } from "../qmp/commands/yank.js";
-import {
-  CHECKPOINT_EVENT,
-  CHECKPOINT_FAILED_EVENT,
-  ROLLBACK_LOST_EVENT,
-} from "../replication/replica-control.js";
-import { Secondary } from "../replication/secondary.js";
+import { CHECKPOINT_EVENT, CHECKPOINT_FAILED_EVENT, ROLLBACK_LOST_EVENT } from "../replication/protocol.js";
+import { Secondary } from "../replication/secondary/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
 import { farewellOf, linkEvents } from "./primary.js";

@@ -4,7 +4,7 @@ import { resolve } from "node:path";
 import { formatSize } from "../config/units.js";
 import { ConfigError, StateError } from "../errors.js";
 import { openStateDirectory } from "../meta/state-directory.js";
-import { extractSalvage } from "../replication/salvage.js";
+import { extractSalvage } from "../replication/secondary/salvage.js";
 import { nodeStateDir } from "./node-location.js";
 import type { Verb } from "./program.js";
 

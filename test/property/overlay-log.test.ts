@@ -9,7 +9,7 @@ import { payloadBuffers } from "../../src/block/buffer-pool.js";
 import { OverlayLog } from "../../src/meta/overlay-log.js";
 import { type LogRecord, RECORD_HEADER_BYTES } from "../../src/meta/overlay-log-format.js";
 import type { RecoveredRecord } from "../../src/meta/overlay-log-recovery.js";
-import { SpareLog } from "../../src/replication/spare-log.js";
+import { SpareLog } from "../../src/replication/secondary/spare-log.js";
 import { MemoryStateDirectory } from "../tools/memory-state-directory.js";
 import { turns } from "../tools/outcome.js";
 import { Random } from "../tools/seed.js";

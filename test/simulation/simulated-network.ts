@@ -3,8 +3,8 @@ import type { BlockDevice, DeviceInfo, Extent, Flags } from "../../src/block/dev
 import { Deferred } from "../../src/deferred.js";
 import { DeviceError, LinkError, NegotiationError } from "../../src/errors.js";
 import { type QmpErrorBody, QmpError } from "../../src/qmp/errors.js";
-import { NodeControl, type QmpConnection } from "../../src/replication/replica-control.js";
-import type { ReplicaDisk, ReplicaNetwork } from "../../src/replication/replica-network.js";
+import { NodeControl, type QmpConnection } from "../../src/replication/primary/replica-control.js";
+import type { ReplicaDisk, ReplicaNetwork } from "../../src/replication/primary/replica-network.js";
 import type { DiskAnswer, DiskRequest, QmpEvent, QmpAnswer } from "./messages.js";
 import type { End } from "./simulated-link.js";
 import type { LifeClock } from "./virtual-time.js";

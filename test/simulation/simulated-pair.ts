@@ -9,7 +9,7 @@ import { Flag } from "../../src/block/device.js";
 import { DIRTY_BLOCK_BYTES } from "../../src/block/dirty-blocks.js";
 import { EXTENT_BYTES } from "../../src/block/hot-extents.js";
 import { describeError, DeviceError } from "../../src/errors.js";
-import type { Secondary } from "../../src/replication/secondary.js";
+import type { Secondary } from "../../src/replication/secondary/secondary.js";
 import type { Random } from "../tools/seed.js";
 import { SECTOR_BYTES } from "../tools/write-back-disk.js";
 import { type Change, contentOf, History, keyOf, type Run, type Value, valuesOf } from "./history.js";

@@ -12,8 +12,8 @@ import {
   CHECKPOINT_EVENT,
   CHECKPOINT_FAILED_EVENT,
   type FailedCheckpoint,
-} from "../../src/replication/replica-control.js";
-import type { Secondary } from "../../src/replication/secondary.js";
+} from "../../src/replication/protocol.js";
+import type { Secondary } from "../../src/replication/secondary/secondary.js";
 import type { End } from "./simulated-link.js";
 import type { DiskAnswer, DiskRequest, QmpAnswer, QmpEvent, QmpRequest } from "./messages.js";
 

@@ -20,13 +20,13 @@ import { NbdServer } from "../../src/nbd/server/server.js";
 import { secondaryPairCommands } from "../../src/qmp/commands/pair.js";
 import { nodeCommands } from "../../src/qmp/commands/node.js";
 import { QmpServer } from "../../src/qmp/server.js";
-import { Primary } from "../../src/replication/primary.js";
+import { Primary } from "../../src/replication/primary/primary.js";
 import {
   CHECKPOINT_EVENT,
   CHECKPOINT_FAILED_EVENT,
   ROLLBACK_LOST_EVENT,
   writerExport,
-} from "../../src/replication/replica-control.js";
+} from "../../src/replication/protocol.js";
 import type { AckMode, CongestionPolicy, ReplicaErrorPolicy } from "../../src/status.js";
 import { FailingDevice } from "./failing-device.js";
 import { MemoryDevice } from "./memory-device.js";

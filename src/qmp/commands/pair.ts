@@ -3,13 +3,14 @@ import { z } from "zod";
 import { ConfigError, NegotiationError, StateError } from "../../errors.js";
 import { addressField, durationField, replicaField } from "../../config/fields.js";
 import type { Address } from "../../net/address.js";
-import { answerDigests, digestRequestSchema } from "../../replication/digest.js";
-import type { Primary } from "../../replication/primary.js";
-import { HANDSHAKE_VERSION, helloSchema } from "../../replication/replica-control.js";
-import type { Secondary } from "../../replication/secondary.js";
+import { answerDigests } from "../../replication/secondary/digests.js";
+import { digestRequestSchema } from "../../replication/digest.js";
+import type { Primary } from "../../replication/primary/primary.js";
+import { HANDSHAKE_VERSION, helloSchema } from "../../replication/protocol.js";
+import type { Secondary } from "../../replication/secondary/secondary.js";
 import { FAILOVER_TARGETS, type FailoverOutcome, type FailoverPlan } from "../../status.js";
 import { type QmpCommand, qmpCommand } from "../command.js";
-import { type LinkTls, refuseItself, replicaOf } from "../../replication/replica-uri.js";
+import { type LinkTls, refuseItself, replicaOf } from "../../replication/primary/replica-uri.js";
 
 const failoverArguments = z.strictObject({
   to: z.enum(FAILOVER_TARGETS).optional(),

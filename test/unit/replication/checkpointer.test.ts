@@ -4,7 +4,7 @@ import { Gate } from "../../../src/block/gate.js";
 import { systemClock } from "../../../src/clock.js";
 import { Deferred } from "../../../src/deferred.js";
 import { LinkError } from "../../../src/errors.js";
-import { Checkpointer, type CheckpointerParts } from "../../../src/replication/checkpointer.js";
+import { Checkpointer, type CheckpointerParts } from "../../../src/replication/primary/checkpointer.js";
 import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 import { failureOf, isSettled, turns } from "../../tools/outcome.js";
 

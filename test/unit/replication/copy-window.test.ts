@@ -1,6 +1,6 @@
 import { expect } from "chai";
 
-import { CopyWindow, PIECES } from "../../../src/replication/copy-window.js";
+import { CopyWindow, PIECES } from "../../../src/replication/primary/copy-window.js";
 import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 
 const KIBIBYTE = 1024;

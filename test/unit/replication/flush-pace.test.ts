@@ -1,6 +1,6 @@
 import { expect } from "chai";
 
-import { FlushPace, type FlushState } from "../../../src/replication/flush-pace.js";
+import { FlushPace, type FlushState } from "../../../src/replication/primary/flush-pace.js";
 
 describe("FlushPace", () => {
   let pace: FlushPace;

@@ -5,7 +5,7 @@ import {
   type AskedSecondary,
   type Introduction,
   Introductions,
-} from "../../../src/replication/introduction.js";
+} from "../../../src/replication/secondary/introduction.js";
 
 const PRIMARY: Introduction = {
   ...{

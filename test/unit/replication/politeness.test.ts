@@ -1,7 +1,7 @@
 import { expect } from "chai";
 
 import type { Clock } from "../../../src/clock.js";
-import { Politeness } from "../../../src/replication/politeness.js";
+import { Politeness } from "../../../src/replication/primary/politeness.js";
 import { isSettled, turns } from "../../tools/outcome.js";
 
 /** A clock that stands still until it is set forward. */

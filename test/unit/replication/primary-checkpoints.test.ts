@@ -4,9 +4,9 @@ import { Gate } from "../../../src/block/gate.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import type { Clock } from "../../../src/clock.js";
 import { Deferred } from "../../../src/deferred.js";
-import type { Link } from "../../../src/replication/link.js";
-import { PrimaryCheckpoints } from "../../../src/replication/primary-checkpoints.js";
-import type { PrimaryLineage } from "../../../src/replication/primary-lineage.js";
+import type { Link } from "../../../src/replication/primary/link.js";
+import { PrimaryCheckpoints } from "../../../src/replication/primary/checkpoints.js";
+import type { PrimaryLineage } from "../../../src/replication/primary/lineage.js";
 import { memoryLogger } from "../../tools/memory-logger.js";
 import { turns } from "../../tools/outcome.js";
 

@@ -1,5 +1,5 @@
 import { expect } from "chai";
-import { takeWelcome } from "../../../src/replication/primary-handshake.js";
+import { takeWelcome } from "../../../src/replication/primary/handshake.js";
 import { failureOf } from "../../tools/outcome.js";
 
 describe("a primary that is welcomed", () => {

@@ -1,7 +1,7 @@
 /** Of the order in which work is let through; how long that takes is nobody's promise. */
 import { expect } from "chai";
 
-import { RateLimit } from "../../../src/replication/rate-limit.js";
+import { RateLimit } from "../../../src/replication/primary/rate-limit.js";
 import { isSettled } from "../../tools/outcome.js";
 
 const HOUR_OF_WORK = 3600 * 1000;

@@ -2,12 +2,12 @@
 import { expect } from "chai";
 
 import type { Clock } from "../../../src/clock.js";
-import type { PrimaryDisk } from "../../../src/replication/primary-disk.js";
+import type { PrimaryDisk } from "../../../src/replication/primary/disk.js";
 import {
   ReplicaConnections,
   type ReplicaConnectionsEvents,
-} from "../../../src/replication/replica-connections.js";
-import type { ReplicaDisk, ReplicaNetwork } from "../../../src/replication/replica-network.js";
+} from "../../../src/replication/primary/replica-connections.js";
+import type { ReplicaDisk, ReplicaNetwork } from "../../../src/replication/primary/replica-network.js";
 import { isSettled, turns } from "../../tools/outcome.js";
 
 const TIMEOUT_MS = 5000;

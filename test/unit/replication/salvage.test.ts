@@ -7,7 +7,7 @@ import { expect } from "chai";
 
 import { newSecondaryMetadata, writeMetadata } from "../../../src/meta/metadata.js";
 import { OverlayLog } from "../../../src/meta/overlay-log.js";
-import { extractSalvage, salvageName } from "../../../src/replication/salvage.js";
+import { extractSalvage, salvageName } from "../../../src/replication/secondary/salvage.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
 import { failureOf } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";

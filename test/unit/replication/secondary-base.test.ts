@@ -2,8 +2,8 @@
 import { expect } from "chai";
 import { randomUUID } from "node:crypto";
 
-import type { Introduction } from "../../../src/replication/introduction.js";
-import type { LostRollback } from "../../../src/replication/replica-control.js";
+import type { Introduction } from "../../../src/replication/secondary/introduction.js";
+import type { LostRollback } from "../../../src/replication/protocol.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
 import { outcome, turns } from "../../tools/outcome.js";
 import {

@@ -4,7 +4,7 @@ import { expect } from "chai";
 import type { UndoErrorPolicy } from "../../../src/config/schema.js";
 import { type BlockDevice, Flag, type Flags } from "../../../src/block/device.js";
 import { expectSame, readRange } from "../../contract/device-model.js";
-import type { Introduction } from "../../../src/replication/introduction.js";
+import type { Introduction } from "../../../src/replication/secondary/introduction.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
 import { failureOf } from "../../tools/outcome.js";

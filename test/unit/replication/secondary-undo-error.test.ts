@@ -3,7 +3,7 @@ import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
 import { readMetadata } from "../../../src/meta/metadata.js";
-import type { LostRollback } from "../../../src/replication/replica-control.js";
+import type { LostRollback } from "../../../src/replication/protocol.js";
 import { outcome, turns } from "../../tools/outcome.js";
 import type { SecondaryNode } from "../../tools/secondary-node.js";
 import {

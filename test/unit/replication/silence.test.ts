@@ -1,6 +1,6 @@
 import { expect } from "chai";
 
-import { Silence } from "../../../src/replication/silence.js";
+import { Silence } from "../../../src/replication/primary/silence.js";
 
 describe("Silence", () => {
   let silence: Silence;

@@ -2,10 +2,11 @@
 import { expect } from "chai";
 import { LinkError, UnreachableError } from "../../../src/errors.js";
 import { QmpError, STOPPING } from "../../../src/qmp/errors.js";
-import { isRefusal } from "../../../src/replication/link-loss.js";
-import { type Hello, NodeControl, type QmpConnection } from "../../../src/replication/replica-control.js";
-import type { ReplicaNetwork } from "../../../src/replication/replica-network.js";
-import { requestTakeOver } from "../../../src/replication/take-over.js";
+import { isRefusal } from "../../../src/replication/primary/link-loss.js";
+import type { Hello } from "../../../src/replication/protocol.js";
+import { NodeControl, type QmpConnection } from "../../../src/replication/primary/replica-control.js";
+import type { ReplicaNetwork } from "../../../src/replication/primary/replica-network.js";
+import { requestTakeOver } from "../../../src/replication/primary/take-over.js";
 import { VirtualTime } from "../../simulation/virtual-time.js";
 import { failureOf } from "../../tools/outcome.js";
 

@@ -9,11 +9,11 @@ import { newSecondaryMetadata, readMetadata } from "../../../src/meta/metadata.j
 import { QmpError } from "../../../src/qmp/errors.js";
 import { MetadataKeeper } from "../../../src/replication/metadata-keeper.js";
 import { systemClock } from "../../../src/clock.js";
-import { openPrimaryKeeper } from "../../../src/replication/primary-keeper.js";
-import { PrimaryLineage } from "../../../src/replication/primary-lineage.js";
-import type { ReplicaNetwork } from "../../../src/replication/replica-network.js";
-import { requestTakeOver } from "../../../src/replication/take-over.js";
-import { Tenures } from "../../../src/replication/tenures.js";
+import { openPrimaryKeeper } from "../../../src/replication/primary/keeper.js";
+import { PrimaryLineage } from "../../../src/replication/primary/lineage.js";
+import type { ReplicaNetwork } from "../../../src/replication/primary/replica-network.js";
+import { requestTakeOver } from "../../../src/replication/primary/take-over.js";
+import { Tenures } from "../../../src/replication/secondary/tenures.js";
 import { readRange } from "../../contract/device-model.js";
 import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 import { FailingStateDirectory } from "../../tools/failing-state-directory.js";

@@ -1,7 +1,7 @@
 import { expect } from "chai";
 
 import type { ConnectionObserver, ConnectionSummary } from "../../../src/nbd/server/exports.js";
-import { WriterTracker } from "../../../src/replication/writer-tracker.js";
+import { WriterTracker } from "../../../src/replication/secondary/writer-tracker.js";
 
 const PEER = "192.0.2.1:1000";
 const RECONNECTED = "the primary has reconnected and its resync is not finished";

@@ -1,0 +1,99 @@
+/**
+ * How much of a copy is on the link at once: what keeps it busy, and little more, for guests' writes stand behind that. What an answer
+ * takes longer than the quickest one was spent in a queue (RFC 6817, LEDBAT, which yields to other traffic in the same way).
+ *
+ * Invariants:
+ * - A piece enters when it fits the window beside those that are under way, or when none is.
+ * - Pieces enter in the order in which they ask.
+ */
+import { DIRTY_BLOCK_BYTES } from "../../block/dirty-blocks.js";
+import type { Clock } from "../../clock.js";
+
+/** Enough for 160 MB/s where an answer takes 50 ms. */
+const LARGEST_BLOCKS = 128;
+const FIRST_BLOCKS = 8;
+/** Under way at most; so many fill the window, unless they would be shorter than a block. */
+export const PIECES = 32;
+/** The window grows while answers have waited for less than that, and shrinks when one has waited for more than twice that. */
+const TARGET_MS = 50;
+
+/** A piece that is under way. */
+interface Entry {
+  readonly blocks: number;
+  /** Nothing more would have fitted: what is learnt from it is learnt of a full window. */
+  readonly isFilling: boolean;
+  /** How often the window had shrunk before. */
+  readonly shrunk: number;
+}
+
+interface Waiting {
+  readonly blocks: number;
+  readonly enter: (entry: Entry) => void;
+}
+
+export class CopyWindow {
+  readonly #clock: Clock;
+  #sizeBlocks = FIRST_BLOCKS;
+  #blocksUnderWay = 0;
+  readonly #waiting: Waiting[] = [];
+  #shortestMs = Infinity;
+  #shrunk = 0;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** How long the next piece may be: whole dirty blocks. */
+  get pieceBytes(): number {
+    return Math.ceil(this.#sizeBlocks / PIECES) * DIRTY_BLOCK_BYTES;
+  }
+
+  /** Does it once there is room. @param action gets what it is to send by */
+  async run(lengthBytes: number, action: (send: Send) => Promise<void>): Promise<void> {
+    const entry = await this.#enter(Math.ceil(lengthBytes / DIRTY_BLOCK_BYTES));
+    try {
+      await action(async (request) => {
+        const startMs = this.#clock.nowMs();
+        await request();
+        this.#learn(entry, this.#clock.nowMs() - startMs);
+      });
+    } finally {
+      this.#blocksUnderWay -= entry.blocks;
+      this.#admit();
+    }
+  }
+
+  #enter(blocks: number): Promise<Entry> {
+    return new Promise((enter) => {
+      this.#waiting.push({ blocks, enter });
+      this.#admit();
+    });
+  }
+
+  #admit(): void {
+    for (;;) {
+      const next = this.#waiting[0];
+      if (next === undefined) return;
+      const { blocks, enter } = next;
+      if (this.#blocksUnderWay > 0 && this.#blocksUnderWay + blocks > this.#sizeBlocks) return;
+      this.#waiting.shift();
+      this.#blocksUnderWay += blocks;
+      const isFilling = this.#blocksUnderWay + blocks > this.#sizeBlocks;
+      enter({ blocks, isFilling, shrunk: this.#shrunk });
+    }
+  }
+
+  #learn({ isFilling, shrunk }: Entry, tookMs: number): void {
+    this.#shortestMs = Math.min(this.#shortestMs, tookMs);
+    const queuedMs = tookMs - this.#shortestMs;
+    if (queuedMs < TARGET_MS && isFilling) this.#sizeBlocks = Math.min(LARGEST_BLOCKS, this.#sizeBlocks + 1);
+    // Pieces from before it shrank tell what is known already.
+    if (queuedMs > 2 * TARGET_MS && shrunk === this.#shrunk) {
+      this.#sizeBlocks = Math.max(1, Math.floor(this.#sizeBlocks / 2));
+      this.#shrunk++;
+    }
+  }
+}
+
+/** Sends one request and takes its time. */
+export type Send = (request: () => Promise<void>) => Promise<void>;
