@@ -5,6 +5,7 @@
  * Invariants:
  * - A piece enters when it fits the window beside those that are under way, or when none is.
  * - Pieces enter in the order in which they ask.
+ * - The quickest answer is one of the last two minutes: a route may have become longer since.
  */
 import { DIRTY_BLOCK_BYTES } from "../../block/dirty-blocks.js";
 import type { Clock } from "../../clock.js";
@@ -16,6 +17,8 @@ const FIRST_BLOCKS = 8;
 export const PIECES = 32;
 /** The window grows while answers have waited for less than that, and shrinks when one has waited for more than twice that. */
 const TARGET_MS = 50;
+/** For so long the quickest answer counts at least, and at most twice that. */
+const MEMORY_MS = 60_000;
 
 /** A piece that is under way. */
 interface Entry {
@@ -37,10 +40,14 @@ export class CopyWindow {
   #blocksUnderWay = 0;
   readonly #waiting: Waiting[] = [];
   #shortestMs = Infinity;
+  /** The one of the MEMORY_MS before. */
+  #formerShortestMs = Infinity;
+  #rememberedSinceMs: number;
   #shrunk = 0;
 
   constructor(clock: Clock) {
     this.#clock = clock;
+    this.#rememberedSinceMs = clock.nowMs();
   }
 
   /** How long the next piece may be: whole dirty blocks. */
@@ -84,14 +91,29 @@ export class CopyWindow {
   }
 
   #learn({ isFilling, shrunk }: Entry, tookMs: number): void {
+    this.#forget();
     this.#shortestMs = Math.min(this.#shortestMs, tookMs);
-    const queuedMs = tookMs - this.#shortestMs;
+    const queuedMs = tookMs - Math.min(this.#shortestMs, this.#formerShortestMs);
     if (queuedMs < TARGET_MS && isFilling) this.#sizeBlocks = Math.min(LARGEST_BLOCKS, this.#sizeBlocks + 1);
     // Pieces from before it shrank tell what is known already.
     if (queuedMs > 2 * TARGET_MS && shrunk === this.#shrunk) {
-      this.#sizeBlocks = Math.max(1, Math.floor(this.#sizeBlocks / 2));
-      this.#shrunk++;
+      this.#shrinkTo(Math.max(1, Math.floor(this.#sizeBlocks / 2)));
     }
+  }
+
+  #forget(): void {
+    const nowMs = this.#clock.nowMs();
+    if (nowMs - this.#rememberedSinceMs < MEMORY_MS) return;
+    this.#rememberedSinceMs = nowMs;
+    this.#formerShortestMs = this.#shortestMs;
+    this.#shortestMs = Infinity;
+    // The queue has to be empty once, or what an answer waits in it would pass for the way, and be added to each time.
+    this.#shrinkTo(1);
+  }
+
+  #shrinkTo(blocks: number): void {
+    this.#sizeBlocks = blocks;
+    this.#shrunk++;
   }
 }
 

@@ -10,13 +10,13 @@ const MEBIBYTE = 1024 * KIBIBYTE;
 class ModelLink {
   readonly #time: VirtualTime;
   bytesPerSecond: number;
-  readonly #roundTripMs: number;
+  roundTripMs: number;
   #freeAtMs = 0;
 
   constructor(time: VirtualTime, bytesPerSecond: number, roundTripMs: number) {
     this.#time = time;
     this.bytesPerSecond = bytesPerSecond;
-    this.#roundTripMs = roundTripMs;
+    this.roundTripMs = roundTripMs;
   }
 
   /** How long a request would wait that is sent now. */
@@ -26,7 +26,7 @@ class ModelLink {
 
   send(lengthBytes: number): Promise<void> {
     this.#freeAtMs = this.#time.nowMs + this.queueMs + (lengthBytes / this.bytesPerSecond) * 1000;
-    return this.#time.sleep(this.#freeAtMs + this.#roundTripMs - this.#time.nowMs);
+    return this.#time.sleep(this.#freeAtMs + this.roundTripMs - this.#time.nowMs);
   }
 }
 
@@ -89,6 +89,19 @@ describe("CopyWindow", () => {
     link.bytesPerSecond = 1024 * MEBIBYTE;
     await copy(link, 1);
     expect(window.pieceBytes).to.equal(256 * KIBIBYTE);
+  });
+
+  it("takes all of a link again whose way became longer, after two minutes", async () => {
+    const link = new ModelLink(time, 4 * MEBIBYTE, 10);
+    await copy(link, 10);
+    link.roundTripMs = 250;
+    await copy(link, 120);
+    expect((await copy(link, 120)).bytes / 120).to.be.greaterThan(2 * MEBIBYTE);
+  });
+
+  it("takes its own queue for no part of the way, however long it copies", async () => {
+    const link = new ModelLink(time, 12 * MEBIBYTE, 10);
+    expect((await copy(link, 1200)).longestQueueMs).to.be.lessThan(150);
   });
 
   it("shrinks once for one queue, however many pieces have stood in it", async () => {
