@@ -578,8 +578,8 @@ async function synchronised(pair: SimulatedPair, active: ModelledHost): Promise<
     if (primary?.checkpointRefusal() === null) return true;
     const isGivenUp = pair.other(active).host.secondary?.metadata.discard === true;
     if (primary?.link?.state === "refused" && !isGivenUp) {
-      // Not for ever, if it was for storage that is mended now.
-      if (pair.hasFaults) await pair.time.sleep(1000);
+      // Not for ever, if it was for storage that is mended now, or the replica was started anew between its answer and its exports.
+      await pair.time.sleep(1000);
       return false;
     }
     await pair.time.sleep(50);
