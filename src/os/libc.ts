@@ -55,6 +55,7 @@ const SUN_PATH_BYTES = 108;
 /** setsockopt(2), as most architectures have them, those of ARCHITECTURES_64_BIT among them. */
 const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
+const SO_LINGER = 13;
 const IPPROTO_TCP = 6;
 const TCP_KEEPINTVL = 5;
 const TCP_KEEPCNT = 6;
@@ -117,6 +118,8 @@ export interface Libc {
   setKeepaliveProbes(fd: number, intervalSeconds: number, probes: number): void;
   /** setsockopt(2) TCP_USER_TIMEOUT: after how long without an acknowledgement of what was sent the kernel ends the connection. */
   setUserTimeout(fd: number, timeoutMs: number): void;
+  /** setsockopt(2) SO_LINGER of no time: what is sent and not delivered when the socket is closed never will be; TCP resets the peer. */
+  setLingerNot(fd: number): void;
   /**
    * mallopt(3) M_MMAP_THRESHOLD: blocks of this length and more go back to the kernel as soon as they are freed. Left alone,
    * glibc raises the threshold to the longest block that was ever freed so, and keeps all shorter ones. Nothing happens with
@@ -191,6 +194,8 @@ class KoffiLibc implements Libc {
   readonly #socket: NativeFunction;
   readonly #sendto: NativeFunction;
   readonly #optionValue = new Int32Array(1);
+  /** struct linger: int l_onoff, l_linger. */
+  readonly #lingerNot = new Int32Array([1, 0]);
   readonly #iovec = new BigUint64Array(2);
   /** In the byte order of the machine, as typed arrays are. */
   readonly #lock = new ArrayBuffer(FLOCK_STRUCT_BYTES);
@@ -257,6 +262,10 @@ class KoffiLibc implements Libc {
 
   setUserTimeout(fd: number, timeoutMs: number): void {
     this.#setOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, timeoutMs);
+  }
+
+  setLingerNot(fd: number): void {
+    this.#setValue(fd, SOL_SOCKET, SO_LINGER, this.#lingerNot);
   }
 
   setMmapThreshold(lengthBytes: number): void {
@@ -332,7 +341,11 @@ class KoffiLibc implements Libc {
 
   #setOption(fd: number, level: number, name: number, value: number): void {
     this.#optionValue[0] = value;
-    const result = this.#setsockopt(fd, level, name, this.#optionValue, this.#optionValue.byteLength);
+    this.#setValue(fd, level, name, this.#optionValue);
+  }
+
+  #setValue(fd: number, level: number, name: number, value: Int32Array): void {
+    const result = this.#setsockopt(fd, level, name, value, value.byteLength);
     if (result !== 0) throw new SystemCallError("setsockopt", this.#koffi.errno());
   }
 

@@ -14,6 +14,7 @@ import { type Cancel, afterRunning, systemClock } from "../clock.js";
 import { LinkError, ProtocolError, UnreachableError, asError, describeError } from "../errors.js";
 import { formatAddress, socketOptions } from "../net/address.js";
 import type { Address } from "../net/address.js";
+import { dropUnsent } from "../net/drop-unsent.js";
 import type { Endpoint } from "../net/endpoint.js";
 import { KEEPALIVE } from "../net/keepalive.js";
 import { tlsClientOptions } from "../net/tls/client.js";
@@ -50,6 +51,8 @@ export class QmpClient {
   readonly #pending = new Map<number, Pending>();
   readonly #events = new EventEmitter();
   #lastId = 0;
+  /** Commands without an answer so far, also those that nobody waits for any more. */
+  #unanswered = 0;
   #greeted: { resolve: () => void; reject: (error: Error) => void } | null = null;
   #failure: Error | null = null;
   #closing = false;
@@ -116,6 +119,7 @@ export class QmpClient {
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     if (!this.#socket.writable) return Promise.reject(this.#gone());
     this.#lastId += 1;
+    this.#unanswered++;
     const id = this.#lastId;
     return new Promise((resolve, reject) => {
       const cancelTimer = afterRunning(systemClock, timeoutMs, () => {
@@ -170,9 +174,13 @@ export class QmpClient {
     });
   }
 
-  /** Ends the connection; what is open rejects. Resolves when the socket is closed. Idempotent. */
+  /**
+   * Ends the connection; what is open rejects, and what has not been delivered yet is not carried out later, when nobody counts on it.
+   * Resolves when the socket is closed. Idempotent.
+   */
   async close(): Promise<void> {
     this.#closing = true;
+    if (this.#unanswered > 0) dropUnsent(this.#socket);
     this.#socket.destroy();
     await this.ended;
   }
@@ -217,6 +225,7 @@ export class QmpClient {
         `the QMP server did not understand us: ${JSON.stringify(error ?? id)}`,
       );
     }
+    this.#unanswered--;
     // Not there: its time ran out.
     const pending = this.#pending.get(id);
     if (pending === undefined) return;
