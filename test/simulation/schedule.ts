@@ -467,9 +467,10 @@ async function switchOver(pair: SimulatedPair): Promise<void> {
     ),
   );
   pair.note(`switch-over: ${result ?? "the old primary died"}`);
+  let isWhole = true;
   if (result === "done" || result === "undecided" || result === null) {
-    // The node ends when it has handed over, or may have.
-    await stop(pair, old);
+    // The node ends when it has handed over, or may have. It can't make everything durable if a flush failed.
+    isWhole = await stop(pair, old);
   }
   await old.host.dead();
   if (result === null) {
@@ -487,6 +488,8 @@ async function switchOver(pair: SimulatedPair): Promise<void> {
   }
   if (result === "done") {
     pair.counts.switchOvers++;
+  }
+  if (result === "done" && isWhole) {
     const [before, after] = [mediaContent(old), mediaContent(next)];
     for (const [key, value] of before) {
       if (after.get(key) !== value)
