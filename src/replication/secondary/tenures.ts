@@ -31,12 +31,14 @@ export class Tenures {
     shown: readonly string[],
     change: Partial<SecondaryMetadata>,
   ): Promise<{ readonly isKnown: boolean; readonly tenure: string }> {
-    const { tenure } = this.#metadata.current;
-    const [name, ...others] = shown;
+    const { tenure, offeredTenure } = this.#metadata.current;
+    const [name = null, ...others] = shown;
     const isKnown = this.areKnown(shown);
-    // It ended while it renamed its maps to the offered name, before it wrote anything: the older name is the present one.
-    const kept = others.length === 0 ? (name ?? null) : tenure;
-    const offered = randomUUID();
+    // It ended while it renamed its maps to the offered name, before it wrote anything: the older name is the present one, and the
+    // other one is offered again, for it may end once more before it has renamed the first.
+    const isRenaming = isKnown && others.length > 0;
+    const kept = isRenaming ? tenure : name;
+    const offered = (isRenaming ? offeredTenure : null) ?? randomUUID();
     await this.#metadata.save({ ...change, tenure: isKnown ? kept : null, offeredTenure: offered });
     return { isKnown, tenure: offered };
   }

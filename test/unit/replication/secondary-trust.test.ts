@@ -328,6 +328,27 @@ describe("secondary: trust in its writers", () => {
     expect((await introduce(pair.node, "s", { tenures: [third.tenure] })).isKnown).to.equal(false);
   });
 
+  it("knows a primary that ends again and again while it renames its dirty maps, until it has written under the new name", async () => {
+    const { tenure: old } = await introduce(pair.node, "s");
+    await put(await pair.connectWriter(), 0, PAGE, 0x22);
+    const offers: string[] = [];
+    let tenures = [old];
+    for (let i = 0; i < 4; i++) {
+      const { isKnown, tenure } = await introduce(pair.node, `life ${i}`, { tenures });
+      expect(isKnown).to.equal(true);
+      offers.push(tenure);
+      // It has renamed the first map, or, in its last two lives, nothing.
+      if (i < 2) tenures = [tenure, old];
+    }
+    const [offered = ""] = offers;
+    expect(offers).to.deep.equal([offered, offered, offered, offered]);
+    const renamed = await introduce(pair.node, "all are renamed", { tenures: [offered] });
+    expect([renamed.isKnown, renamed.tenure === offered]).to.deep.equal([true, false]);
+    await put(await pair.connectWriter(), 0, PAGE, 0x23);
+    await pair.loseWriters();
+    expect((await introduce(pair.node, "a copy", { tenures: [offered, old] })).isKnown).to.equal(false);
+  });
+
   it("carries out nothing of a writer before it is on record whose dirty map does not count any more", async () => {
     const first = await introduce(pair.node, "s");
     await put(await pair.connectWriter(), 0, PAGE, 0x22);
