@@ -199,7 +199,7 @@ describe("replica that can't be used", () => {
       ]);
       expect(promoted.code).to.equal(Exit.Done);
       const message =
-        "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory), or this one with --demote";
+        "the secondary was promoted by a failover and takes no replication writes any more: start the primary's node as its secondary (repl-secondary on its state directory), or, if the primary was promoted later, the secondary with --demote";
       expectRefusal(await tryPrimary(...replica), Exit.WrongState, message);
     });
   });

@@ -92,7 +92,7 @@ describe("failover of a pair", () => {
       "refused by its replica",
       (status) => status.primary?.link.state === "refused",
     );
-    expect(primary?.link.lastError).to.include("this node was promoted by a failover");
+    expect(primary?.link.lastError).to.include("the secondary was promoted by a failover");
     const late = await tryQemuIo(`nbd://${pair.addresses.replication}/disk0`, "write -P 0x66 0 64k");
     expect([late.code, late.stderr]).to.satisfy(
       ([code, stderr]: [number, string]) => code !== 0 && stderr.includes("promoted"),

@@ -108,10 +108,10 @@ export class Failover {
     return this.#ended;
   }
 
-  /** Why the replication exports take nobody, or null. */
+  /** Why the replication exports take nobody, or null. Primaries show it as their own error: "this node" would be the wrong one. */
   exportRefusal(): string | null {
     return this.#isFenced
-      ? "this node was promoted by a failover and takes no replication writes any more: start the old primary's node as its secondary (repl-secondary on its state directory), or this one with --demote"
+      ? "the secondary was promoted by a failover and takes no replication writes any more: start the primary's node as its secondary (repl-secondary on its state directory), or, if the primary was promoted later, the secondary with --demote"
       : null;
   }
 

@@ -54,7 +54,7 @@ export class Introductions {
       const what = isOther ? "" : ", and this one may be an older copy of it";
       throw new StateError(
         "other-writer",
-        `another primary replicates to this node, from ${writer}${what}: stop that first`,
+        `another primary replicates to the secondary, from ${writer}${what}: stop that first`,
       );
     }
     try {

@@ -46,7 +46,10 @@ export class SecondaryTakeOver {
       throw new StateError(TAKE_OVER_FAILED, `the take-over has begun and failed: ${remedy}`);
     }
     if (stages.stage !== "done" || generation === null || number !== epoch) {
-      throw new StateError("no-take-over", `take-over refused: this node was promoted in epoch ${number}`);
+      throw new StateError(
+        "no-take-over",
+        `take-over refused: the secondary was promoted in epoch ${number}`,
+      );
     }
     return generation;
   }
@@ -56,7 +59,7 @@ export class SecondaryTakeOver {
     const refusal = checkpoints.obstacle();
     if (refusal !== null) return refusal;
     if (!sessions.isLast(primary)) return "another primary introduced itself last";
-    if (epochs.number !== epoch) return `this node is in epoch ${epochs.number}, not ${epoch}`;
+    if (epochs.number !== epoch) return `the secondary is in epoch ${epochs.number}, not ${epoch}`;
     const isSame = group.epoch?.overlays.every(({ hidden }) => hidden.mappedBytes === 0) === true;
     return isSame && group.pendingBytes === 0 ? null : "something was received since the checkpoint";
   }

@@ -124,7 +124,7 @@ export class WriterSessions {
   /** Takes a primary's word that nothing is missing. @throws StateError if it doesn't count */
   trust(session: SessionId): void {
     if (isPromoted(this.#parts.stages.stage))
-      throw new StateError("promoted", "checkpoint refused: this node was promoted by a failover");
+      throw new StateError("promoted", "checkpoint refused: the secondary was promoted by a failover");
     if (!this.#parts.tracker.resynced(session)) {
       throw new StateError(
         "session-lost",

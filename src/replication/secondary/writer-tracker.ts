@@ -196,7 +196,7 @@ export class WriterTracker implements WriterTrace {
     if (this.#isIntroducing) return "a primary is introducing itself";
     if (this.#own.size > 0) return "a primary introduced itself, and nobody writes beside it";
     return this.#isReserved()
-      ? "a primary that introduced itself replicates to this node: that one has to attach with --replica-qmp; to let others write, stop that first (QMP xen-set-replication, enable: false, primary: false)"
+      ? "a primary that introduced itself replicates to the secondary: that one has to attach with --replica-qmp; to let others write, stop that first (QMP xen-set-replication, enable: false, primary: false)"
       : null;
   }
 

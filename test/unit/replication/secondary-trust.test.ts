@@ -123,7 +123,7 @@ describe("secondary: trust in its writers", () => {
     const again = await pair.connectWriter();
     await put(again, PAGE, PAGE, 0x22);
     await expectRefused(/came back without a resync/);
-    await expectFailure(introduce(pair.node, "s"), /another primary replicates to this node/);
+    await expectFailure(introduce(pair.node, "s"), /another primary replicates to the secondary/);
     await again.close();
     await pair.writersGone();
     await resync("s");
@@ -136,7 +136,7 @@ describe("secondary: trust in its writers", () => {
     const stranger = await pair.connectWriter();
     await put(stranger, 0, PAGE, 0x22);
     const other = introduce(pair.node, "t", { primary: "another primary" });
-    await expectFailure(other, /another primary replicates to this node/);
+    await expectFailure(other, /another primary replicates to the secondary/);
     await introduce(pair.node, "u");
     expect(await outcome(put(stranger, 0, PAGE, 0x23)), "cut off").to.not.equal("done");
   });
@@ -152,7 +152,7 @@ describe("secondary: trust in its writers", () => {
     for (const tenures of [[first.tenure], [second.tenure, first.tenure]]) {
       await expectFailure(
         introduce(pair.node, "copy", { tenures }),
-        `another primary replicates to this node, from ${String(peer)}, and this one may be an older copy of it: stop that first`,
+        `another primary replicates to the secondary, from ${String(peer)}, and this one may be an older copy of it: stop that first`,
       );
     }
     expect(pair.node.secondary.metadata).to.deep.equal(before);
@@ -179,7 +179,7 @@ describe("secondary: trust in its writers", () => {
     const older = { tenures: [tenure], epoch: 6 };
     await expectFailure(
       introduce(pair.node, "copy", older),
-      /another primary replicates to this node, from .*, and this one may be an older copy of it: stop that first/,
+      /another primary replicates to the secondary, from .*, and this one may be an older copy of it: stop that first/,
     );
     await pair.crashSecondary();
     const restored = await introduce(pair.node, "restored", older);
@@ -307,7 +307,7 @@ describe("secondary: trust in its writers", () => {
     await put(writer, 0, PAGE, 0x33);
     await pair.node.checkpoint();
     await expectContent(pair.view(), content(0, [0, PAGE, 0x33]));
-    await expectFailure(introduce(pair.node, "late"), /another primary replicates to this node/);
+    await expectFailure(introduce(pair.node, "late"), /another primary replicates to the secondary/);
   });
 
   it("knows at the handshake whether the primary wrote last, also after a crash", async () => {

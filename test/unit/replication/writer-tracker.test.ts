@@ -245,7 +245,7 @@ describe("WriterTracker", () => {
     it("lets nobody write in its place as long as its replication goes on, connected or not, nor after a restart", () => {
       isReserved = true;
       const reason =
-        /^a primary that introduced itself replicates to this node: that one has to attach with --replica-qmp; to let others write, stop that first \(QMP xen-set-replication, enable: false, primary: false\)$/;
+        /^a primary that introduced itself replicates to the secondary: that one has to attach with --replica-qmp; to let others write, stop that first \(QMP xen-set-replication, enable: false, primary: false\)$/;
       connection.closed?.(summary());
       const intruder = tracker.observe("intruder", false);
       expect(intruder.firstWrite?.()).to.match(reason);
