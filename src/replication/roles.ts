@@ -2,7 +2,7 @@
  * What a state directory means to a node that is started on it in the other role (docs/adr/0001): a primary comes back as the
  * secondary of the node that took over, a promoted secondary goes on as a primary.
  */
-import { MetadataError, StateError } from "../errors.js";
+import { StateError } from "../errors.js";
 import {
   type NodeMetadata,
   type PrimaryMetadata,
@@ -70,13 +70,13 @@ export function promotionRemedy({ copying }: SecondaryMetadata, isStopping = fal
 
 /**
  * A secondary that was promoted, or came back and has its own data still: its dirty maps go on telling what its replica lacks.
- * @throws MetadataError if it is another secondary's
+ * @throws StateError if it is another secondary's
  */
 export function asPrimary(metadata: NodeMetadata, path: string): PrimaryMetadata {
   if (metadata.role === "primary") return metadata;
   const { generation, stage } = metadata;
   if (resumedStage(metadata) === "failover") {
-    throw new MetadataError(
+    throw new StateError(
       "other-role",
       `${path} belongs to a secondary whose failover is not over: start repl-secondary, which finishes it, or give another --state-dir`,
     );
@@ -87,7 +87,7 @@ export function asPrimary(metadata: NodeMetadata, path: string): PrimaryMetadata
       : "a secondary that was not promoted";
     const remedy = stage === "none" ? ` (${promotionRemedy(metadata)})` : " (repl-secondary failover)";
     const or = metadata.handedOver ? ", or if that is lost, fail over first" : ": fail over first";
-    throw new MetadataError(
+    throw new StateError(
       "other-role",
       `${path} belongs to ${what}${or}${remedy}, or give another --state-dir`,
     );

@@ -87,11 +87,13 @@ describe("state directory that can't be used", () => {
 
   it("of a secondary that was not promoted, given to a primary", async () => {
     const pair = await stopPair();
-    await expectRefused(
-      "primary",
+    const before = await snapshot(workspace.directory);
+    expectRefusal(
+      await start("primary", workspace.path("secondary")),
+      Exit.WrongState,
       "metadata.json belongs to a secondary that was not promoted: fail over first (repl-secondary failover), or give another --state-dir",
-      workspace.path("secondary"),
     );
+    expectUnharmed(before, await snapshot(workspace.directory));
     await expectIntact(pair);
   });
 

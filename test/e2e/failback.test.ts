@@ -167,7 +167,7 @@ describe("roles that change", () => {
     await b.node.succeed("stop");
     const args = ["--disk", `disk0=${b.file}`, "--listen", "127.0.0.1:0", "--state-dir", b.path("")];
     const { code, stderr } = await runNode("primary", args);
-    expect(code).to.equal(1);
+    expect(code).to.equal(3);
     expect(stderr).to.match(/belongs to a secondary that was not promoted: fail over first/);
   });
 
@@ -207,7 +207,7 @@ describe("roles that change", () => {
     await a.switchOver();
     const args = ["--disk", `disk0=${a.file}`, "--listen", "127.0.0.1:0", "--state-dir", a.path("")];
     const { code, stderr } = await runNode("primary", args);
-    expect(`${code},${stderr}`).to.match(/^1,.*belongs to a node that handed its disks over to another one/);
+    expect(`${code},${stderr}`).to.match(/^3,.*belongs to a node that handed its disks over to another one/);
     await b.kill();
     await a.startSecondary();
     const nothing = await a.node.verb("failover", "--yes", "--to", "latest");

@@ -1,6 +1,6 @@
 import { expect } from "chai";
 
-import { MetadataError, StateError } from "../../../src/errors.js";
+import { StateError } from "../../../src/errors.js";
 import {
   newPrimaryMetadata,
   newSecondaryMetadata,
@@ -66,7 +66,7 @@ describe("a state directory in the other role", () => {
   ] as const) {
     it(`that of a node that came back is no primary's if it ${what}`, () => {
       const back = asSecondary(newPrimaryMetadata(DISKS), AS_IT_IS);
-      expect(() => asPrimary({ ...back, ...change }, "metadata.json")).to.throw(MetadataError, message);
+      expect(() => asPrimary({ ...back, ...change }, "metadata.json")).to.throw(StateError, message);
     });
   }
 
@@ -76,7 +76,7 @@ describe("a state directory in the other role", () => {
   ] as const) {
     it(`a secondary's whose failover was interrupted in stage ${begun.stage} is no primary's before it is finished`, () => {
       expect(() => asPrimary(secondary(begun), "metadata.json")).to.throw(
-        MetadataError,
+        StateError,
         "metadata.json belongs to a secondary whose failover is not over: start repl-secondary, which finishes it, or give another --state-dir",
       );
     });
@@ -85,7 +85,7 @@ describe("a state directory in the other role", () => {
   for (const stage of ["none", "running", "failover-failed"] as const) {
     it(`a secondary's in stage ${stage} is no primary's`, () => {
       expect(() => asPrimary(secondary({ stage }), "metadata.json")).to.throw(
-        MetadataError,
+        StateError,
         /metadata.json belongs to a secondary that was not promoted/,
       );
     });
