@@ -3,7 +3,7 @@ import type { Options } from "yargs";
 import { optionsOf } from "../config/options.js";
 import type { NodeRole } from "../status.js";
 import { EXIT_CODE_MEANINGS } from "./exit-code.js";
-import { NODE_LOCATION } from "./node-location.js";
+import { DIRECTORY_LOCATION, NODE_LOCATION } from "./node-location.js";
 import type { Program } from "./program.js";
 
 const DESCRIPTIONS: Readonly<Record<NodeRole, readonly string[]>> = {
@@ -55,7 +55,7 @@ export function manPage(program: Program, version: string): string {
       ...verbOptions(verb.options),
     ]),
     ".SS Which node",
-    textLine("options of every verb"),
+    textLine(`options of every verb${offlineNote(program)}`),
     ...verbOptions(NODE_LOCATION),
     ".SH EXIT STATUS",
     ...EXIT_CODE_MEANINGS.flatMap((meaning, code) => entry(`\\fB${code}\\fR`, meaning)),
@@ -67,6 +67,12 @@ export function manPage(program: Program, version: string): string {
     `\\fB${escape(OTHER_PROGRAM[role])}\\fR(1), \\fBqemu\\-nbd\\fR(8), \\fBnbdinfo\\fR(1), \\fBnbd\\-client\\fR(8)`,
     "",
   ].join("\n");
+}
+
+function offlineNote({ verbs }: Program): string {
+  const names = verbs.filter(({ isOffline }) => isOffline === true).map(({ name }) => name);
+  const options = Object.keys(DIRECTORY_LOCATION).map((name) => `--${name}`);
+  return names.length === 0 ? "" : `; of ${names.join(", ")} only ${options.join(" and ")}`;
 }
 
 function verbOptions(options: Readonly<Record<string, Options>>): string[] {

@@ -11,14 +11,19 @@ import type { VerbArguments } from "./program.js";
 
 const TEXT = { type: "string", requiresArg: true } as const;
 
-/** Options of every verb. */
-export const NODE_LOCATION: Readonly<Record<string, Options>> = {
+/** Options of every verb, also of one that asks the state directory alone. */
+export const DIRECTORY_LOCATION: Readonly<Record<string, Options>> = {
   "state-dir": {
     ...TEXT,
     describe: "DIR: the state directory of the node",
     defaultDescription: "as the node's",
   },
   config: { ...TEXT, describe: "FILE: the node's config file, to find its state directory" },
+};
+
+/** Options of every verb that talks to the node. */
+export const NODE_LOCATION: Readonly<Record<string, Options>> = {
+  ...DIRECTORY_LOCATION,
   qmp: { ...TEXT, describe: "ADDR: the node's QMP server, wherever it is: tcp:HOST:PORT or unix:PATH" },
   "tls-certificates": {
     ...TEXT,

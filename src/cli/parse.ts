@@ -7,7 +7,7 @@ import type { OptionValues } from "../config/schema.js";
 import { ConfigError, asError } from "../errors.js";
 import { readVersion } from "../version.js";
 import { EXIT_CODE_MEANINGS } from "./exit-code.js";
-import { NODE_LOCATION } from "./node-location.js";
+import { DIRECTORY_LOCATION, NODE_LOCATION } from "./node-location.js";
 import type { Program, Verb, VerbArguments } from "./program.js";
 
 export type Invocation =
@@ -85,7 +85,7 @@ function describeProgram(program: Program, columns: number, found: Invocation[])
       (options) =>
         options
           .usage(`$0 ${verb.name} [options]\n\n${verb.describe}`)
-          .options({ ...verb.options, ...NODE_LOCATION }),
+          .options({ ...verb.options, ...(verb.isOffline === true ? DIRECTORY_LOCATION : NODE_LOCATION) }),
       (parsed) => {
         refuseOperands(parsed, 1);
         found.push({ kind: "verb", verb, args: verbArguments(parsed) });

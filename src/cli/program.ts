@@ -23,6 +23,8 @@ export interface VerbContext {
 export interface Verb {
   readonly name: string;
   readonly describe: string;
+  /** Whether it reads the state directory itself, so that the node need not run. */
+  readonly isOffline?: true;
   /** Besides those that tell where the node is. */
   readonly options: Readonly<Record<string, Options>>;
   run(context: VerbContext): Promise<void>;

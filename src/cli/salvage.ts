@@ -10,6 +10,7 @@ import type { Verb } from "./program.js";
 
 export const salvageVerb: Verb = {
   name: "salvage",
+  isOffline: true,
   describe: "write what this node gave up last (--discard-local-changes) to images that can be looked into",
   options: {
     output: {

@@ -41,6 +41,8 @@ const MISTAKES: readonly (readonly [Role, readonly string[], string])[] = [
   ["primary", ["status", "--qmp", "h:1", "--qmp", "h:2"], "--qmp: may be given once, not 2 times"],
   ["primary", ["attach"], "--replica: is missing"],
   ["primary", ["attach", "--replica", "http://x"], '--replica: "http://x"'],
+  // It reads a state directory of this host, whatever node that would name.
+  ["secondary", ["salvage", "--output", "d", "--qmp", "tcp:h:1"], 'unknown option --qmp for "salvage"'],
   ["secondary", ["failover"], "failover can lose data: without a terminal to ask on, it needs --yes"],
   ["secondary", ["failover", "--to", "yesterday"], '--to: "yesterday" is not one of checkpoint, latest'],
   ["secondary", ["failover", "--dry-run=yes"], '--dry-run: takes no value, "yes" was given'],
