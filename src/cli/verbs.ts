@@ -105,8 +105,14 @@ export const attachVerb: Verb = {
       ...(replicaQmp !== undefined && { "replica-qmp": replicaQmp }),
       ...(interval !== undefined && { "checkpoint-interval": interval }),
     };
-    await withNode((client) => operate(client, "x-repl-attach", { replica, ...options }));
-    terminal.print(`attached to ${replica}`);
+    const { primary } = await withNode(async (client) => {
+      await operate(client, "x-repl-attach", { replica, ...options });
+      return queryStatus(client);
+    });
+    // One that refuses is an error; one that can't be reached is attached, and whoever mistyped it has to see that.
+    const reason = primary?.link.lastError ?? null;
+    const trouble = reason === null ? "" : `, which is tried again until it can be used: ${reason}`;
+    terminal.print(`attached to ${replica}${trouble}`);
   },
 };
 

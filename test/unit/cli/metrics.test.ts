@@ -5,7 +5,7 @@ import { expect } from "chai";
 import { renderMetrics } from "../../../src/cli/metrics.js";
 import type { NodeStatus } from "../../../src/status.js";
 import { parseMetrics, type Series } from "../../tools/prometheus.js";
-import { ERROR, primaryStatus, secondaryStatus } from "./statuses.js";
+import { ERROR, linkPart, primaryPart, primaryStatus, secondaryStatus } from "./statuses.js";
 
 /** Seen from dist/test/unit/cli/. */
 const CLI_DOCUMENT = fileURLToPath(new URL("../../../../docs/cli.md", import.meta.url));
@@ -59,18 +59,6 @@ function stateOf(status: NodeStatus, name: string, label: string): string | unde
   ]);
   return series.find(({ value }) => value === 1)?.labels[label];
 }
-
-const primaryPart = (change: Partial<NonNullable<NodeStatus["primary"]>>): NodeStatus => {
-  const { primary } = primaryStatus;
-  if (primary === undefined) throw new Error("the status is not a primary's");
-  return { ...primaryStatus, primary: { ...primary, ...change } };
-};
-
-const linkPart = (change: Partial<NonNullable<NodeStatus["primary"]>["link"]>): NodeStatus => {
-  const link = primaryStatus.primary?.link;
-  if (link === undefined) throw new Error("the status is not a primary's");
-  return primaryPart({ link: { ...link, ...change } });
-};
 
 const secondaryPart = (change: Partial<NonNullable<NodeStatus["secondary"]>>): NodeStatus => {
   const { secondary } = secondaryStatus;

@@ -13,8 +13,9 @@ import { createLogger } from "../../../src/log.js";
 import { qmpCommand } from "../../../src/qmp/command.js";
 import type { QmpCommand } from "../../../src/qmp/command.js";
 import { QmpServer } from "../../../src/qmp/server.js";
+import type { NodeStatus } from "../../../src/status.js";
 import { FakeTerminal } from "./fake-terminal.js";
-import { NOW_MS, plan, primaryStatus } from "./statuses.js";
+import { NOW_MS, linkPart, plan, primaryStatus } from "./statuses.js";
 
 interface Outcome {
   code: number;
@@ -29,6 +30,7 @@ describe("cli/run", () => {
   let started: (PrimaryConfig | SecondaryConfig)[];
   let startOutcome: () => Promise<number>;
   let checkpointOutcome: () => Promise<unknown>;
+  let status: NodeStatus;
   let switchOverOutcome: () => Promise<unknown>;
   /** What the node tells when it ends; null: nothing. */
   let lastWord: { reason: string | null } | null;
@@ -39,6 +41,7 @@ describe("cli/run", () => {
     started = [];
     startOutcome = () => Promise.resolve(0);
     checkpointOutcome = () => Promise.resolve({ epoch: 13 });
+    status = primaryStatus;
     switchOverOutcome = () => Promise.resolve({ generation: "", pauseMs: 1 });
     lastWord = { reason: null };
     const log = createLogger({ level: "error", format: "json", destination: { write: () => undefined } });
@@ -55,7 +58,7 @@ describe("cli/run", () => {
     const answers: Record<string, (args: Record<string, unknown>) => Promise<unknown>> = {
       "x-repl-checkpoint": () => checkpointOutcome(),
       "x-repl-switch-over": () => switchOverOutcome(),
-      "x-repl-status": () => Promise.resolve({ ...primaryStatus, uptimeSeconds: NOW_MS }),
+      "x-repl-status": () => Promise.resolve({ ...status, uptimeSeconds: NOW_MS }),
       "x-repl-failover": (args) => Promise.resolve({ ...plan, to: args["to"], dryRun: args["dry-run"] }),
       "x-repl-attach": () => Promise.resolve({}),
       "x-repl-detach": () => Promise.resolve({}),
@@ -235,11 +238,22 @@ describe("cli/run", () => {
 
   it("attaches and detaches a replica", async () => {
     const options = ["--replica", "nbd://h", "--replica-qmp", "tcp:h:1"];
-    await primary("attach", ...options, "--state-dir", stateDir);
+    const { terminal } = await primary("attach", ...options, "--state-dir", stateDir);
+    expect(terminal.printed).to.deep.equal(["attached to nbd://h"]);
     await primary("detach", "--state-dir", stateDir);
     expect(received).to.deep.equal([
       ["x-repl-attach", { replica: "nbd://h", "replica-qmp": "tcp:h:1" }],
+      ["x-repl-status", {}],
       ["x-repl-detach", {}],
+    ]);
+  });
+
+  it("tells of a replica that is attached and can't be reached why", async () => {
+    status = linkPart({ state: "disconnected", lastError: "can't connect to h:1: ECONNREFUSED" });
+    const { code, terminal } = await primary("attach", "--replica", "nbd://h", "--state-dir", stateDir);
+    expect([code, terminal.printed]).to.deep.equal([
+      0,
+      ["attached to nbd://h, which is tried again until it can be used: can't connect to h:1: ECONNREFUSED"],
     ]);
   });
 

@@ -129,3 +129,15 @@ export const ERROR = {
   firstAt: "2026-01-02T03:03:08.000Z",
   message: "Input/output error",
 };
+
+export const primaryPart = (change: Partial<NonNullable<NodeStatus["primary"]>>): NodeStatus => {
+  const { primary } = primaryStatus;
+  if (primary === undefined) throw new Error("the status is not a primary's");
+  return { ...primaryStatus, primary: { ...primary, ...change } };
+};
+
+export const linkPart = (change: Partial<NonNullable<NodeStatus["primary"]>["link"]>): NodeStatus => {
+  const link = primaryStatus.primary?.link;
+  if (link === undefined) throw new Error("the status is not a primary's");
+  return primaryPart({ link: { ...link, ...change } });
+};
