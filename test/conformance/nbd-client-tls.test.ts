@@ -1,6 +1,7 @@
 /** Our client over TLS: with the servers that people run, and with ones that are not to be trusted. */
 import { expect } from "chai";
 import { writeFile } from "node:fs/promises";
+import { userInfo } from "node:os";
 import { join } from "node:path";
 
 import { Flag } from "../../src/block/device.js";
@@ -130,6 +131,14 @@ describe("NBD client over TLS, with real servers", () => {
       await readBackWhatIsWritten(await connect({ pskFile, username: "bob" }));
       const alone = await writePskFile(join(certs.pki, "alice.psk"), { alice: PSK });
       await readBackWhatIsWritten(await connect({ pskFile: alone }));
+    });
+
+    it("asks for a user where the file has several and none is named, nor is ours among them", async () => {
+      const pskFile = await start();
+      const error = await failureOf(connect({ pskFile }));
+      expect(error.message).to.equal(
+        `"${pskFile}" has no pre-shared key of the user "${userInfo().username}": name one that it has, as in nbds://alice@HOST, or give a file with one key`,
+      );
     });
 
     it("is refused with another key, and as another user", async () => {

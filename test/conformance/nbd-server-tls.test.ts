@@ -403,14 +403,16 @@ describe("NBD server, TLS", () => {
         expect(sessions()).to.deep.equal(["alice", "bob"].map((user) => ({ version: maxVersion, user })));
       });
 
-      for (const [what, user, key] of [
-        ["an unknown user", "mallory", PSK],
-        ["a wrong key", "alice", "bb".repeat(32)],
+      for (const [what, user, key, reason] of [
+        ["an unknown user", "mallory", PSK, 'its user, "mallory", is not among the pre-shared keys'],
+        ["a wrong key", "alice", "bb".repeat(32), ""],
       ] as const) {
         it(`refuses ${what}, by ${maxVersion}`, async () => {
           await start("require", { credentials: credentials() });
           await failureOf(secure({ ...psk(user, key), maxVersion }));
-          expect(await refusal()).to.match(/^connection closed: no TLS session: /);
+          const said = await refusal();
+          expect(said).to.match(/^connection closed: no TLS session: /);
+          expect(said).to.include(reason);
         });
       }
     }
@@ -424,6 +426,9 @@ describe("NBD server, TLS", () => {
     it("lets in only the users that are allowed", async () => {
       await start("require", { credentials: credentials(), allowedNames: ["bob"] });
       await failureOf(secure(psk("alice", PSK)));
+      expect(await refusal()).to.equal(
+        'connection closed: no TLS session: its user, "alice", is not allowed',
+      );
       await enterTransmission(await secure(psk("bob", "aa".repeat(16))));
     });
   });

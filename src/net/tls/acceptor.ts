@@ -40,6 +40,8 @@ export class TlsAcceptor {
   readonly #options: TlsOptions;
   /** Who came by a pre-shared key. */
   readonly #users = new WeakMap<TLSSocket, string>();
+  /** Why a pre-shared key was refused; of that OpenSSL knows only that no key was found. */
+  readonly #refusedUsers = new WeakMap<TLSSocket, string>();
   readonly #allowedNames: ReadonlySet<string>;
   readonly #idle: Server[] = [];
 
@@ -89,7 +91,7 @@ export class TlsAcceptor {
         },
         failed: (error, socket) => {
           const unverified = socket.authorizationError as Error | string | undefined | null;
-          settle(tlsReason(unverified ?? error), socket);
+          settle(this.#refusedUsers.get(socket) ?? tlsReason(unverified ?? error), socket);
         },
       });
       // Paused, or it would flow to nobody.
@@ -110,7 +112,12 @@ export class TlsAcceptor {
       ...PSK_ONLY,
       pskCallback: (socket, user) => {
         this.#users.set(socket, user);
-        return this.#isAllowed([user]) ? (keys.get(user) ?? null) : null;
+        const key = keys.get(user);
+        if (key !== undefined && this.#isAllowed([user])) return key;
+        const why = key === undefined ? "is not among the pre-shared keys" : "is not allowed";
+        // Any bytes, for nobody has proved anything yet.
+        this.#refusedUsers.set(socket, `its user, ${JSON.stringify(user)}, ${why}`);
+        return null;
       },
     };
   }

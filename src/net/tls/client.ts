@@ -69,7 +69,11 @@ function pskOptions(file: string, username: string | undefined): ConnectionOptio
   const identity = username ?? onlyUser ?? userInfo().username;
   const psk = keys.get(identity);
   if (psk === undefined) {
-    throw new ConfigError("no-such-user", `"${file}" has no pre-shared key of the user "${identity}"`);
+    const [someUser = "USER"] = keys.keys();
+    throw new ConfigError(
+      "no-such-user",
+      `"${file}" has no pre-shared key of the user "${identity}": name one that it has, as in nbds://${someUser}@HOST, or give a file with one key`,
+    );
   }
   return {
     ...VERSIONS,
