@@ -46,7 +46,9 @@ const REASONS: Readonly<Record<string, string>> = {
 export function tlsReason(error: unknown): string {
   const code = typeof error === "string" ? error : textMember(error, "code");
   if (code === "ERR_TLS_CERT_ALTNAME_INVALID") {
-    return `its certificate is for another host: ${textMember(error, "reason") ?? ""}`;
+    // Of a certificate without addresses Node lists none, after a colon.
+    const reason = (textMember(error, "reason") ?? "").replace(/:? *$/, "");
+    return `its certificate is for another host: ${reason}: reach it by a name that this has, or say that name by tls-hostname`;
   }
   // OpenSSL's own words, without its addresses and function names.
   return (code === null ? undefined : REASONS[code]) ?? textMember(error, "reason") ?? describeError(error);
