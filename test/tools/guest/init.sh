@@ -19,10 +19,16 @@ say() {
   echo "@$*"
 }
 
+# What was said last may be on its way yet: stty waits until it has left.
+off() {
+  stty echo
+  poweroff -f
+}
+
 fail() {
   dmesg | tail -n 40
   say failed "$*"
-  poweroff -f
+  off
 }
 
 while read -r module; do
@@ -87,4 +93,4 @@ say booted
 "attach_$disk"
 say attached
 "$job"
-poweroff -f
+off
