@@ -16,6 +16,7 @@ import {
   DEFAULT_MAX_CONNECTIONS_PER_PEER,
   DEVICE_REQUESTS,
   DEVICE_WAIT_MS,
+  SERVER_PAYLOAD_BYTES,
 } from "../../src/nbd/server/limits.js";
 import { payloadBuffers } from "../../src/block/buffer-pool.js";
 import { FailingDevice } from "../tools/failing-device.js";
@@ -390,6 +391,31 @@ describe("NBD server, hostile clients", () => {
       expect(chunks?.[0]?.payload.equals(payload)).to.equal(true);
     }
     expect(harness.log.map(({ code }) => code)).to.not.include("memory-short");
+  });
+
+  it("serves reads of a client one of whose writes stands still, while others' that do have all memory there is", async () => {
+    const payload = Buffer.alloc(128 * 1024, 0x77);
+    // So that it has moved as much before.
+    expect((await witness.ask(Command.Write, {}, payload)).errorNumber).to.equal(0);
+    const held = device.hold({ operation: "write" });
+    witness.request(Command.Write, { offset: MEBIBYTE, lengthBytes: 512 }, payload.subarray(0, 512));
+    await held.arrived(1);
+    for (let i = 0; i < 4; i++) {
+      const other = await connect();
+      for (let count = 0; count < 12; count++)
+        other.request(Command.Write, { lengthBytes: MEBIBYTE }, Buffer.alloc(MEBIBYTE));
+    }
+    await held.arrived(SERVER_PAYLOAD_BYTES / MEBIBYTE);
+    const reads = Array.from({ length: 4 }, () =>
+      requestBytes(Command.Read, { lengthBytes: payload.length }),
+    );
+    witness.send(Buffer.concat(reads));
+    for (let count = 0; count < reads.length; count++) {
+      const { chunks } = await witness.reply(payload.length);
+      expect(chunks?.[0]?.payload.equals(payload)).to.equal(true);
+    }
+    held.release();
+    expect((await witness.reply()).errorNumber).to.equal(0);
   });
 
   it("carries out a write of 32 MiB that had to wait for memory", async () => {

@@ -33,7 +33,7 @@ export const REQUEST_MEMORY_BYTES = 16 * 1024;
 /** What each client may hold at any time, whatever the others hold. */
 export const MEMORY_GUARANTEED_BYTES = 32 * 1024;
 
-/** For clients with one request at a time, of RESERVE_REQUEST_BYTES at most, that would have to wait for memory otherwise. */
+/** For clients with one request, or one read, at a time, of RESERVE_REQUEST_BYTES at most, that would have to wait for memory otherwise. */
 export const RESERVE_BYTES = 4 * 1024 * 1024;
 export const RESERVE_REQUEST_BYTES = 1024 * 1024;
 /** For each byte of the last of the reserve a client has to have moved so many, for each of the first one. */

@@ -11,10 +11,13 @@
  * more it must have moved for each byte, so that those who come and sit on what they get take little from those who have long been
  * at work. If it sits on them it is cut off too, and has to move as much again before it gets any.
  *
+ * A read may have of the reserve also beside what its client holds: that may be changes that wait for a replica, for as long as it is
+ * away (block/hold.ts), and reads are to go on meanwhile.
+ *
  * Invariants:
  * - What clients hold beyond their guaranteed parts never exceeds the pool and the reserve.
  * - Somebody waits only while the first of those who wait doesn't fit.
- * - A client has one request in the reserve at most, and had none under way when it got it.
+ * - A client has one request in the reserve at most, and had none under way when it got it, unless it is a read.
  */
 import { type Cancel, everyRunning, backgroundClock } from "../../clock.js";
 import {
@@ -38,6 +41,7 @@ export interface MemoryHolder {
 interface Waiting {
   readonly account: MemoryAccount;
   readonly bytes: number;
+  readonly isRead: boolean;
   readonly onGranted: () => void;
 }
 
@@ -63,7 +67,7 @@ export class MemoryPool {
 
   open(holder: MemoryHolder): MemoryAccount {
     const account: MemoryAccount = new MemoryAccount(holder, {
-      take: (bytes, onGranted) => this.#take(account, bytes, onGranted),
+      take: (bytes, isRead, onGranted) => this.#take({ account, bytes, isRead, onGranted }),
       give: (bytes) => {
         this.#give(account, bytes);
       },
@@ -75,17 +79,18 @@ export class MemoryPool {
     return account;
   }
 
-  #take(account: MemoryAccount, bytes: number, onGranted: () => void): boolean {
+  #take(asked: Waiting): boolean {
+    const { account, bytes } = asked;
     const isGuaranteed = account.heldBytes + bytes <= MEMORY_GUARANTEED_BYTES;
     if (isGuaranteed || (this.#waiting.length === 0 && this.#fits(account, bytes))) {
       this.#hold(account, bytes);
       return true;
     }
-    if (this.#mayReserve(account, bytes)) {
+    if (this.#mayReserve(asked)) {
       this.#reserve(account, bytes);
       return true;
     }
-    this.#waiting.push({ account, bytes, onGranted });
+    this.#waiting.push(asked);
     this.#stopWatching ??= this.#watch();
     return false;
   }
@@ -118,9 +123,9 @@ export class MemoryPool {
     this.#heldBytes += beyondGuaranteed(account.heldBytes) - before;
   }
 
-  #mayReserve({ holder, heldBytes, reservedBytes }: MemoryAccount, bytes: number): boolean {
+  #mayReserve({ account: { holder, heldBytes, reservedBytes }, bytes, isRead }: Waiting): boolean {
     return (
-      heldBytes === 0 &&
+      (heldBytes === 0 || isRead) &&
       reservedBytes === 0 &&
       bytes <= RESERVE_REQUEST_BYTES &&
       this.#reservedBytes + bytes <= RESERVE_BYTES &&
@@ -138,7 +143,7 @@ export class MemoryPool {
     this.#reservedBytes -= account.reservedBytes;
     account.reservedBytes = 0;
     for (;;) {
-      const index = this.#waiting.findIndex((each) => this.#mayReserve(each.account, each.bytes));
+      const index = this.#waiting.findIndex((each) => this.#mayReserve(each));
       const [next] = index < 0 ? [] : this.#waiting.splice(index, 1);
       if (next === undefined) return;
       this.#reserve(next.account, next.bytes);
@@ -179,7 +184,7 @@ function beyondGuaranteed(bytes: number): number {
 }
 
 interface PoolSide {
-  readonly take: (bytes: number, onGranted: () => void) => boolean;
+  readonly take: (bytes: number, isRead: boolean, onGranted: () => void) => boolean;
   readonly give: (bytes: number) => void;
   readonly close: () => void;
 }
@@ -200,8 +205,8 @@ export class MemoryAccount {
   }
 
   /** Whether it is granted at once; if not, `onGranted` is called once it is. */
-  take(bytes: number, onGranted: () => void): boolean {
-    return this.#pool.take(bytes, onGranted);
+  take(bytes: number, onGranted: () => void, isRead = false): boolean {
+    return this.#pool.take(bytes, isRead, onGranted);
   }
 
   give(bytes: number): void {

@@ -236,7 +236,8 @@ export class Transmission implements RequestSink {
     this.#current = { header, refusal, isWrite, memoryBytes, loan: new Loan(this.#arena) };
     this.#open++;
     this.#memoryBytes += memoryBytes;
-    this.#memory = this.#options.memory.take(memoryBytes, this.#onMemory) ? "held" : "awaited";
+    const isRead = header.type === Command.Read;
+    this.#memory = this.#options.memory.take(memoryBytes, this.#onMemory, isRead) ? "held" : "awaited";
     if (isWrite) {
       this.#writes++;
       this.#unansweredWrites++;

@@ -122,6 +122,17 @@ describe("MemoryPool", () => {
       expect(take(busy, 100_000)).to.equal(false);
     });
 
+    it("lets a read have from the reserve beside what its client holds, one at a time, and goes on with the next", () => {
+      const waitsForItsReplica = openProven();
+      take(waitsForItsReplica, MEMORY_GUARANTEED_BYTES);
+      const read = (name = ""): boolean => waitsForItsReplica.take(100_000, () => granted.push(name), true);
+      expect(read()).to.equal(true);
+      expect(read("next")).to.equal(false);
+      waitsForItsReplica.give(100_000);
+      expect(granted).to.deep.equal(["next"]);
+      expect(pool.heldBytes).to.equal(ALL_BYTES + MEMORY_GUARANTEED_BYTES + 100_000);
+    });
+
     it("bounds the reserve, and passes on what comes back to the first who may have it", () => {
       const proven = Array.from({ length: RESERVE_BYTES / RESERVE_REQUEST_BYTES }, openProven);
       for (const account of proven) expect(take(account, RESERVE_REQUEST_BYTES)).to.equal(true);
