@@ -3,6 +3,7 @@ import fc from "fast-check";
 
 import type { RangeHold, RangeLockMode } from "../../../src/block/range-lock.js";
 import { RangeLock } from "../../../src/block/range-lock.js";
+import { isSettled } from "../../tools/outcome.js";
 import { SEED } from "../../tools/seed.js";
 
 /** A request of the model: granted when no earlier, unreleased one conflicts. */
@@ -76,6 +77,22 @@ describe("RangeLock", () => {
       { seed: SEED, numRuns: 150 },
     );
   });
+
+  for (const [beside, mode, first, second] of [
+    ["one that is shared and covers the range", "shared", [0, 5], [2, 6]],
+    ["one that covers all of the range but its last byte", "exclusive", [4, 5], [0, 4]],
+  ] as const) {
+    it(`waits for an earlier hold, too, when it overlaps it beside ${beside}`, async () => {
+      const lock = new RangeLock();
+      const holds = [lock.tryLock(first[0], first[1], mode), lock.tryLock(second[0], second[1], mode)];
+      const newcomer = lock.lock(mode === "shared" ? 3 : 0, 5, "exclusive");
+      holds[1]?.release();
+      expect(await isSettled(newcomer)).to.equal(false);
+      holds[0]?.release();
+      (await newcomer).release();
+      expect(lock.idle).to.equal(true);
+    });
+  }
 
   it("does not let readers overtake a writer that waits", async () => {
     const lock = new RangeLock();
