@@ -165,6 +165,12 @@ describe("checked", () => {
     ]);
   });
 
+  it("flushes after durable zeroes that had to be written, where the layer has no FUA", async () => {
+    const subject = make({ fua: "none", zero: "none" });
+    await subject.device.zero(0, 10, Flag.Fua);
+    expect(requests(subject)).to.deep.equal(["write 0+10", "flush 0+0"]);
+  });
+
   it("fails a durable request when the flush fails", async () => {
     const { below, device } = make({ fua: "none" });
     below.fail({ operation: "flush" });

@@ -102,6 +102,14 @@ describe("block/hold", () => {
     await change;
   });
 
+  it("a change during which the replica failed is refused if it ends after the end of the node", async () => {
+    const { change, end } = underWay();
+    hold.failed();
+    hold.end();
+    end.resolve(undefined);
+    expect(await outcome(change)).to.equal("ESHUTDOWN");
+  });
+
   it("an error of the primary disk does not wait", async () => {
     const { change, end } = underWay();
     hold.failed();

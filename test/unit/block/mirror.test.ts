@@ -8,10 +8,11 @@ import { PrimaryFilter } from "../../../src/block/filters/replication.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import { Mirror } from "../../../src/block/mirror.js";
 import type { AckMode } from "../../../src/status.js";
+import { Deferred } from "../../../src/deferred.js";
 import { openDirtyMap } from "../../tools/dirty-map.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import { MemoryDevice, type MemoryDeviceOptions } from "../../tools/memory-device.js";
-import { isSettled, outcome } from "../../tools/outcome.js";
+import { isSettled, outcome, turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
 
 const SIZE_BYTES = 16 * DIRTY_BLOCK_BYTES;
@@ -210,6 +211,23 @@ describe("mirror", () => {
         await pair.mirror.drain();
         expect(pair.dirty.missedBytes).to.equal(DIRTY_BLOCK_BYTES);
         expect(pair.memory.takenBytes).to.equal(0);
+      });
+
+      it("changes neither side before the dirty map knows of the change", async () => {
+        const pair = await Pair.open(mode);
+        const { dirty } = pair;
+        const known = new Deferred<void>();
+        dirty.prepare = (): Promise<void> => known.promise;
+        const changes = [
+          pair.mirror.write(0, filled(512, 1), Flag.None),
+          pair.mirror.zero(DIRTY_BLOCK_BYTES, 512, Flag.None),
+          pair.mirror.zero(2 * DIRTY_BLOCK_BYTES, 512, Flag.FastZero),
+        ];
+        await turns();
+        expect([pair.local.log, pair.replica.log]).to.deep.equal([[], []]);
+        known.resolve();
+        await Promise.all(changes);
+        expect([pair.local.log.length, pair.replica.log.length]).to.deep.equal([3, 3]);
       });
 
       it("reads and describes the disk alone", async () => {
