@@ -161,6 +161,16 @@ describe("copy-before-write", () => {
     expect(subject.memory.counts.read, "reads of the disk").to.be.at.most(2);
   });
 
+  it("keeps the content behind a hole that a long write begins in", async () => {
+    const subject = await CopyingDisk.make();
+    subject.memory.fill(16 * BLOCK_BYTES, filled(16 * BLOCK_BYTES, 5));
+    await subject.copying.write(0, filled(32 * BLOCK_BYTES, 1), Flag.Fua);
+    expect(await subject.images()).to.deep.equal(["zero 0-16", "data 16-32"]);
+    expect((await subject.checkpoint()).subarray(16 * BLOCK_BYTES, 32 * BLOCK_BYTES)).to.deep.equal(
+      filled(16 * BLOCK_BYTES, 5),
+    );
+  });
+
   it("logs nothing for zeroes written over zeroes", async () => {
     const subject = await CopyingDisk.make({ sizeBytes: 16 * MEBIBYTE });
     subject.memory.fill(5 * BLOCK_BYTES, filled(10, 1));
@@ -278,6 +288,21 @@ describe("copy-before-write", () => {
     held.release();
     await flush;
     expect(subject.memory.counts.flush).to.equal(1);
+  });
+
+  it("makes a flush wait for the last of the writes before it, whichever is done first", async () => {
+    const subject = await CopyingDisk.make();
+    const held = subject.disk.hold({ operation: "write" });
+    for (const block of [0, 8])
+      await subject.copying.write(block * BLOCK_BYTES, filled(BLOCK_BYTES, 1), Flag.None);
+    const flush = subject.copying.flush();
+    await held.arrived(2);
+    held.releaseOne();
+    expect(await isSettled(flush)).to.equal(false);
+    expect(subject.memory.counts.flush).to.equal(0);
+    held.release();
+    await flush;
+    expect(subject.memory.contents(8 * BLOCK_BYTES, BLOCK_BYTES)).to.deep.equal(filled(BLOCK_BYTES, 1));
   });
 
   it("does not make a flush wait for writes that came after it", async () => {
