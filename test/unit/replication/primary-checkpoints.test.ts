@@ -8,7 +8,7 @@ import type { Link } from "../../../src/replication/primary/link.js";
 import { PrimaryCheckpoints } from "../../../src/replication/primary/checkpoints.js";
 import type { PrimaryLineage } from "../../../src/replication/primary/lineage.js";
 import { memoryLogger } from "../../tools/memory-logger.js";
-import { turns } from "../../tools/outcome.js";
+import { failureOf, turns } from "../../tools/outcome.js";
 
 const INTERVAL_MS = 1000;
 
@@ -16,12 +16,17 @@ describe("a primary's periodic checkpoints", () => {
   /** Timers that are armed; each is run by the test. */
   let armed: Set<() => void>;
   let share: Deferred<void>;
+  let announced: Promise<void>;
+  /** Epochs that the replica was asked to begin. */
+  let asked: number[];
   let checkpoints: PrimaryCheckpoints;
   let logged: Record<string, unknown>[];
 
   beforeEach(() => {
     armed = new Set();
     share = new Deferred<void>();
+    announced = Promise.resolve();
+    asked = [];
     logged = [];
     const clock: Clock = {
       nowMs: () => 0,
@@ -44,11 +49,16 @@ describe("a primary's periodic checkpoints", () => {
           state: "replicating",
           hasControl: true,
           prepareCheckpoint: () => Promise.resolve(),
+          checkpoint: (epoch: number) => {
+            asked.push(epoch);
+            return Promise.reject(new Error("refused"));
+          },
         }) as unknown as Link,
       lineage: {
         epoch: 1,
         share: () => share.promise,
-        announce: () => Promise.resolve(),
+        announce: () => announced,
+        tell: (word: () => Promise<void>) => word(),
       } as unknown as PrimaryLineage,
       clock,
       log: memoryLogger(logged),
@@ -105,6 +115,18 @@ describe("a primary's periodic checkpoints", () => {
     ]);
     expect(checkpoints.failure).to.include({ reason: "full", attempts: 5 });
     checkpoints.end();
+  });
+
+  it("are not asked for before it is on record which epoch, and of which generation", async () => {
+    const announcing = new Deferred<void>();
+    announced = announcing.promise;
+    const taken = failureOf(checkpoints.take());
+    share.resolve();
+    await turns();
+    expect(asked).to.deep.equal([]);
+    announcing.resolve();
+    await taken;
+    expect(asked).to.deep.equal([2]);
   });
 
   it("end with the replica, also while one is under way", async () => {

@@ -1,13 +1,14 @@
 /** Which generation a replica may have, by what became of the word that it has everything. */
 import { expect } from "chai";
 import { systemClock } from "../../../src/clock.js";
+import { Deferred } from "../../../src/deferred.js";
 import { LinkError, StateError } from "../../../src/errors.js";
 import { QmpError } from "../../../src/qmp/errors.js";
 import { openPrimaryKeeper } from "../../../src/replication/primary/keeper.js";
 import { PrimaryLineage } from "../../../src/replication/primary/lineage.js";
 import { memoryLogger } from "../../tools/memory-logger.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
-import { failureOf } from "../../tools/outcome.js";
+import { failureOf, isSettled } from "../../tools/outcome.js";
 
 describe("a primary's generation", () => {
   let directory: MemoryStateDirectory;
@@ -33,6 +34,20 @@ describe("a primary's generation", () => {
 
   it("is not the replica's while it is on record only that the replica is about to be told", async () => {
     expect(await partsWhenAlone()).to.equal(false);
+  });
+
+  it("is on record before any change without the replica may end, not only the first one", async () => {
+    await lineage.tell(() => Promise.resolve());
+    const held = new Deferred<void>();
+    directory.intercept = ({ kind }): Promise<void> | undefined =>
+      kind === "replace" ? held.promise : undefined;
+    const changes = [lineage.goAlone(), lineage.goAlone()];
+    expect(await Promise.all(changes.map(isSettled))).to.deep.equal([false, false]);
+    held.resolve();
+    await Promise.all(changes);
+    const { generation } = lineage.current;
+    await open();
+    expect(lineage.current.generation).to.equal(generation);
   });
 
   it("is taken for the replica's after a restart that finds it on record so", async () => {

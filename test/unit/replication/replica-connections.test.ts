@@ -60,20 +60,41 @@ describe("ReplicaConnections", () => {
   /** Sent, and not answered yet. */
   let pending: { readonly sentAtMs: number }[];
   let connections: ReplicaConnections;
+  /** Whether the replica has something in memory alone. */
+  let hasVolatile: boolean;
+  /** What the dirty map hears of a flush, and the flush itself. */
+  let flush: string[];
+  let flushFails: boolean;
 
   beforeEach(async () => {
     clock = new ManualClock();
     pending = [];
+    hasVolatile = false;
+    flush = [];
+    flushFails = false;
     const info = { sizeBytes: 4096, writable: true };
     const replica = {
       info,
       ended: new Promise(() => undefined),
       destroy: () => undefined,
+      flush: () => {
+        flush.push("flush");
+        return flushFails ? Promise.reject(new Error("no")) : Promise.resolve();
+      },
+      close: () => Promise.resolve(),
       get oldestPending() {
         return pending[0] ?? null;
       },
     } as unknown as ReplicaDisk;
-    const disk = { name: "disk0", local: { info }, dirty: { hasVolatile: false } } as unknown as PrimaryDisk;
+    const dirty = {
+      get hasVolatile() {
+        return hasVolatile;
+      },
+      isFlushing: false,
+      beginFlush: () => flush.push("begins"),
+      endFlush: (isDurable: boolean) => flush.push(isDurable ? "is durable" : "has failed"),
+    };
+    const disk = { name: "disk0", local: { info }, dirty } as unknown as PrimaryDisk;
     connections = await ReplicaConnections.open(
       {
         address: { kind: "unix", path: "nowhere" },
@@ -124,6 +145,18 @@ describe("ReplicaConnections", () => {
     await clock.pass(TIMEOUT_MS);
     expect(await isSettled(connections.lost), "what is unanswered then is silence").to.equal(true);
   });
+
+  for (const [outcome, fails] of [
+    ["is durable", false],
+    ["has failed", true],
+  ] as const) {
+    it(`take for durable what was acknowledged before a flush began, which ${outcome}, and nothing later`, async () => {
+      hasVolatile = true;
+      flushFails = fails;
+      await connections.close();
+      expect(flush).to.deep.equal(["begins", "flush", outcome]);
+    });
+  }
 
   it("give up a replica that answers nothing", async () => {
     await clock.pass(2 * TIMEOUT_MS);
