@@ -74,6 +74,35 @@ describe("a secondary whose storage fails", () => {
     await expectContent(node.view(), content(0));
   });
 
+  it("takes no checkpoint if an acknowledged write is lost while the checkpoint waits for it", async () => {
+    await node.start();
+    const { epoch } = node.secondary;
+    const held = node.disk().hold({ operation: "write" });
+    await put(node.replication(), 0, PAGE, 0x22);
+    await held.arrived(1);
+    const refused = failureOf(node.checkpoint());
+    await turns();
+    held.failOne("EIO");
+    expect((await refused).message).to.match(
+      /^checkpoint refused: disk disk0: an acknowledged write at 0 was lost/,
+    );
+    expect(node.secondary.epoch).to.equal(epoch);
+    await expectContent(node.view(), content(0));
+  });
+
+  it("begins no epoch before the last one is durable: of two checkpoints the second waits for the first", async () => {
+    await node.start();
+    const held = node.disk().hold({ operation: "flush", count: 1 });
+    const first = await node.secondary.checkpoint({ session: null, epoch: null });
+    await held.arrived(1);
+    const second = node.secondary.checkpoint({ session: null, epoch: null });
+    await turns(50);
+    expect(node.secondary.epoch).to.equal(first);
+    held.release();
+    expect(await second).to.equal(first + 1);
+    await node.secondary.checkpointDurable();
+  });
+
   it("names its memory at each handshake: the same until something acknowledged may be lost", async () => {
     await node.start();
     const { memory: first } = await introduce(node, "session");
@@ -98,7 +127,9 @@ describe("a secondary whose storage fails", () => {
     const { memory } = await introduce(node, "session");
     node.disk().fail({ operation: "write", count: 1 });
     expect(await outcome(node.replication().write(0, Buffer.alloc(PAGE, 1), Flag.Fua))).to.equal("EIO");
-    expect((await introduce(node, "session")).memory).not.to.equal(memory);
+    const { memory: second } = await introduce(node, "session");
+    expect(second).not.to.equal(memory);
+    expect((await introduce(node, "session")).memory, "once").to.equal(second);
   });
 
   it("refuses flushes after a stop, too, until those whose acknowledged write it lost are cut off", async () => {
@@ -407,6 +438,26 @@ describe("a secondary whose storage fails", () => {
     expect(node.secondary.stage).to.equal("done");
     const dirty = node.secondary.promoted.disks[0]?.dirty;
     expect([dirty?.tenure, dirty?.missedBytes]).to.deep.equal([null, SIZE_BYTES]);
+  });
+
+  it("does not take over when something was received since the checkpoint, be its before-image kept already or not", async () => {
+    await introduce(node, "session");
+    const epoch = await sessionCheckpoint(node, "session");
+    const expectRefused = (): Promise<void> =>
+      expectFailure(
+        node.secondary.takeOver("the primary", epoch),
+        "take-over refused: something was received since the checkpoint",
+      );
+    const held = node.disk().hold({ operation: "read" });
+    await put(node.replication(), 0, PAGE, 0x22);
+    await held.arrived(1);
+    const refused = expectRefused();
+    await turns();
+    held.release();
+    await refused;
+    await node.applied();
+    await expectRefused();
+    expect(node.secondary.stage).to.equal("running");
   });
 
   it("that began to take over and failed says so, however often it is asked: it may take over later", async () => {
