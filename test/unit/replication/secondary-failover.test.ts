@@ -127,6 +127,29 @@ describe("secondary: failover", () => {
     expectMedium(media[0], expected);
   });
 
+  it("waits for a checkpoint that is being made durable: what that puts on record does not undo the failover", async () => {
+    const held = node.disk(0).hold({ operation: "flush", count: 1 });
+    const checkpoint = node.checkpoint();
+    await held.arrived(1);
+    const failover = node.failover("checkpoint");
+    await turns(200);
+    expect(node.stages).to.deep.equal(["running"]);
+    held.release();
+    await Promise.all([checkpoint, failover]);
+    await node.crashAndReopen();
+    await node.secondary.commitEnded();
+    expect(node.secondary.stage).to.equal("done");
+    expectMedium(media[0], received[0]);
+  });
+
+  it("calls what differs from the old primary by the name of the last handshake, though nothing was written since", async () => {
+    const { tenure: first } = await introduce(node, "session");
+    const { tenure: last } = await introduce(node, "session", { tenures: [first] });
+    await node.failover("latest");
+    const tenures = node.secondary.promoted.disks.map(({ dirty }) => dirty.tenure);
+    expect(tenures).to.deep.equal([last, last]);
+  });
+
   it("waits for writes of the primary that are under way, whose before-images it needs", async () => {
     const held = node.disk(0).hold({ operation: "write", offset: 30 * PAGE, lengthBytes: PAGE });
     await put(node.replication(0), 30 * PAGE, PAGE, 0x26);
