@@ -2,6 +2,7 @@ import { Writable } from "node:stream";
 
 import { expect } from "chai";
 
+import { payloadBuffers } from "../../../src/block/buffer-pool.js";
 import { writeGathered } from "../../../src/net/gather.js";
 import { Random, SEED } from "../../tools/seed.js";
 
@@ -43,6 +44,44 @@ describe(`writeGathered (SEED=${SEED})`, () => {
       right.subarray(20 * KIBIBYTE),
     ];
     expect(await chunksFor(pieces)).to.deep.equal(pieces);
+  });
+
+  it("gives the pool back what it gathered in, when the stream has taken it and when it has failed", async () => {
+    const lent = new Set<Buffer>();
+    const take = payloadBuffers.take.bind(payloadBuffers);
+    const give = payloadBuffers.give.bind(payloadBuffers);
+    payloadBuffers.take = (lengthBytes): Buffer => {
+      const buffer = take(lengthBytes);
+      lent.add(buffer);
+      return buffer;
+    };
+    payloadBuffers.give = (buffer): void => {
+      lent.delete(buffer);
+      give(buffer);
+    };
+    try {
+      const pieces = Array.from({ length: 4 }, () => Buffer.alloc(10 * KIBIBYTE));
+      const counts: number[] = [];
+      for (const failure of [null, new Error("broken")]) {
+        const stream = new Writable({
+          writev(_given, taken) {
+            counts.push(lent.size);
+            taken(failure);
+          },
+        });
+        stream.on("error", () => undefined);
+        await new Promise<void>((resolve) => {
+          writeGathered(stream, pieces, () => {
+            counts.push(lent.size);
+            resolve();
+          });
+        });
+      }
+      expect(counts, "while it is on its way, and afterwards").to.deep.equal([1, 0, 1, 0]);
+    } finally {
+      Reflect.deleteProperty(payloadBuffers, "take");
+      Reflect.deleteProperty(payloadBuffers, "give");
+    }
   });
 
   it("sends all bytes in order, whatever the pieces and where they lie", async () => {

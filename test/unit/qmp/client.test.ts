@@ -184,13 +184,22 @@ describe("qmp/client", () => {
       const client = await QmpClient.connect(address);
       const waiting = rejection(client.waitForEvent("E"));
       expect(await rejection(client.execute("x"))).to.be.instanceOf(LinkError);
-      expect(await waiting).to.be.instanceOf(LinkError);
+      expect(await waiting)
+        .to.be.instanceOf(LinkError)
+        .with.property("code", "connection-lost");
       expect(await client.ended).to.be.instanceOf(LinkError);
       expect(await rejection(client.execute("x"))).to.be.instanceOf(LinkError);
     });
 
     it("cuts one whose replies are no JSON", async () => {
       await serve(polite((socket) => socket.write("!\n")));
+      const client = await QmpClient.connect(address);
+      expect(await rejection(client.execute("x"))).to.be.instanceOf(ProtocolError);
+      expect(await client.ended).to.be.instanceOf(ProtocolError);
+    });
+
+    it("ends the connection to one that answers a command without its number", async () => {
+      await serve(polite((socket) => socket.write('{"error": {"class": "GenericError", "desc": "no"}}\n')));
       const client = await QmpClient.connect(address);
       expect(await rejection(client.execute("x"))).to.be.instanceOf(ProtocolError);
       expect(await client.ended).to.be.instanceOf(ProtocolError);

@@ -7,6 +7,7 @@ import { execFileSync } from "node:child_process";
 import { expect } from "chai";
 import { z } from "zod";
 import { DeviceError, ReplError, StateError } from "../../../src/errors.js";
+import type { TlsAcceptor } from "../../../src/net/tls/acceptor.js";
 import { QmpClient } from "../../../src/qmp/client.js";
 import { qmpCommand } from "../../../src/qmp/command.js";
 import { MAXIMUM_CLIENTS, QmpServer } from "../../../src/qmp/server.js";
@@ -357,6 +358,24 @@ describe("qmp/server", () => {
     expect(await client.next()).to.equal(null);
     expect(order).to.deep.equal(["hold by 1", "held"]);
   });
+
+  it("ends those that are in their TLS handshake when it closes", async () => {
+    const shaking = gate();
+    const tls = {
+      secure: (): Promise<never> => {
+        shaking.open();
+        return new Promise(() => undefined);
+      },
+    } as unknown as TlsAcceptor;
+    const server = new QmpServer({ commands: [], log: memoryLogger(), version: "1", tls });
+    const client = new RawClient(await server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 }));
+    await shaking.passed;
+    const closed = server.close();
+    expect(await client.next()).to.equal(null);
+    client.socket.destroy();
+    await closed;
+    // Its deadline, of 10 s, would end it too.
+  }).timeout(5000);
 
   describe("listening", () => {
     it("makes the unix socket accessible to its owner alone", async () => {
