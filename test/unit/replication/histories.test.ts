@@ -6,7 +6,7 @@ import { DeviceError } from "../../../src/errors.js";
 import { readMetadata } from "../../../src/meta/metadata.js";
 import type { AckMode } from "../../../src/status.js";
 import { InProcessPair } from "../../tools/in-process-pair.js";
-import { turns } from "../../tools/outcome.js";
+import { outcome, turns } from "../../tools/outcome.js";
 import { waitFor } from "../../tools/wait-for.js";
 import { expectFailure, introduce } from "./secondary-fixture.js";
 
@@ -115,6 +115,32 @@ describe("histories of a pair", () => {
     await Promise.all(flushes);
     expect(generations()).to.deep.equal([before, generation]);
     expect(pair.node.secondary.metadata.ancestors).to.deep.equal([before]);
+  });
+
+  it("a change that a guest asks for while the disks are handed over is on both sides, or refused and on neither", async () => {
+    await open();
+    await pair.attach();
+    const state = { isOver: false };
+    const switched = pair.primary.switchOver().finally(() => {
+      state.isOver = true;
+    });
+    const changes: Promise<string>[] = [];
+    while (!state.isOver) {
+      if (changes.length * BLOCK.length < SIZE_BYTES)
+        changes.push(outcome(pair.guest().write(changes.length * BLOCK.length, BLOCK, Flag.None)));
+      await turns(1);
+    }
+    await switched;
+    const outcomes = await Promise.all(changes);
+    expect(outcomes).to.include("ESHUTDOWN");
+    for (const [media] of [pair.primaryMedia, pair.secondaryMedia]) {
+      const content = media?.contents() ?? Buffer.of();
+      const written = outcomes.map((_, index) => {
+        const at = index * BLOCK.length;
+        return content.subarray(at, at + BLOCK.length).equals(BLOCK);
+      });
+      expect(written).to.deep.equal(outcomes.map((each) => each === "done"));
+    }
   });
 
   it("a node that hands its disks over and can't flush them is the other's secondary all the same, and comes back by a full copy", async () => {
