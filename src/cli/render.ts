@@ -166,7 +166,9 @@ function primaryRows(primary: PrimaryStatus, nowMs: number): Row[] {
   ];
   if (primary.onReplicaError === "stop") rows.push(["", "changes wait while the replica can't take them"]);
   if (link.reconnects > 0) rows.push(["", count(link.reconnects, "reconnect")]);
-  if (link.lastError !== null) rows.push(["", `last error: ${link.lastError}`]);
+  // Of the others it is among the troubles.
+  const isTold = link.state === "refused" || link.state === "detached";
+  if (link.lastError !== null && !isTold) rows.push(["", `last error: ${link.lastError}`]);
   return rows;
 }
 
