@@ -5,8 +5,7 @@
  */
 import { isIP, type Socket } from "node:net";
 
-import { libc, SystemCallError } from "../os/libc.js";
-import { descriptorOf } from "./descriptor.js";
+import { setOption } from "./socket-option.js";
 
 /** For connections that are built anew when they are lost: 30 s of silence, then, as libuv has it, ten probes, one a second. */
 export const KEEPALIVE = { keepAlive: true, keepAliveInitialDelay: 30_000 } as const;
@@ -23,13 +22,9 @@ const PATIENT_MS = PATIENT_INTERVAL_S * PATIENT_PROBES * 1000;
  * no probes, and a host that vanished would count among the clients for a quarter of an hour (tcp_retries2) all the same.
  */
 export function beImpatient(socket: Socket): void {
-  if (isIP(socket.remoteAddress ?? "") === 0) return;
-  const fd = descriptorOf(socket);
-  try {
-    if (fd !== null) libc()?.setUserTimeout(fd, SILENCE_MS);
-  } catch (error) {
-    excuse(error);
-  }
+  setOption(socket, (system, fd) => {
+    system.setUserTimeout(fd, SILENCE_MS);
+  });
 }
 
 /**
@@ -38,18 +33,9 @@ export function beImpatient(socket: Socket): void {
  */
 export function bePatient(socket: Socket): void {
   if (isIP(socket.remoteAddress ?? "") === 0) return;
-  const fd = descriptorOf(socket);
-  const system = libc();
-  try {
-    if (fd !== null && system !== null) system.setKeepaliveProbes(fd, PATIENT_INTERVAL_S, PATIENT_PROBES);
-    // Seldom, then: a path is unlikely to be dead just when all its probes are sent.
-    else socket.setKeepAlive(true, PATIENT_MS);
-  } catch (error) {
-    excuse(error);
-  }
-}
-
-/** A socket that is more or less patient than it could be is no reason to end it. */
-function excuse(error: unknown): void {
-  if (!(error instanceof SystemCallError)) throw error;
+  const isSet = setOption(socket, (system, fd) => {
+    system.setKeepaliveProbes(fd, PATIENT_INTERVAL_S, PATIENT_PROBES);
+  });
+  // Seldom, then: a path is unlikely to be dead just when all its probes are sent.
+  if (!isSet) socket.setKeepAlive(true, PATIENT_MS);
 }

@@ -7,8 +7,7 @@
  */
 import { isIP, type Socket } from "node:net";
 
-import { libc, SystemCallError } from "../os/libc.js";
-import { descriptorOf } from "./descriptor.js";
+import { setOption } from "./socket-option.js";
 
 /** The kernel counts twice that, and has a limit of its own: net.core.wmem_max. */
 const WIDE_BYTES = 1024 * 1024;
@@ -23,23 +22,13 @@ export class SendRoom {
    */
   widen(socket: Socket): boolean {
     if (this.#wide.has(socket)) return true;
-    const fd = unixDescriptor(socket);
-    const system = libc();
-    if (fd === null || system === null || this.#wide.size >= WIDE_SOCKETS) return false;
-    try {
+    if (isIP(socket.remoteAddress ?? "") !== 0 || this.#wide.size >= WIDE_SOCKETS) return false;
+    const isSet = setOption(socket, (system, fd) => {
       system.setSendBuffer(fd, WIDE_BYTES);
-    } catch (error) {
-      // A socket that is less roomy than it could be is no reason to end it.
-      if (error instanceof SystemCallError) return false;
-      throw error;
-    }
+    });
+    if (!isSet) return false;
     this.#wide.add(socket);
     socket.once("close", () => this.#wide.delete(socket));
     return true;
   }
-}
-
-function unixDescriptor(socket: Socket): number | null {
-  const { remoteAddress = "" } = socket;
-  return isIP(remoteAddress) === 0 ? descriptorOf(socket) : null;
 }

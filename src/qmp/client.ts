@@ -14,9 +14,9 @@ import { type Cancel, afterRunning, systemClock } from "../clock.js";
 import { LinkError, ProtocolError, UnreachableError, asError, describeError } from "../errors.js";
 import { formatAddress, socketOptions } from "../net/address.js";
 import type { Address } from "../net/address.js";
-import { dropUnsent } from "../net/drop-unsent.js";
 import type { Endpoint } from "../net/endpoint.js";
 import { KEEPALIVE } from "../net/keepalive.js";
+import { setOption } from "../net/socket-option.js";
 import { tlsClientOptions } from "../net/tls/client.js";
 import { tlsReason } from "../net/tls/reason.js";
 import { QmpError } from "./errors.js";
@@ -180,7 +180,12 @@ export class QmpClient {
    */
   async close(): Promise<void> {
     this.#closing = true;
-    if (this.#unanswered > 0) dropUnsent(this.#socket);
+    // The kernel would go on sending it for a quarter of an hour, also when this process has ended, until the network lets it through.
+    if (this.#unanswered > 0) {
+      setOption(this.#socket, (system, fd) => {
+        system.setLingerNot(fd);
+      });
+    }
     this.#socket.destroy();
     await this.ended;
   }

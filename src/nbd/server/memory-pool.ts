@@ -67,7 +67,7 @@ export class MemoryPool {
 
   open(holder: MemoryHolder): MemoryAccount {
     const account: MemoryAccount = new MemoryAccount(holder, {
-      take: (bytes, isRead, onGranted) => this.#take({ account, bytes, isRead, onGranted }),
+      take: (bytes, onGranted, isRead) => this.#take({ account, bytes, isRead, onGranted }),
       give: (bytes) => {
         this.#give(account, bytes);
       },
@@ -184,7 +184,7 @@ function beyondGuaranteed(bytes: number): number {
 }
 
 interface PoolSide {
-  readonly take: (bytes: number, isRead: boolean, onGranted: () => void) => boolean;
+  readonly take: (bytes: number, onGranted: () => void, isRead: boolean) => boolean;
   readonly give: (bytes: number) => void;
   readonly close: () => void;
 }
@@ -206,7 +206,7 @@ export class MemoryAccount {
 
   /** Whether it is granted at once; if not, `onGranted` is called once it is. */
   take(bytes: number, onGranted: () => void, isRead = false): boolean {
-    return this.#pool.take(bytes, isRead, onGranted);
+    return this.#pool.take(bytes, onGranted, isRead);
   }
 
   give(bytes: number): void {

@@ -179,7 +179,7 @@ function refuseMismatch(secondary: Secondary, hello: z.output<typeof helloSchema
   if (hello.version !== HANDSHAKE_VERSION) {
     throw new NegotiationError(
       "version",
-      `this node speaks version ${HANDSHAKE_VERSION} of the handshake, the primary ${hello.version}: run the same release on both`,
+      `the secondary speaks version ${HANDSHAKE_VERSION} of the handshake, the primary ${hello.version}: run the same release on both`,
     );
   }
   for (const { name, size } of hello.disks) {

@@ -38,7 +38,7 @@ function checkRequest(
   if (node.tracker.session !== session) {
     throw new StateError(
       "session-lost",
-      "the primary that asks does not replicate to this node now: verify again when its status says that it does",
+      "the primary that asks does not replicate to the secondary now: verify again when its status says that it does",
     );
   }
   const disk = node.disks.find((candidate) => candidate.name === name);

@@ -128,7 +128,7 @@ export class WriterSessions {
     if (!this.#parts.tracker.resynced(session)) {
       throw new StateError(
         "session-lost",
-        "checkpoint refused: the primary has to introduce itself again: its connections were lost, or replication was stopped here",
+        "checkpoint refused: the primary has to introduce itself again: its connections were lost, or replication was stopped at the secondary",
       );
     }
   }
