@@ -12,12 +12,13 @@ export const NBD_PORT = 10809;
 const UNIX_PATH_MAXIMUM_BYTES = 107;
 
 /**
- * Reads `HOST:PORT`, `[V6]:PORT` or `unix:PATH`, with an optional `tcp:` in front of the first two.
+ * Reads `HOST:PORT`, `[V6]:PORT` or `unix:PATH`, with an optional `tcp:` in front of the first two. A link-local address
+ * has its zone, the interface, behind a % (RFC 4007, section 11).
  * @throws ConfigError with the text and what would be right
  */
 export function parseAddress(text: string): Address {
   if (text.startsWith("unix:")) return unixAddress(text.slice("unix:".length));
-  const match = /^(?:tcp:)?(?:\[(?<v6>[0-9a-fA-F:.%]+)\]|(?<host>[^:[\]/\s]+)):(?<port>\d{1,5})$/.exec(text);
+  const match = /^(?:tcp:)?(?:\[(?<v6>[0-9a-fA-F:.]+(?:%[^\]/\s]+)?)\]|(?<host>[^:[\]/\s]+)):(?<port>\d{1,5})$/.exec(text);
   const host = match?.groups?.["v6"] ?? match?.groups?.["host"];
   const port = Number(match?.groups?.["port"]);
   if (host === undefined || port > 65535) {

@@ -2,13 +2,14 @@
 import { expect } from "chai";
 import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { createServer } from "node:net";
+import { type AddressInfo, connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
 
 import { ConfigError } from "../../../src/errors.js";
 import { connectNbd } from "../../../src/nbd/client/connect.js";
-import type { Address } from "../../../src/net/address.js";
+import { type Address, formatAddress, parseAddress, socketOptions } from "../../../src/net/address.js";
 import { listen } from "../../../src/net/listen.js";
 import { failureOf } from "../../tools/outcome.js";
 
@@ -40,4 +41,32 @@ describe("an address that there can't be", () => {
       expect(failure).to.be.instanceOf(ConfigError).with.property("code", "bad-address");
     });
   }
+});
+
+describe("an IPv6 address with a zone", () => {
+  it("is read with the interface's name, and written so that it is read again", () => {
+    for (const written of ["[fe80::1%eth0]:10809", "[fe80::5054:ff:fe12:3456%br-lan.7]:1", "[fe80::1%2]:10809"]) {
+      const address = parseAddress(written);
+      expect(address).to.have.property("host", written.slice(1, written.indexOf("]")));
+      expect(formatAddress(address)).to.equal(written);
+    }
+  });
+
+  it("is not read without its address, or without the zone that the % announces", () => {
+    for (const written of ["[%eth0]:10809", "[fe80::1%]:10809", "[fe80::1%et h0]:10809"]) {
+      expect(() => parseAddress(written)).to.throw(ConfigError, `"${written}" is not an address`);
+    }
+  });
+
+  it("is listened on and connected to", async () => {
+    const server = createServer((socket) => socket.end("hello"));
+    try {
+      await listen(server, parseAddress("[::1%lo]:0"), {});
+      const { port } = server.address() as AddressInfo;
+      const socket = connect(socketOptions(parseAddress(`[::1%lo]:${port}`)));
+      expect(await text(socket)).to.equal("hello");
+    } finally {
+      server.close();
+    }
+  });
 });
