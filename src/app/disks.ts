@@ -11,21 +11,29 @@ import type { FileIdentity } from "../meta/disk-identity.js";
 import { metadataPath, readMetadata } from "../meta/metadata.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { parseNbdUri } from "../nbd/uri.js";
-import type { DiskConfig } from "../config/fields.js";
+import type { DiskConfig, GrowthConfig } from "../config/fields.js";
 import type { CacheMode } from "../status.js";
 import type { NamedDisk } from "../replication/named-disk.js";
+import { announceGrowth, type Growing, growingDisks, recordGrowth } from "./growth.js";
 import type { Lifecycle } from "./lifecycle.js";
 
+export interface DiskOptions {
+  /** As NodeConfig has these. */
+  readonly createSizeBytes: number | null;
+  readonly growth: readonly GrowthConfig[];
+  readonly cache: CacheMode;
+  /** The node's: its record tells whether the disks are to be made, how large they were, and whether it ended in order. */
+  readonly directory: StateDirectory;
+}
+
 /**
- * @param options directory: the node's, whose record tells whether the disks are to be made, and whether it ended in order
  * @throws ConfigError, StateError or MetadataError that names the disk and what would be right
  */
 export async function openDisks(
   disks: readonly DiskConfig[],
-  createSizeBytes: number | null,
+  { createSizeBytes, growth, cache, directory }: DiskOptions,
   log: Logger,
   lifecycle: Lifecycle,
-  { cache, directory }: { readonly cache: CacheMode; readonly directory: StateDirectory },
 ): Promise<NamedDisk[]> {
   const known = await readMetadata(directory);
   const afterCrash = cache !== "unsafe" && known?.cleanShutdown === false;
@@ -42,14 +50,23 @@ export async function openDisks(
     missing.add(path);
   }
   await refuseTwins(disks);
+  const growing = growingDisks(known, growth);
+  const announced =
+    known === null || growing.size === 0
+      ? null
+      : await announceGrowth(directory, known, growing, disks, identifyFile);
+  // A disk that the node has is as large as it is on record, whatever `--size` was when it was made.
+  const newSizeBytes = known === null ? createSizeBytes : null;
   const opened: NamedDisk[] = [];
   for (const { name, path } of disks) {
-    const disk = await openDisk(name, path, createSizeBytes, afterCrash, log);
+    const grow = growing.get(name);
+    const disk = await openDisk(name, path, { createSizeBytes: newSizeBytes, grow, afterCrash }, log);
     const device = checked(cache === "unsafe" ? unsafeCache(disk) : disk);
     lifecycle.add(() => device.close());
     if (missing.has(path)) lifecycle.add(() => removeUnused(path, directory));
     opened.push({ name, path, device, identify: () => identifyFile(path) });
   }
+  if (announced !== null) await recordGrowth(directory, announced, growing, opened, log);
   return opened;
 }
 
@@ -98,11 +115,17 @@ async function identifyFile(path: string): Promise<FileIdentity | null> {
   return file.isFile() ? { inode: String(file.ino), modifiedNs: String(file.mtimeNs) } : null;
 }
 
+interface OpenOptions {
+  readonly createSizeBytes: number | null;
+  /** Undefined: it stays as large as it is. */
+  readonly grow: Growing | undefined;
+  readonly afterCrash: boolean;
+}
+
 async function openDisk(
   name: string,
   path: string,
-  createSizeBytes: number | null,
-  afterCrash: boolean,
+  { createSizeBytes, grow, afterCrash }: OpenOptions,
   log: Logger,
 ): Promise<BlockDevice> {
   if (isUri(path)) {
@@ -128,6 +151,7 @@ async function openDisk(
     writable: true,
     afterCrash,
     ...(createSizeBytes !== null && { createSizeBytes }),
+    ...(grow !== undefined && { grow }),
     warn: (line) => {
       log.warn({ path }, line);
     },

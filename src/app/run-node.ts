@@ -151,7 +151,8 @@ async function startNode(
     qmp?.emit(ENDED_EVENT, { reason });
     await qmp?.close();
   });
-  const disks = await openDisks(config.disks, config.createSizeBytes, log, lifecycle, { cache, directory });
+  const { createSizeBytes, growth } = config;
+  const disks = await openDisks(config.disks, { createSizeBytes, growth, cache, directory }, log, lifecycle);
   const node = await build({
     directory,
     disks,

@@ -14,6 +14,7 @@
 import { asError } from "../errors.js";
 import { DirtyMapFile, type DirtyMapGeometry } from "../meta/dirty-map-file.js";
 import type { Sector } from "../meta/dirty-map-format.js";
+import { growDirtyMapFile } from "../meta/dirty-map-growth.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { DIRTY_BLOCK_BYTES, DirtyBlocks } from "./dirty-blocks.js";
 import { DirtySectors } from "./dirty-sectors.js";
@@ -72,7 +73,8 @@ export class DirtyMap {
   }
 
   /**
-   * Takes the map up where it was left, or makes a new one that tells of no replica.
+   * Takes the map up where it was left, or makes a new one that tells of no replica. If the disk has been made larger, what is new
+   * of it is missed.
    * @throws MetadataError if the file can't be trusted
    */
   static async open(options: DirtyMapOptions): Promise<DirtyMap> {
@@ -82,9 +84,11 @@ export class DirtyMap {
     const restore = (sector: Sector): void => {
       map.#sectors.restore(sector);
     };
+    const name = dirtyMapName(disk);
+    await growDirtyMapFile(directory, name, geometry);
     map.#file =
-      (await DirtyMapFile.open(directory, dirtyMapName(disk), geometry, restore)) ??
-      (await DirtyMapFile.create(directory, dirtyMapName(disk), geometry));
+      (await DirtyMapFile.open(directory, name, geometry, restore)) ??
+      (await DirtyMapFile.create(directory, name, geometry));
     map.#tenure = map.#file.tenure;
     await map.#coolAll();
     return map;

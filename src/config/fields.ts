@@ -18,6 +18,12 @@ export interface DiskConfig {
   readonly path: string;
 }
 
+/** How large a disk is to be made. */
+export interface GrowthConfig {
+  readonly name: string;
+  readonly sizeBytes: number;
+}
+
 /** A parser that throws ConfigError, as a schema; the message goes through as it is. */
 function textual<T>(parse: (text: string) => T): z.ZodType<T, string> {
   return z.string().transform((text, context) => {
@@ -43,6 +49,7 @@ export const countField = textual(parseCount);
 export const socketModeField = textual(parseSocketMode);
 export const ownerField = textual(parseOwner);
 export const diskField = textual(parseDisk);
+export const growthField = textual(parseGrowth);
 export const replicaField = textual(parseReplica);
 export const directoryField = textual(parseDirectory);
 
@@ -97,6 +104,15 @@ function parseDisk(text: string): DiskConfig {
   const { tls, tlsParameters } = parseNbdUri(path);
   if (tls) tlsClientOptions(tlsParameters, null);
   return { name, path };
+}
+
+function parseGrowth(text: string): GrowthConfig {
+  const separator = text.indexOf("=");
+  if (separator === -1) throw new ConfigError("bad-growth", `"${text}" is not NAME=SIZE, as in disk0=20G`);
+  return {
+    name: parseDiskName(text.slice(0, separator)),
+    sizeBytes: parseSize(text.slice(separator + 1)),
+  };
 }
 
 /** The replica's server; the exports on it are asked for by the disks' names. */

@@ -31,6 +31,13 @@ const NODE_OPTIONS = [
     describe: "create missing disk files, sparse, of this size (512M, 1.5G; powers of 1024)",
   },
   {
+    name: "grow",
+    nodes: BOTH,
+    value: "NAME=SIZE",
+    repeatable: true,
+    describe: "make a disk that the node has this large, if it is smaller; on both nodes (repeatable)",
+  },
+  {
     name: "listen",
     nodes: ["primary"],
     value: "ADDR",

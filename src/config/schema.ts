@@ -26,6 +26,7 @@ import {
   directoryField,
   diskField,
   durationField,
+  growthField,
   networkField,
   ownerField,
   rateField,
@@ -33,7 +34,7 @@ import {
   sizeField,
   socketModeField,
 } from "./fields.js";
-import type { DiskConfig } from "./fields.js";
+import type { DiskConfig, GrowthConfig } from "./fields.js";
 
 import { type TlsConfig, tlsConfig, tlsFields } from "./tls.js";
 
@@ -58,6 +59,8 @@ export interface NodeConfig {
   readonly disks: readonly DiskConfig[];
   /** Size of the disk files to create; null: they must exist. */
   readonly createSizeBytes: number | null;
+  /** Disks that are to be larger than they are on record; each is one of `disks`. */
+  readonly growth: readonly GrowthConfig[];
   /** Besides defaultQmpAddress(stateDir), which is always served. */
   readonly qmp: readonly Address[];
   /** From systemd, for guests or the primary; they stand in for the default of `listen`. */
@@ -124,6 +127,7 @@ const NO_LISTENER = "none";
 const commonFields = {
   disk: z.array(diskField).optional(),
   size: sizeField.optional(),
+  grow: z.array(growthField).default([]),
   listen: z.array(addressField).optional(),
   qmp: z.array(addressField).default([]),
   "state-dir": directoryField,
@@ -264,6 +268,12 @@ function commonConfig(
     disks.map((disk) => disk.path),
     `${nameOption("disk")}: two disks are kept in`,
   );
+  refuseRepeated(
+    fields.grow.map(({ name }) => name),
+    `${nameOption("grow")}: two sizes are given for`,
+  );
+  const stranger = fields.grow.find((growth) => !disks.some(({ name }) => name === growth.name));
+  if (stranger !== undefined) throw badOption(nameOption("grow"), `no --disk is named "${stranger.name}"`);
   const addresses = [...otherAddresses, ...fields.qmp, defaultQmpAddress(fields["state-dir"])];
   refuseRepeated(
     addresses.filter((address) => address.kind === "unix" || address.port !== 0).map(formatAddress),
@@ -272,6 +282,7 @@ function commonConfig(
   return {
     disks,
     createSizeBytes: fields.size ?? null,
+    growth: fields.grow,
     qmp: fields.qmp,
     stateDir: fields["state-dir"],
     cache: fields.cache,

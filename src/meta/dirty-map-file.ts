@@ -74,17 +74,29 @@ export class DirtyMapFile {
     if (!(await directory.list()).includes(name)) return null;
     const file = await directory.open(name);
     try {
-      const header = await readHeader(file, geometry);
+      const header = await readHeader(file);
       if (header === null) {
         await file.close();
         return null;
       }
+      checkGeometry(file, header, geometry);
       const map = new DirtyMapFile(file, geometry, header);
       for (const region of ["hot", "blocks"] as const) await map.#read(region, restore);
       return map;
     } catch (error) {
       await file.close();
       throw error;
+    }
+  }
+
+  /** The size of the disk that the file is of, in bytes; null as open(). @throws MetadataError as open() */
+  static async diskSizeBytes(directory: StateDirectory, name: string): Promise<number | null> {
+    if (!(await directory.list()).includes(name)) return null;
+    const file = await directory.open(name);
+    try {
+      return (await readHeader(file))?.sizeBytes ?? null;
+    } finally {
+      await file.close();
     }
   }
 
@@ -169,7 +181,7 @@ export class DirtyMapFile {
   }
 }
 
-async function readHeader(file: StateFile, geometry: DirtyMapGeometry): Promise<DirtyMapHeader | null> {
+async function readHeader(file: StateFile): Promise<DirtyMapHeader | null> {
   if (file.sizeBytes < REGIONS_POSITION) {
     // Cut off in its making, or later: only the former leaves no header.
     const start = Buffer.alloc(Math.min(file.sizeBytes, REGIONS_POSITION));
@@ -188,17 +200,20 @@ async function readHeader(file: StateFile, geometry: DirtyMapGeometry): Promise<
     if (header !== null && header.sequence > (newest?.sequence ?? -1)) newest = header;
   }
   if (newest === null) throw damaged(file.path, "neither of its headers is whole");
+  return newest;
+}
+
+function checkGeometry(file: StateFile, header: DirtyMapHeader, geometry: DirtyMapGeometry): void {
   const { sizeBytes, blockBytes, extentBytes } = geometry;
-  if (newest.sizeBytes !== sizeBytes) {
-    throw damaged(file.path, `it is of a disk of ${newest.sizeBytes} bytes, not ${sizeBytes}`);
+  if (header.sizeBytes !== sizeBytes) {
+    throw damaged(file.path, `it is of a disk of ${header.sizeBytes} bytes, not ${sizeBytes}`);
   }
-  if (newest.blockBytes !== blockBytes || newest.extentBytes !== extentBytes) {
+  if (header.blockBytes !== blockBytes || header.extentBytes !== extentBytes) {
     throw damaged(
       file.path,
-      `its blocks have ${newest.blockBytes} and its extents ${newest.extentBytes} bytes`,
+      `its blocks have ${header.blockBytes} and its extents ${header.extentBytes} bytes`,
     );
   }
-  return newest;
 }
 
 function sectorsOf({ sizeBytes, blockBytes, extentBytes }: DirtyMapGeometry, region: Region): number {

@@ -152,7 +152,7 @@ export function checkDisks(
     if (other.sizeBytes !== sizeBytes) {
       throw new MetadataError(
         "other-size",
-        `disk ${name} has ${other.sizeBytes} bytes, but ${path} knows it with ${sizeBytes}: give the same disk, or another --state-dir`,
+        `disk ${name} has ${other.sizeBytes} bytes, but ${path} knows it with ${sizeBytes}: ${other.sizeBytes > sizeBytes ? `give --grow ${name}=${other.sizeBytes} if it has been made larger, else the same disk` : "give the same disk"}, or another --state-dir`,
       );
     }
   }

@@ -18,7 +18,10 @@ const UNIX_PATH_MAXIMUM_BYTES = 107;
  */
 export function parseAddress(text: string): Address {
   if (text.startsWith("unix:")) return unixAddress(text.slice("unix:".length));
-  const match = /^(?:tcp:)?(?:\[(?<v6>[0-9a-fA-F:.]+(?:%[^\]/\s]+)?)\]|(?<host>[^:[\]/\s]+)):(?<port>\d{1,5})$/.exec(text);
+  const match =
+    /^(?:tcp:)?(?:\[(?<v6>[0-9a-fA-F:.]+(?:%[^\]/\s]+)?)\]|(?<host>[^:[\]/\s]+)):(?<port>\d{1,5})$/.exec(
+      text,
+    );
   const host = match?.groups?.["v6"] ?? match?.groups?.["host"];
   const port = Number(match?.groups?.["port"]);
   if (host === undefined || port > 65535) {

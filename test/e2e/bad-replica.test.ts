@@ -107,7 +107,7 @@ describe("replica that can't be used", () => {
     it("a secondary whose disk has another size: both are named", async () => {
       const disk = `disk0=${workspace.path("secondary.img")}`;
       await expectRefused(
-        "disk disk0 has 4194304 bytes on the primary and 2097152 on the secondary: they must be the same",
+        "disk disk0 has 4194304 bytes on the primary and 2097152 on the secondary: start the smaller one with --grow disk0=4194304",
         ...(await startSecondary("--disk", disk, "--size", "2M")),
       );
     });

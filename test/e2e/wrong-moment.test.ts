@@ -84,7 +84,7 @@ describe("verb at the wrong moment", () => {
     expectRefusal(
       await primary.verb("attach", "--replica", replica, ...attach),
       Exit.Failed,
-      "they must be the same",
+      "start the smaller one with --grow",
     );
     expect((await primary.status()).primary?.checkpointIntervalMs).to.equal(5000);
   });

@@ -26,6 +26,8 @@ export interface FileOptions {
   readonly writable: boolean;
   /** Create the file, sparse, of this size if it is missing; refuse one of another size. */
   readonly createSizeBytes?: number;
+  /** Make it larger, sparse, if it is a file of the size `fromBytes`. */
+  readonly grow?: { readonly fromBytes: number; readonly toBytes: number };
   /** Whoever had it as a disk before did not end in order: see forgetCached(). */
   readonly afterCrash?: boolean;
   /** What the machine can do beside Node's own file calls; default: libc(). */
@@ -74,7 +76,7 @@ async function openExisting(path: string, options: FileOptions, found: BigIntSta
   });
   try {
     lockOrWarn(fd, path, options);
-    const file = await describeFile(fd, path, options.writable);
+    const file = await grown(await describeFile(fd, path, options.writable), options.grow);
     checkSize(file, options.createSizeBytes);
     return file;
   } catch (error) {
@@ -169,6 +171,21 @@ async function describeFile(fd: number, path: string, writable: boolean): Promis
   const sectorBytes = isBlockDevice ? await logicalSectorBytes(status.rdev) : 1;
   const rotational = isBlockDevice && (await isRotational(status.rdev));
   return { fd, path, sizeBytes, writable, isBlockDevice, sectorBytes, rotational };
+}
+
+async function grown(file: OpenFile, grow: FileOptions["grow"]): Promise<OpenFile> {
+  if (grow === undefined || file.isBlockDevice || file.sizeBytes !== grow.fromBytes) return file;
+  try {
+    await promisify(ftruncate)(file.fd, grow.toBytes);
+    await promisify(fsync)(file.fd);
+  } catch (error) {
+    throw new ConfigError(
+      "disk-not-grown",
+      `disk ${file.path} can't be made ${grow.toBytes} bytes long: ${describeError(error)}`,
+      { cause: error },
+    );
+  }
+  return { ...file, sizeBytes: grow.toBytes };
 }
 
 function checkSize(file: OpenFile, wantedBytes: number | undefined): void {

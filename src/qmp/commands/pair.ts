@@ -192,7 +192,7 @@ function refuseMismatch(secondary: Secondary, hello: z.output<typeof helloSchema
     if (sizeBytes !== size) {
       throw new NegotiationError(
         "size-mismatch",
-        `disk ${name} has ${size} bytes on the primary and ${sizeBytes} on the secondary: they must be the same`,
+        `disk ${name} has ${size} bytes on the primary and ${sizeBytes} on the secondary: start the smaller one with --grow ${name}=${Math.max(size, sizeBytes)}, or give it another disk`,
       );
     }
   }

@@ -23,8 +23,8 @@ describe("the disks of a node", () => {
         const content = Buffer.alloc(LENGTH_BYTES, "content of the disk");
         await writeFile(path, content);
         const log = pino({ level: "silent" });
-        const options = { cache, directory: new MemoryStateDirectory() };
-        const [disk] = await openDisks([{ name: "disk0", path }], null, log, lifecycle, options);
+        const options = { createSizeBytes: null, growth: [], cache, directory: new MemoryStateDirectory() };
+        const [disk] = await openDisks([{ name: "disk0", path }], options, log, lifecycle);
         const into = Buffer.alloc(4096);
         expect(disk?.device.tryRead?.(8192, into)).to.equal(true);
         expect(into).to.deep.equal(content.subarray(8192, 8192 + 4096));

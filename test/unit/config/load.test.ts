@@ -31,6 +31,7 @@ describe("config/load", () => {
     expect(loadPrimaryConfig({ disk }, environment)).to.deep.equal({
       disks: [{ name: "disk0", path: "/srv/disk0.img" }],
       createSizeBytes: null,
+      growth: [],
       listen: [{ kind: "tcp", host: "127.0.0.1", port: 10809 }],
       replica: null,
       replicaQmp: null,
@@ -55,6 +56,7 @@ describe("config/load", () => {
     expect(loadSecondaryConfig({ disk }, { ...environment, XDG_STATE_HOME: "/state" })).to.deep.equal({
       disks: [{ name: "disk0", path: "/srv/disk0.img" }],
       createSizeBytes: null,
+      growth: [],
       listen: [{ kind: "tcp", host: "127.0.0.1", port: 10809 }],
       view: [{ kind: "unix", path: "/state/nbd-replication/secondary/view.sock" }],
       onUndoError: "break-checkpoint",
@@ -76,6 +78,7 @@ describe("config/load", () => {
     const values: OptionValues = {
       disk: ["a=rel.img", "b=nbd+unix:///x?socket=/run/q.sock"],
       size: "1.5G",
+      grow: ["b=20G"],
       listen: ["unix:/run/p.sock", "[::1]:10810"],
       replica: "nbd://secondary:10809",
       "replica-qmp": "tcp:secondary:10810",
@@ -106,6 +109,7 @@ describe("config/load", () => {
         { name: "b", path: "nbd+unix:///x?socket=/run/q.sock" },
       ],
       createSizeBytes: 1.5 * 1024 ** 3,
+      growth: [{ name: "b", sizeBytes: 20 * 1024 ** 3 }],
       listen: [
         { kind: "unix", path: "/run/p.sock" },
         { kind: "tcp", host: "::1", port: 10810 },
@@ -209,6 +213,10 @@ describe("config/load", () => {
     [{ disk: ["a=/x", "b=/x"] }, '--disk: two disks are kept in "/x"'],
     [{ disk, size: "12Q" }, '--size: "12Q" is not a size'],
     [{ disk, size: "1000" }, "--size: \"1000\" can't be a disk's size"],
+    [{ disk, grow: "20G" }, '--grow: "20G" is not NAME=SIZE, as in disk0=20G'],
+    [{ disk, grow: "disk0=x" }, '--grow: "x" is not a size'],
+    [{ disk, grow: "other=1G" }, '--grow: no --disk is named "other"'],
+    [{ disk, grow: ["disk0=1G", "disk0=2G"] }, '--grow: two sizes are given for "disk0"'],
     [{ disk, size: ["1G", "2G"] }, "--size: may be given once, not 2 times"],
     [{ disk, listen: "here" }, '--listen: "here" is not an address'],
     [{ disk, listen: "none" }, '--listen: "none" is not an address'],

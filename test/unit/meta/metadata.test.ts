@@ -156,7 +156,12 @@ describe("metadata", () => {
       expect(
         await check([{ name: "disk0", sizeBytes: 4097, inode: null, modifiedNs: null }, ...DISKS.slice(1)]),
       ).to.equal(
-        "other-size: disk disk0 has 4097 bytes, but /state/metadata.json knows it with 4096: give the same disk, or another --state-dir",
+        "other-size: disk disk0 has 4097 bytes, but /state/metadata.json knows it with 4096: give --grow disk0=4097 if it has been made larger, else the same disk, or another --state-dir",
+      );
+      expect(
+        await check([{ name: "disk0", sizeBytes: 4095, inode: null, modifiedNs: null }, ...DISKS.slice(1)]),
+      ).to.equal(
+        "other-size: disk disk0 has 4095 bytes, but /state/metadata.json knows it with 4096: give the same disk, or another --state-dir",
       );
     });
   });

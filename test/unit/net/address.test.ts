@@ -45,7 +45,11 @@ describe("an address that there can't be", () => {
 
 describe("an IPv6 address with a zone", () => {
   it("is read with the interface's name, and written so that it is read again", () => {
-    for (const written of ["[fe80::1%eth0]:10809", "[fe80::5054:ff:fe12:3456%br-lan.7]:1", "[fe80::1%2]:10809"]) {
+    for (const written of [
+      "[fe80::1%eth0]:10809",
+      "[fe80::5054:ff:fe12:3456%br-lan.7]:1",
+      "[fe80::1%2]:10809",
+    ]) {
       const address = parseAddress(written);
       expect(address).to.have.property("host", written.slice(1, written.indexOf("]")));
       expect(formatAddress(address)).to.equal(written);
