@@ -4,6 +4,7 @@ import { copyFile, rename } from "node:fs/promises";
 
 import { expectPattern, fioResult, startFio, tryQemuIo, writePattern } from "../tools/clients.js";
 import { expectSameContent } from "../tools/disk-files.js";
+import { LinkProxy } from "../tools/link-proxy.js";
 import { NodeProcess } from "../tools/node-process.js";
 import { MEBIBYTE } from "../tools/pair.js";
 import { failureOf } from "../tools/outcome.js";
@@ -21,11 +22,11 @@ describe("QEMU as the secondary of our primary", () => {
 
   const guest = (): string => `nbd+unix:///disk0?socket=${workspace.path("guest.sock")}`;
 
-  const startPrimary = async (): Promise<void> => {
+  const startPrimary = async (replicaQmp: string = qemu.peerQmp): Promise<void> => {
     primary = await NodeProcess.start(workspace, "primary", [
       ...["--disk", `disk0=${workspace.path("primary.img")}`, "--size", String(SIZE_BYTES)],
       ...["--listen", `unix:${workspace.path("guest.sock")}`, "--replica-timeout", "5s"],
-      ...["--replica", `nbd+unix:///?socket=${qemu.nbdPath}`, "--replica-qmp", qemu.peerQmp],
+      ...["--replica", `nbd+unix:///?socket=${qemu.nbdPath}`, "--replica-qmp", replicaQmp],
     ]);
   };
 
@@ -98,6 +99,31 @@ describe("QEMU as the secondary of our primary", () => {
     await primary.waitForStatus("replicating", (status) => status.primary?.link.state === "replicating");
     await checkpoint();
     await expectPattern(qemu.uri("view"), [0x11, "0", "1M"], [0x22, "1M", "64k"]);
+  });
+
+  it("a primary that is cut off while it exports the disk anew does so when it is back; what a manager took away stays away", async () => {
+    await primary.succeed("stop");
+    const link = await LinkProxy.start(workspace, qemu.peerQmp);
+    await startPrimary(`tcp:${link.address}`);
+    await synchronised();
+    await writePattern(guest(), 0x11, "0", "1M");
+    const isCutOff = link.when(
+      () => {
+        link.reset();
+      },
+      ["far", "nbd-server-remove"],
+      ["near", "BLOCK_EXPORT_DELETED"],
+    );
+    link.reset();
+    await isCutOff;
+    await primary.waitForStatus("replicating", (status) => status.primary?.link.state === "replicating");
+    await writePattern(guest(), 0x22, "512k", "1M");
+    await checkpoint();
+    await writePattern(guest(), 0x33, "0", "64k");
+    await expectPattern(qemu.uri("view"), [0x11, "0", "512k"], [0x22, "512k", "1M"]);
+    await qemu.execute("nbd-server-remove", { name: "disk0", mode: "hard" });
+    await primary.waitForStatus("refused", (status) => status.primary?.link.state === "refused");
+    expect(await qemu.execute("query-block-exports")).to.have.length(1);
   });
 
   it("a primary whose disk is another file is refused, and QEMU keeps what it has, until its operator gives that up", async () => {

@@ -65,7 +65,7 @@ export class LinkProxy {
 
   /** Resets every connection; the next ones pass. */
   reset(): void {
-    for (const lane of this.#lanes) lane.from.resetAndDestroy();
+    for (const lane of this.#lanes) lane.reset();
   }
 
   stall(): void {
@@ -87,13 +87,13 @@ export class LinkProxy {
   /** One end of every connection is gone, and the other is not told; the next connections pass. */
   halfOpen(gone: End): void {
     for (const lane of this.#lanes) lane.isDead = true;
-    for (const lane of this.#lanes) if (lane.to !== gone) lane.from.resetAndDestroy();
+    for (const lane of this.#lanes) if (lane.to !== gone) lane.reset();
   }
 
   /** The link works again. Connections that lost bytes meanwhile are reset, for they would go on in the middle. */
   heal(): void {
     if (this.#mode === "black-hole") this.reset();
-    for (const lane of this.#lanes) if (lane.isDead) lane.from.resetAndDestroy();
+    for (const lane of this.#lanes) if (lane.isDead) lane.reset();
     this.#isCut = false;
     this.#become("up");
   }
@@ -206,6 +206,12 @@ class Lane {
       .on("close", () => {
         this.#push("close");
       });
+  }
+
+  /** A unix socket can't be reset: it is closed. */
+  reset(): void {
+    if (this.from.remoteAddress === undefined) this.from.destroy();
+    else this.from.resetAndDestroy();
   }
 
   modeChanged(): void {

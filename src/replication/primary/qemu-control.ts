@@ -2,13 +2,15 @@
  * A QEMU as secondary (driver=replication,mode=secondary), commanded by its own QMP: docs/colo.md has its command line.
  *
  * It knows neither sessions nor epochs, and forgets its checkpoint when it ends. What is kept in it by us is one object
- * whose name has the tenure, and one whose name has the generation of a whole copy: they go with the process, and so do the
- * before-images. Its driver is not asked to do what
+ * whose name has the tenure, one whose name has the generation of a whole copy, and one for a disk that is about to be
+ * exported anew: they go with the process, and so do the before-images. Its driver is not asked to do what
  * it can't: a checkpoint beside a write aborts it, so the caller has drained (Checkpointer); a failover doesn't close
  * its NBD server, so it is looked at once a second.
  *
- * Invariant: before the first write of a connection, every older client of the export has been cut off and its
- * requests have ended.
+ * Invariants:
+ * - Before the first write of a connection, every older client of the export has been cut off and its requests have ended.
+ * - An export that is taken away for that is known by an object until it is there again, so that the next handshake exports the
+ *   disk if this one is cut off in between. One that a manager took away stays away: that is how a failover begins.
  */
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
@@ -25,8 +27,14 @@ const GENERATION_PREFIX = "nbd-replication-generation-";
 
 const nodesSchema = z.array(z.object({ drv: z.string() }));
 const exportsSchema = z.array(z.object({ id: z.string(), "node-name": z.string() }));
+const blocksSchema = z.array(
+  z.object({ device: z.string(), inserted: z.object({ "node-name": z.string() }).optional() }),
+);
 const objectsSchema = z.array(z.object({ name: z.string() }));
 const statusSchema = z.object({ error: z.boolean(), desc: z.string().optional() });
+
+/** Name of the object that says that we are about to export a disk anew; its data: the device. */
+const EXPORT_PREFIX = "nbd-replication-export-";
 
 /** Of its driver, in terms of our stages. */
 type QemuStage = "none" | "running" | "promoted";
@@ -120,14 +128,36 @@ export class QemuControl implements ReplicaControl {
   /** Exports the disks anew: whoever was connected is gone, and nothing of theirs is under way any more. */
   async #cutOff(names: readonly string[]): Promise<void> {
     const exports = await this.#ask(exportsSchema, "query-block-exports", {});
-    for (const { id, "node-name": node } of exports.filter((found) => names.includes(found.id))) {
-      const deleted = this.#client.waitForEvent("BLOCK_EXPORT_DELETED", {
-        timeoutMs: this.#timeoutMs,
-        matches: ({ data }) => data["id"] === id,
-      });
-      await Promise.all([deleted, this.#execute("nbd-server-remove", { name: id, mode: "hard" })]);
-      await this.#execute("nbd-server-add", { device: node, name: id, writable: true });
+    const marks = await this.#objects(EXPORT_PREFIX);
+    for (const name of names) {
+      const mark = EXPORT_PREFIX + name;
+      const isMarked = marks.includes(mark);
+      const found = exports.find(({ id }) => id === name);
+      if (found !== undefined) {
+        if (isMarked) await this.#execute("object-del", { id: mark });
+        await this.#addObject(mark, await this.#deviceOf(found["node-name"]));
+        await this.#removeExport(name);
+      } else if (!isMarked) continue;
+      const device = await this.#execute("qom-get", { path: `/objects/${mark}`, property: "data" });
+      await this.#execute("nbd-server-add", { device, name, writable: true });
+      await this.#execute("object-del", { id: mark });
     }
+  }
+
+  /** What names it whatever replication puts above it; a node that no device has names itself. */
+  async #deviceOf(node: string): Promise<string> {
+    const blocks = await this.#ask(blocksSchema, "query-block", {});
+    const block = blocks.find(({ device, inserted }) => device !== "" && inserted?.["node-name"] === node);
+    return block?.device ?? node;
+  }
+
+  /** Resolves when its clients' requests have ended. */
+  async #removeExport(id: string): Promise<void> {
+    const deleted = this.#client.waitForEvent("BLOCK_EXPORT_DELETED", {
+      timeoutMs: this.#timeoutMs,
+      matches: ({ data }) => data["id"] === id,
+    });
+    await Promise.all([deleted, this.#execute("nbd-server-remove", { name: id, mode: "hard" })]);
   }
 
   /** It has everything of the primary that introduced itself. */
@@ -140,8 +170,10 @@ export class QemuControl implements ReplicaControl {
     this.#toldGeneration = this.#generation;
   }
 
-  #addObject(id: string): Promise<unknown> {
-    const data = "no secret: this object's name tells a primary what this QEMU has";
+  #addObject(
+    id: string,
+    data = "no secret: this object's name tells a primary what this QEMU has",
+  ): Promise<unknown> {
     return this.#execute("object-add", { "qom-type": "secret", id, data });
   }
 
