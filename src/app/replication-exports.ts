@@ -57,10 +57,14 @@ export class ReplicationExports extends ExportTable {
       readOnly: !isWritable,
       device: disk.replicationExport,
       refusal: () => this.#secondary()?.exportRefusal() ?? null,
-      connected: ({ peer }) =>
-        this.#secondary()?.tracker.observe(peer, isOfSession, (refusal) => {
+      connected: ({ peer }) => {
+        // No writer can be lost where nobody may write.
+        if (!isWritable && !isOfSession) return {};
+        const observer = this.#secondary()?.tracker.observe(peer, isOfSession, (refusal) => {
           if (refusal === null) this.#secondary()?.written(disk, isOfSession ? null : peer);
-        }) ?? {},
+        });
+        return observer ?? {};
+      },
     };
   }
 }

@@ -118,7 +118,7 @@ describe("NBD server, life cycle", () => {
     held.release();
     expect((await client.reply(512)).cookie).to.equal(7);
     expect(await client.readToEnd()).to.have.length(0);
-    expect((await summaries(1))[0]).to.include({ clean: false, writes: 0, unansweredWrites: 0 });
+    expect((await summaries(1))[0]).to.include({ clean: false, reads: 1, writes: 0, unansweredWrites: 0 });
   });
 
   it("counts a write whose payload is cut off by FIN as unanswered, and never hands it to the device", async () => {

@@ -49,7 +49,6 @@ describe("QEMU as the primary of our secondary", () => {
     });
     await ours("nbd-server-add", { device: "disk0", writable: true });
     link = await LinkProxy.start(workspace, `127.0.0.1:${port}`);
-    const [host, proxyPort] = link.address.split(":");
     await qemu.execute("drive-mirror", {
       ...{ device: "colo0", "job-id": "resync", target: `nbd://${link.address}/disk0` },
       ...{ mode: "existing", format: "raw", sync: "full" },
@@ -58,10 +57,15 @@ describe("QEMU as the primary of our secondary", () => {
     await qemu.execute("block-job-cancel", { device: "resync" });
     await qemu.qmp.waitForEvent("BLOCK_JOB_COMPLETED");
     await ours("xen-set-replication", { enable: true, primary: false });
-    await qemu.replicateTo(
-      `file.server.type=inet,file.server.host=${host ?? ""},file.server.port=${proxyPort ?? ""}`,
-    );
+    await addReplica();
   });
+
+  const addReplica = (): Promise<void> => {
+    const [host, port] = link.address.split(":");
+    return qemu.replicateTo(
+      `file.server.type=inet,file.server.host=${host ?? ""},file.server.port=${port ?? ""}`,
+    );
+  };
 
   it("forwarding, checkpoint, lost heartbeat: the view keeps the checkpoint and then is the disk", async () => {
     await expectPattern(view(), [0x11, "0", "1M"]);
@@ -99,12 +103,36 @@ describe("QEMU as the primary of our secondary", () => {
     expect(await refusal()).to.match(/^checkpoint refused: writer .* (came back without a resync|went away)/);
     expect((await node.status()).checkpointRefusal).to.be.a("string");
     await expectPattern(view(), [0x22, "0", "64k"], [0x11, "64k", "960k"]);
+    await qemu.execute("xen-set-replication", { enable: false, primary: true });
+    await qemu.execute("x-blockdev-change", { parent: "colo0", child: "children.1" });
+    await qemu.execute("human-monitor-command", { "command-line": "drive_del replica" });
     await ours("xen-set-replication", { enable: false, primary: false });
     // The manager makes the disks the same; here the test does.
     await writePattern(`nbd://${link.address}/disk0`, 0x33, "64k", "64k");
     await ours("xen-set-replication", { enable: true, primary: false });
+    await addReplica();
+    await writePattern(guest(), 0x55, "192k", "64k");
     await checkpoint();
-    await expectPattern(view(), [0x22, "0", "64k"], [0x33, "64k", "64k"], [0x44, "128k", "64k"]);
+    await expectPattern(
+      view(),
+      ...([
+        [0x22, "0", "64k"],
+        [0x33, "64k", "64k"],
+        [0x44, "128k", "64k"],
+        [0x55, "192k", "64k"],
+      ] as const),
+    );
+  });
+
+  it("the first writes to a new replica, swallowed by a black hole: no checkpoint is taken without them", async () => {
+    link.blackHole();
+    const write = writePattern(guest(), 0x22, "0", "64k");
+    await qemu.execute("yank", { instances: [{ type: "block-node", "node-name": await nbdNode() }] });
+    await write;
+    link.heal();
+    await node.waitForStatus("without a writer", ({ clients }) => clients.length === 0);
+    expect(await refusal()).to.match(cutOff);
+    await expectPattern(view(), [0x11, "0", "1M"]);
   });
 
   it("yank frees a QEMU primary from a black hole; ours has nothing of its own to yank", async () => {

@@ -137,6 +137,7 @@ class DiskConnection {
   #isShuttingDown = false;
   #isOver = false;
   #isSummarised = false;
+  #reads = 0;
   #writes = 0;
   #unanswered = 0;
   #failed = 0;
@@ -175,6 +176,7 @@ class DiskConnection {
     }
     const isWrite = request.kind === "write" || request.kind === "zero" || request.kind === "trim";
     this.#open++;
+    if (request.kind === "read") this.#reads++;
     if (isWrite) {
       this.#writes++;
       this.#unanswered++;
@@ -220,6 +222,7 @@ class DiskConnection {
       peer: this.peer,
       clean: this.#isClean,
       unansweredWrites: this.#unanswered,
+      reads: this.#reads,
       writes: this.#writes,
       failedWrites: this.#failed,
     });

@@ -12,6 +12,8 @@ export interface ConnectionSummary {
   readonly clean: boolean;
   /** Write-like requests (WRITE, TRIM, WRITE_ZEROES) received, even partly, whose reply the kernel did not take. */
   readonly unansweredWrites: number;
+  /** READ requests received. */
+  readonly reads: number;
   /** Write-like requests received in all. */
   readonly writes: number;
   /** Write-like requests answered with an error. */

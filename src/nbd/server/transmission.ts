@@ -94,6 +94,7 @@ export class Transmission implements RequestSink {
   #deferred: OpenRequest | null = null;
   #open = 0;
   #memoryBytes = 0;
+  #reads = 0;
   #writes = 0;
   #unansweredWrites = 0;
   /** Why this client may not write; undefined: it has not tried to. */
@@ -176,6 +177,7 @@ export class Transmission implements RequestSink {
       peer: this.#options.peer,
       clean: this.#disconnected && this.#open === 0,
       unansweredWrites: this.#unansweredWrites,
+      reads: this.#reads,
       writes: this.#writes,
       failedWrites: this.#answers.failedWrites,
     };
@@ -238,6 +240,7 @@ export class Transmission implements RequestSink {
     this.#memoryBytes += memoryBytes;
     const isRead = header.type === Command.Read;
     this.#memory = this.#options.memory.take(memoryBytes, this.#onMemory, isRead) ? "held" : "awaited";
+    if (isRead) this.#reads++;
     if (isWrite) {
       this.#writes++;
       this.#unansweredWrites++;

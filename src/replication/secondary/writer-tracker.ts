@@ -6,7 +6,8 @@
  * assumed as soon as a writer went away with requests unanswered, had one refused, or came back without a resync.
  *
  * A writer that was cut off with everything answered leaves no hole, but its replica may be behind: the writer may have gone on
- * without it. Only a writer that took leave (NBD_CMD_DISC) certainly had nothing on its way.
+ * without it. Only a writer that took leave (NBD_CMD_DISC) certainly had nothing on its way. One that was cut off before its first
+ * write came in is told from a reader by not having read: a QEMU primary never reads its replica.
  *
  * A primary that introduced itself is told a name that its connections show (writerExport()). Nobody writes beside them, nor
  * while they are lost, for as long as the replication goes on that the primary began: one foreign write, and its dirty map
@@ -178,8 +179,10 @@ export class WriterTracker implements WriterTrace {
         // A connection that a handshake replaced has been accounted for by that handshake.
         if (handshake !== this.#handshakes) return;
         const wasAdmitted = this.#others.delete(connection);
-        // Refused, or it never wrote.
-        if (!isOfSession && !wasAdmitted) return;
+        if (!isOfSession && !wasAdmitted) {
+          this.#othersClosed(peer, summary);
+          return;
+        }
         if (this.#own.delete(connection)) this.#session = null;
         this.#closed(peer, summary);
       },
@@ -207,14 +210,24 @@ export class WriterTracker implements WriterTrace {
       this.#setGap(this.#gap ?? `writer ${peer} came back without a resync`);
   }
 
+  /** One that was not admitted: it was refused, or no write of its has come. */
+  #othersClosed(peer: string, { clean, reads, writes }: ConnectionSummary): void {
+    if (clean || reads > 0 || writes > 0 || !this.#isWatching || this.#refuseOther() !== null) return;
+    this.#hasDeparted = true;
+    this.#wasCutOff(peer);
+    this.#onChange();
+  }
+
+  #wasCutOff(peer: string): void {
+    this.#cutOff ??= `writer ${peer} went away without NBD_CMD_DISC, and may have gone on without this replica: fail over, or make the disks the same and start replication anew`;
+  }
+
   #closed(peer: string, summary: ConnectionSummary): void {
-    // Who wrote nothing leaves nothing behind. A primary that lost such a connection with writes on their way to it
+    // A connection that wrote nothing leaves nothing behind. A primary that lost such a connection with writes on their way to it
     // has no answers to them, and asks for no checkpoint before it has come back.
     if (summary.writes === 0 || !this.#isWatching) return;
     this.#hasDeparted = true;
-    if (!summary.clean) {
-      this.#cutOff ??= `writer ${peer} went away without NBD_CMD_DISC, and may have gone on without this replica: fail over, or make the disks the same and start replication anew`;
-    }
+    if (!summary.clean) this.#wasCutOff(peer);
     if (summary.unansweredWrites > 0) {
       this.#setGap(
         this.#gap ?? `writer ${peer} went away with ${summary.unansweredWrites} requests unanswered`,

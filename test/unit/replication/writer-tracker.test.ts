@@ -7,7 +7,7 @@ const PEER = "192.0.2.1:1000";
 const RECONNECTED = "the primary has reconnected and its resync is not finished";
 
 function summary(change: Partial<ConnectionSummary> = {}): ConnectionSummary {
-  return { peer: PEER, clean: true, unansweredWrites: 0, writes: 5, failedWrites: 0, ...change };
+  return { peer: PEER, clean: true, unansweredWrites: 0, reads: 0, writes: 5, failedWrites: 0, ...change };
 }
 
 describe("WriterTracker", () => {
@@ -134,8 +134,18 @@ describe("WriterTracker", () => {
 
     it("does not mind readers that come and go, however they go", () => {
       const reader = tracker.observe(PEER, false);
-      reader.closed?.(summary({ writes: 0, clean: false }));
+      reader.closed?.(summary({ reads: 1, writes: 0, clean: false }));
+      tracker.observe(PEER, false).closed?.(summary({ writes: 0 }));
       connect();
+      expect([tracker.gap, tracker.cutOff]).to.deep.equal([null, null]);
+    });
+
+    it("takes one that was cut off before anything of it arrived for a writer whose first writes were lost", () => {
+      tracker.observe(PEER, false).closed?.(summary({ writes: 0, clean: false }));
+      expect(tracker.cutOff).to.match(/^writer 192\.0\.2\.1:1000 went away without NBD_CMD_DISC/);
+      connect();
+      expect(tracker.gap).to.equal(`writer ${PEER} came back without a resync`);
+      tracker.begin();
       expect([tracker.gap, tracker.cutOff]).to.deep.equal([null, null]);
     });
 
@@ -219,7 +229,7 @@ describe("WriterTracker", () => {
 
     it("lets no reader, scanner or monitor cost the session its word", () => {
       tracker.observe("monitor", false).closed?.(summary({ peer: "monitor", writes: 0, clean: false }));
-      expect([tracker.session, tracker.resynced("one")]).to.deep.equal(["one", true]);
+      expect([tracker.cutOff, tracker.session, tracker.resynced("one")]).to.deep.equal([null, "one", true]);
     });
 
     it("lets nobody write beside it, which costs it nothing", () => {
