@@ -6,10 +6,11 @@
  * through with the next layer's own promise.
  */
 import { AlignedDevice } from "./aligned.js";
+import { blockSizeMistake } from "./block-size.js";
 import type { BlockDevice, Capability, DeviceInfo, Extent, Flags } from "./device.js";
 import { Flag } from "./device.js";
 import type { Errno } from "../errors.js";
-import { DeviceError, failedAt } from "../errors.js";
+import { ConfigError, DeviceError, failedAt } from "../errors.js";
 import { ZEROES } from "./zeroes.js";
 
 /** What it takes at least, split where the layer takes less: what NBD clients may send without asking. */
@@ -21,8 +22,11 @@ const DONE = Promise.resolve();
  * A device over `device` that takes requests of any offset and length and does all that the interface has.
  * A range outside the device is refused with EINVAL, for write and zero with ENOSPC; a change of a read-only
  * device with EPERM; Flag.FastZero with ENOTSUP where zeroes would be written. Closing it closes `device`.
+ * @throws ConfigError bad-block-size: no request could be made to fit such sizes
  */
 export function checked(device: BlockDevice): BlockDevice {
+  const mistake = blockSizeMistake(device.info.blockSize);
+  if (mistake !== null) throw new ConfigError("bad-block-size", `a device can't be used: ${mistake}`);
   return new CheckedDevice(device.info.blockSize.minimumBytes === 1 ? device : new AlignedDevice(device));
 }
 

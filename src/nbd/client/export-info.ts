@@ -3,9 +3,10 @@
  *
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#size-constraints
  */
+import { isPowerOfTwo } from "../../block/block-size.js";
 import type { BlockSize, DeviceInfo } from "../../block/device.js";
 import { NegotiationError, ProtocolError } from "../../errors.js";
-import { cappedBlockSize } from "../block-size.js";
+import { MINIMUM_BLOCK_LIMIT_BYTES, cappedBlockSize } from "../block-size.js";
 import { BASE_ALLOCATION, PAYLOAD_MAXIMUM_BYTES, TransmissionFlag } from "../wire/constants.js";
 import type { AdvertisedBlockSize } from "./ask-info.js";
 import type { NegotiatedExport } from "./negotiate.js";
@@ -16,9 +17,6 @@ const DEFAULT_BLOCK_SIZE: BlockSize = {
   preferredBytes: 4096,
   maximumBytes: PAYLOAD_MAXIMUM_BYTES,
 };
-
-/** "MUST NOT be larger than 2^16". */
-const MINIMUM_BLOCK_LIMIT_BYTES = 65536;
 
 /** What the server can do, beyond what DeviceInfo tells. */
 export interface ExportAbilities {
@@ -102,8 +100,4 @@ function judgeBlockSize(advertised: AdvertisedBlockSize | null): BlockSize {
   }
   // 2^32-1 stands for "no limit", but a peer may take more than the default for an attack.
   return cappedBlockSize(advertised);
-}
-
-function isPowerOfTwo(value: number): boolean {
-  return value > 0 && Number.isInteger(Math.log2(value));
 }

@@ -1,6 +1,8 @@
 /** The exports of a server, by name. */
+import { blockSizeMistake } from "../../block/block-size.js";
 import type { BlockDevice } from "../../block/device.js";
 import { ConfigError, StateError } from "../../errors.js";
+import { MINIMUM_BLOCK_LIMIT_BYTES } from "../block-size.js";
 import { BASE_ALLOCATION } from "../wire/constants.js";
 import { isString } from "../wire/strings.js";
 import type { BlockDescriptor } from "../wire/structured-reply.js";
@@ -92,13 +94,15 @@ export class ExportTable {
 
 function requireServable({ name, description = "", contexts = [], device }: NbdExport): void {
   const contextNames = [BASE_ALLOCATION, ...contexts.map((context) => context.name)];
-  const { sizeBytes } = device.info;
+  const { sizeBytes, blockSize } = device.info;
   const mistake = ![name, description, ...contextNames].every(isString)
     ? "its name, its description and its contexts' names have at most 4096 bytes of UTF-8 without NUL"
     : new Set(contextNames).size < contextNames.length
       ? `its contexts are to have different names, none of them ${BASE_ALLOCATION}`
       : !Number.isSafeInteger(sizeBytes) || sizeBytes < 0
         ? `it can't have ${sizeBytes} bytes`
-        : null;
+        : blockSize.minimumBytes > MINIMUM_BLOCK_LIMIT_BYTES
+          ? `its blocks can have ${MINIMUM_BLOCK_LIMIT_BYTES} bytes at most, not ${blockSize.minimumBytes}: checked() makes smaller ones of them`
+          : blockSizeMistake(blockSize);
   if (mistake !== null) throw new ConfigError("bad-export", `can't serve the export "${name}": ${mistake}`);
 }

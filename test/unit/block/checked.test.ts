@@ -1,9 +1,9 @@
 import { expect } from "chai";
 
 import { checked } from "../../../src/block/checked.js";
-import type { BlockDevice } from "../../../src/block/device.js";
+import type { BlockDevice, BlockSize } from "../../../src/block/device.js";
 import { Flag } from "../../../src/block/device.js";
-import { errnoOf } from "../../../src/errors.js";
+import { ConfigError, errnoOf } from "../../../src/errors.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import type { MemoryDeviceOptions } from "../../tools/memory-device.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
@@ -62,6 +62,34 @@ describe("checked", () => {
     expect(into).to.deep.equal(Buffer.alloc(50, 7));
     expect(device.tryRead?.(SIZE_BYTES - 49, into)).to.equal(false);
     expect(device.tryRead?.(-1, into)).to.equal(false);
+  });
+
+  it("refuses a device with block sizes that no request can be made to fit, naming the size", () => {
+    const sized = (blockSize: Partial<BlockSize>): BlockDevice => {
+      const device = new MemoryDevice(SIZE_BYTES);
+      const { info } = device;
+      return Object.assign(device, { info: { ...info, blockSize: { ...info.blockSize, ...blockSize } } });
+    };
+    const wrong: [Partial<BlockSize>, string][] = [
+      [{ minimumBytes: 0 }, "its minimum block size is to be a power of two, not 0"],
+      [{ minimumBytes: 0.5 }, "its minimum block size is to be a power of two, not 0.5"],
+      [{ minimumBytes: 768 }, "its minimum block size is to be a power of two, not 768"],
+      [{ preferredBytes: 5000 }, "its preferred block size is to be a power of two, not 5000"],
+      ...[0, -1, NaN, 1000.5].map((maximumBytes): [Partial<BlockSize>, string] => [
+        { maximumBytes },
+        `its maximum block size is to be a number of bytes, 1 or more, not ${maximumBytes}`,
+      ]),
+      [
+        { minimumBytes: 512, maximumBytes: 511 },
+        "its maximum block size is to be a number of bytes, 512 or more, not 511",
+      ],
+    ];
+    for (const [blockSize, mistake] of wrong) {
+      expect(() => checked(sized(blockSize)))
+        .to.throw(ConfigError, `a device can't be used: ${mistake}`)
+        .with.property("code", "bad-block-size");
+    }
+    expect(checked(sized({ maximumBytes: Infinity })).info.blockSize.maximumBytes).to.equal(Infinity);
   });
 
   it("says what it emulates", () => {

@@ -1,5 +1,6 @@
 import { expect } from "chai";
 
+import type { BlockSize } from "../../../src/block/device.js";
 import { ConfigError, StateError } from "../../../src/errors.js";
 import { ExportTable } from "../../../src/nbd/server/exports.js";
 import type { NbdExport } from "../../../src/nbd/server/exports.js";
@@ -42,6 +43,11 @@ describe("ExportTable", () => {
       const device = new MemoryDevice(4096);
       return Object.assign(device, { info: { ...device.info, sizeBytes } });
     };
+    const withBlocks = (blockSize: Partial<BlockSize>): NbdExport["device"] => {
+      const device = new MemoryDevice(4096);
+      const { info } = device;
+      return Object.assign(device, { info: { ...info, blockSize: { ...info.blockSize, ...blockSize } } });
+    };
     const wrong: [string, Partial<NbdExport>][] = [
       ["a name of 4097 bytes of UTF-8", { name: "a".repeat(4095) + "é" }],
       ["a name with NUL", { name: "a\0" }],
@@ -53,6 +59,10 @@ describe("ExportTable", () => {
         `a size of ${size}`,
         { device: sized(size) },
       ]),
+      ["a minimum block size that is no power of two", { device: withBlocks({ minimumBytes: 3 }) }],
+      ["a minimum block size of more than 64 KiB", { device: withBlocks({ minimumBytes: 131072 }) }],
+      ["a preferred block size that is no power of two", { device: withBlocks({ preferredBytes: 5000 }) }],
+      ["a maximum block size of 0", { device: withBlocks({ maximumBytes: 0 }) }],
     ];
     for (const [what, options] of wrong) {
       it(what, () => {
