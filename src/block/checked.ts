@@ -112,9 +112,13 @@ class CheckedDevice implements BlockDevice {
   }
 
   extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
-    if (!this.#inside(offset, lengthBytes) || !(maxExtents >= 1)) {
-      return refused("extents", "EINVAL", offset, lengthBytes, this.#sizeBytes);
+    if (!(maxExtents >= 1)) {
+      return Promise.reject(
+        new DeviceError("EINVAL", `one extent is to be asked for at least, not ${maxExtents}`),
+      );
     }
+    if (!this.#inside(offset, lengthBytes))
+      return refused("extents", "EINVAL", offset, lengthBytes, this.#sizeBytes);
     if (lengthBytes === 0) return Promise.resolve([]);
     if (this.#next.info.extents === "none")
       return Promise.resolve([{ lengthBytes, hole: false, zero: false }]);

@@ -108,6 +108,15 @@ describe("checked", () => {
     });
   });
 
+  it("refuses to tell no extents at all, naming the number", async () => {
+    const { device } = make();
+    for (const count of [0, -1, NaN]) {
+      const error = await deviceErrorOf(device.extents(0, 10, count));
+      expect(error.errno).to.equal("EINVAL");
+      expect(error.message).to.equal(`one extent is to be asked for at least, not ${count}`);
+    }
+  });
+
   it("refuses to change a read-only device, even where a request has no length", async () => {
     const subject = make({ writable: false });
     const { device } = subject;
