@@ -21,6 +21,9 @@ const CONNECT_TIMEOUT_MS = 10_000;
 /** As deep as Linux's own client goes (nr_requests of its queue). */
 const MAX_IN_FLIGHT = 128;
 
+/** Each of them is given its memory at once. */
+const MAX_IN_FLIGHT_LIMIT = 65_536;
+
 /** Where a server is, and how to get there. */
 export interface NbdEndpoint {
   readonly address: Address;
@@ -34,7 +37,7 @@ export interface NbdEndpoint {
 export interface NbdClientOptions extends NbdEndpoint {
   /** Empty: the server's default export. */
   readonly exportName: string;
-  /** How many requests may be unanswered at a time, further ones wait; default 128. */
+  /** How many requests may be unanswered at a time, 1 to 65,536, further ones wait; default 128. */
   readonly maxInFlight?: number;
   /**
    * Ask for extended headers; default true. They let zero, trim and extents of any length go in one request, and make
@@ -52,16 +55,17 @@ export interface NbdClientOptions extends NbdEndpoint {
  * @throws NegotiationError if it refuses; the code tells why, the message is the server's. Or if there can be no TLS:
  *   it refuses that ("tls-refused"), or one of the two distrusts the other ("tls-failed", with the reason)
  * @throws ProtocolError if what it says is not NBD
- * @throws ConfigError if the files for TLS can't be used, or the address or the name of the export can't be one
+ * @throws ConfigError if the files for TLS can't be used, or the address, the name of the export or `maxInFlight` can't be one
  */
 export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> {
+  const { maxInFlight = MAX_IN_FLIGHT } = options;
   requireExportName(options.exportName);
+  requireMaxInFlight(maxInFlight);
   const { transport, channel, result } = await shakeHands(options, (open) =>
     negotiateExport(open, options.exportName, options.extendedHeaders ?? true, options.metaContexts ?? []),
   );
   try {
     const info = deviceInfo(result);
-    const maxInFlight = options.maxInFlight ?? MAX_IN_FLIGHT;
     const connection = new NbdConnection(transport, channel.takeUnread(), result, maxInFlight);
     return new NbdDevice(connection, transport, info, exportAbilities(result));
   } catch (error) {
@@ -76,6 +80,14 @@ export function requireExportName(name: string): void {
   throw new ConfigError(
     "bad-export-name",
     `an export name is at most ${STRING_MAXIMUM_BYTES} bytes of UTF-8 without NUL, unlike "${printable(name.slice(0, 40))}"`,
+  );
+}
+
+function requireMaxInFlight(count: number): void {
+  if (Number.isInteger(count) && count >= 1 && count <= MAX_IN_FLIGHT_LIMIT) return;
+  throw new ConfigError(
+    "bad-max-in-flight",
+    `a connection has 1 to ${MAX_IN_FLIGHT_LIMIT} requests unanswered at a time, not ${count}`,
   );
 }
 

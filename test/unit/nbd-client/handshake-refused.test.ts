@@ -106,6 +106,17 @@ describe("NBD client handshake", () => {
       }
     });
 
+    it("refuses a number of requests in flight that can't be, before it connects", async () => {
+      const address = { kind: "unix", path: "/nonexistent" } as const;
+      for (const maxInFlight of [0, -1, 1.5, NaN, 65_537]) {
+        const error = await failureOf(connectNbd({ address, exportName: "", maxInFlight }));
+        expect(error).to.be.instanceOf(ConfigError).with.property("code", "bad-max-in-flight");
+        expect(error.message).to.equal(
+          `a connection has 1 to 65536 requests unanswered at a time, not ${maxInFlight}`,
+        );
+      }
+    });
+
     it("hangs up on a server whose plaintext comes behind its consent to TLS", async () => {
       const address = await suite.serve(async (peer) => {
         await peer.greet();
