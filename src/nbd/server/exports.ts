@@ -97,12 +97,14 @@ function requireServable({ name, description = "", contexts = [], device }: NbdE
   const { sizeBytes, blockSize } = device.info;
   const mistake = ![name, description, ...contextNames].every(isString)
     ? "its name, its description and its contexts' names have at most 4096 bytes of UTF-8 without NUL"
-    : new Set(contextNames).size < contextNames.length
-      ? `its contexts are to have different names, none of them ${BASE_ALLOCATION}`
-      : !Number.isSafeInteger(sizeBytes) || sizeBytes < 0
-        ? `it can't have ${sizeBytes} bytes`
-        : blockSize.minimumBytes > MINIMUM_BLOCK_LIMIT_BYTES
-          ? `its blocks can have ${MINIMUM_BLOCK_LIMIT_BYTES} bytes at most, not ${blockSize.minimumBytes}: checked() makes smaller ones of them`
-          : blockSizeMistake(blockSize);
+    : !contextNames.every((each) => /^[^:]+:/.test(each))
+      ? "its contexts' names are to have a namespace, as in qemu:dirty-bitmap:backup"
+      : new Set(contextNames).size < contextNames.length
+        ? `its contexts are to have different names, none of them ${BASE_ALLOCATION}`
+        : !Number.isSafeInteger(sizeBytes) || sizeBytes < 0
+          ? `it can't have ${sizeBytes} bytes`
+          : blockSize.minimumBytes > MINIMUM_BLOCK_LIMIT_BYTES
+            ? `its blocks can have ${MINIMUM_BLOCK_LIMIT_BYTES} bytes at most, not ${blockSize.minimumBytes}: checked() makes smaller ones of them`
+            : blockSizeMistake(blockSize);
   if (mistake !== null) throw new ConfigError("bad-export", `can't serve the export "${name}": ${mistake}`);
 }

@@ -53,6 +53,8 @@ describe("ExportTable", () => {
       ["a name with NUL", { name: "a\0" }],
       ["a description of 4097 bytes", { description: "a".repeat(4097) }],
       ["a context whose name is too long", { contexts: [context("a:".padEnd(4097, "b"))] }],
+      ["a context without a namespace", { contexts: [context("allocation")] }],
+      ["a context whose namespace is empty", { contexts: [context(":allocation")] }],
       ["a context that is there already", { contexts: [context("base:allocation")] }],
       ["two contexts of one name", { contexts: [context("a:b"), context("a:b")] }],
       ...[NaN, -1, 0.5, 2 ** 53].map((size): [string, Partial<NbdExport>] => [
