@@ -175,11 +175,16 @@ describe("NBD client over TLS, with real servers", () => {
       expect(await refusal({ certificates: certs.pki, hostname: "elsewhere" })).to.include("elsewhere");
     });
 
-    it("reads and writes by a pre-shared key", async () => {
-      const directory = await certs.authority.issue({});
-      await writeFile(join(directory, "keys.psk"), `qemu:${PSK}\n`);
-      await start(`tls-creds-psk,id=tls0,endpoint=server,dir=${directory}`);
-      await readBackWhatIsWritten(await connect({ pskFile: join(directory, "keys.psk") }));
-    });
+    for (const [version, priority] of [
+      ["the newest TLS", ""],
+      ["TLS 1.2", ",priority=NORMAL:-VERS-ALL:+VERS-TLS1.2"],
+    ] as const) {
+      it(`reads and writes by a pre-shared key, by ${version}`, async () => {
+        const directory = await certs.authority.issue({});
+        await writeFile(join(directory, "keys.psk"), `qemu:${PSK}\n`);
+        await start(`tls-creds-psk,id=tls0,endpoint=server,dir=${directory}${priority}`);
+        await readBackWhatIsWritten(await connect({ pskFile: join(directory, "keys.psk") }));
+      });
+    }
   });
 });
