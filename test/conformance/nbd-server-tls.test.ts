@@ -2,6 +2,7 @@
 import { expect } from "chai";
 import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { Socket } from "node:net";
 import { Duplex } from "node:stream";
 import { connect, type ConnectionOptions } from "node:tls";
 
@@ -10,6 +11,7 @@ import type { TlsAcceptorOptions, TlsSession } from "../../src/net/tls/acceptor.
 import { ChunkType, Command, Option, OptionReplyType } from "../../src/nbd/wire/constants.js";
 import { encodeInfoRequest, encodeMetaContextRequest, encodeOption } from "../../src/nbd/wire/option.js";
 import { PSK, useAuthorities, writePskFile } from "../tools/certificates.js";
+import { FailingDevice } from "../tools/failing-device.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import type { NbdServerHarness } from "../tools/nbd-server-harness.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
@@ -242,6 +244,50 @@ describe("NBD server, TLS", () => {
       await enterTransmission(await secure());
     });
 
+    it("ends at once the TLS handshake of a client that ends its side in the middle of it", async () => {
+      await start("on");
+      const client = await negotiate();
+      await client.option(Option.StartTls);
+      client.send(await clientHello());
+      client.socket.end();
+      await client.readToEnd();
+      expect(await refusal()).to.equal("connection closed: no TLS session: it hung up in the middle of it");
+    });
+
+    it("answers a client that sends its requests and then ends its side of the session", async () => {
+      await start("on");
+      const device = new FailingDevice(new MemoryDevice(MEBIBYTE));
+      harness?.add("slow", device);
+      const client = await secure();
+      await client.option(Option.Go, encodeInfoRequest({ exportName: "slow", infoTypes: [] }));
+      const held = device.hold({ operation: "read" });
+      client.request(Command.Read, { cookie: 7, lengthBytes: 512 });
+      client.socket.end();
+      await held.arrived(1);
+      held.release();
+      expect((await client.reply(512)).cookie).to.equal(7);
+      expect(await client.readToEnd()).to.have.length(0);
+    });
+
+    it("leaves a client alone whose session is there when another one's handshake fails", async () => {
+      await start("on");
+      const client = await secure();
+      await enterTransmission(client);
+      await failureOf(secure({ ...(await identity(null)), maxVersion: "TLSv1.1", minVersion: "TLSv1" }));
+      await refusal();
+      expect((await client.ask(Command.Read, { lengthBytes: 4096 })).errorNumber).to.equal(0);
+    });
+
+    it("shakes no hands over a socket that is closed already", async () => {
+      const acceptor = new TlsAcceptor({
+        credentials: { kind: "certificates", directory: certs.pki },
+        verifyPeer: false,
+        allowedNames: [],
+      });
+      const error = await failureOf(acceptor.secure(new Socket().destroy()));
+      expect(error.message).to.equal("no TLS session: it hung up before it began");
+    });
+
     it("takes a TLS handshake that comes byte by byte", async () => {
       await start("on");
       const client = await negotiate();
@@ -375,6 +421,16 @@ describe("NBD server, TLS", () => {
       await failureOf(secure(refused).then((client) => client.option(Option.List)));
       expect(await refusal()).to.equal(
         'connection closed: no TLS session: its certificate is for "other", "xprimary.example", which is not allowed',
+      );
+    });
+
+    it("takes no part of a certificate but its common name and DNS names for a name", async () => {
+      await start("require", { verifyPeer: true, allowedNames: ["guest-host"] });
+      const client = { subject: "/OU=CN=guest-host", alternatives: "IP:127.0.0.1,email:guest-host" };
+      const nameless = await identity(await certs.authority.issue({ client }));
+      await failureOf(secure(nameless).then((secured) => secured.option(Option.List)));
+      expect(await refusal()).to.equal(
+        "connection closed: no TLS session: its certificate has neither a common name nor a DNS name, and not everybody is allowed",
       );
     });
   });

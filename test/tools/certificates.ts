@@ -7,6 +7,8 @@ import { succeed } from "./process.js";
 export interface CertificateOptions {
   /** The common name. */
   readonly name?: string;
+  /** Instead of the common name, as openssl writes it: "/OU=x". */
+  readonly subject?: string;
   /** As openssl writes them: "DNS:localhost,IP:127.0.0.1". */
   readonly alternatives?: string;
   /** It was valid for a month of 2020. */
@@ -29,7 +31,8 @@ policy = any
 copy_extensions = copy
 unique_subject = no
 [any]
-commonName = supplied
+commonName = optional
+organizationalUnitName = optional
 `;
 
 type Roles = Partial<Readonly<Record<"server" | "client", CertificateOptions>>>;
@@ -87,8 +90,9 @@ export class Authority {
 
   async #sign(directory: string, role: string, options: CertificateOptions): Promise<void> {
     const { name = role, alternatives = LOCAL_NAMES, isExpired = false } = options;
+    const { subject: whole = `/CN=${name}` } = options;
     const request = join(directory, `${role}.csr`);
-    const subject = ["-subj", `/CN=${name}`, "-addext", `subjectAltName=${alternatives}`];
+    const subject = ["-subj", whole, "-addext", `subjectAltName=${alternatives}`];
     const key = join(directory, `${role}-key.pem`);
     await succeed("openssl", ["req", ...KEY, "-keyout", key, "-out", request, ...subject]);
     const dates = isExpired ? ["20200101000000Z", "20200201000000Z"] : ["20200101000000Z", "20491231000000Z"];

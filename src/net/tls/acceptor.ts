@@ -126,6 +126,8 @@ export class TlsAcceptor {
   #refusal(socket: TLSSocket): string | null {
     const names = certificateNames(socket);
     if (names === null || this.#isAllowed(names)) return null;
+    if (names.length === 0)
+      return "its certificate has neither a common name nor a DNS name, and not everybody is allowed";
     return `its certificate is for ${names.map((name) => `"${name}"`).join(", ")}, which is not allowed`;
   }
 
