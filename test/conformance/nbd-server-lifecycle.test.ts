@@ -139,7 +139,10 @@ describe("NBD server, life cycle", () => {
     await held.arrived(1);
     client.destroy();
     await until(() => harness.server.connections()[0]?.requestsInFlight === 1);
+    // The server has seen the end when a whole handshake has gone by.
+    await connect();
     expect(harness.summaries).to.deep.equal([]);
+    expect(harness.server.connections()).to.have.length(2);
     held.release();
     expect((await summaries(1))[0]).to.include({ clean: false, writes: 2, unansweredWrites: 1 });
   });
@@ -243,6 +246,7 @@ describe("NBD server, life cycle", () => {
       disconnected = true;
     });
     expect(await client.readToEnd()).to.have.length(0);
+    await connect();
     expect(disconnected).to.be.false;
     held.release();
     await done;

@@ -1,4 +1,5 @@
 import { expect } from "chai";
+import { setTimeout as sleep } from "node:timers/promises";
 
 import { Flag } from "../../../src/block/device.js";
 import { DeviceError, LinkError, ProtocolError } from "../../../src/errors.js";
@@ -179,11 +180,17 @@ describe("NbdDevice's connection", () => {
 
     it("by the server's shutdown, the client takes its leave as soon as nothing is in flight", async () => {
       let goodbye = -1;
+      let goodbyeBeforeAnswer = -1;
       const disk = await suite.open({}, async (peer) => {
         const [first, second] = await peer.requests(2);
         if (first !== undefined) peer.send(simpleReply(first, ESHUTDOWN));
+        const next = peer.request().then(({ type }) => {
+          goodbye = type;
+        });
+        await sleep(20);
+        goodbyeBeforeAnswer = goodbye;
         if (second !== undefined) peer.send(simpleReply(second, 0));
-        goodbye = (await peer.request()).type;
+        await next;
         peer.socket.end();
       });
       const [first, second] = [disk.flush(), disk.flush()];
@@ -197,7 +204,22 @@ describe("NbdDevice's connection", () => {
       expect(await disk.ended)
         .to.be.instanceOf(LinkError)
         .with.property("code", "server-shutdown");
+      expect(goodbyeBeforeAnswer, "while a request is in flight").to.equal(-1);
       expect(goodbye).to.equal(Command.Disconnect);
+    });
+
+    it("by the server's shutdown, told in the only answer due, the client says so once and waits for the server's end", async () => {
+      let hungUp = false;
+      const disk = await suite.open({}, async (peer) => {
+        peer.send(simpleReply(await peer.request(), ESHUTDOWN));
+        expect((await peer.request()).type).to.equal(Command.Disconnect);
+        await sleep(50);
+        hungUp = true;
+        peer.socket.end();
+      });
+      await failureOf(disk.flush());
+      await disk.ended;
+      expect(hungUp).to.equal(true);
     });
   });
 
@@ -219,6 +241,20 @@ describe("NbdDevice's connection", () => {
       await closed;
       expect(await disk.ended).to.equal(null);
       expect(seen).to.deep.equal([Command.Flush, Command.Disconnect]);
+    });
+
+    it("ends with null also where the server shuts down meanwhile", async () => {
+      const disk = await suite.open({}, async (peer) => {
+        peer.send(simpleReply(await peer.request(), ESHUTDOWN));
+        await peer.request();
+        peer.socket.end();
+      });
+      const refused = failureOf(disk.flush());
+      await disk.close();
+      expect(await refused)
+        .to.be.instanceOf(DeviceError)
+        .with.property("errno", "ESHUTDOWN");
+      expect(await disk.ended).to.equal(null);
     });
 
     it("sends nothing more for requests that were waiting for their turn", async () => {

@@ -1,5 +1,6 @@
 import { expect } from "chai";
 import { Writable } from "node:stream";
+import { setTimeout as sleep } from "node:timers/promises";
 
 import { HANDOVER_BYTES } from "../../../src/nbd/server/limits.js";
 import { ReplyWriter } from "../../../src/nbd/server/reply-writer.js";
@@ -184,6 +185,31 @@ describe("ReplyWriter", () => {
     writer.send(Buffer.from("a"), null);
     while (stalled === 0) await nextTurn();
     expect(kernel.handovers).to.have.length(1);
+  });
+
+  it("takes nobody for stalled who takes some of what there is, nor who has taken all", async () => {
+    make(20);
+    writer.send(Buffer.from("a"), null);
+    writer.flush();
+    for (const endMs = performance.now() + 300; performance.now() < endMs;) {
+      // Something is on its way at every other turn, and now and then when it is looked at.
+      writer.send(Buffer.from("b"), null);
+      await kernel.take();
+      await nextTurn();
+    }
+    await kernel.take();
+    expect(writer.queuedBytes).to.equal(0);
+    await sleep(200);
+    expect(stalled).to.equal(0);
+  });
+
+  it("tells of no stall once it is closed", async () => {
+    make(5);
+    writer.send(Buffer.from("a"), null);
+    writer.flush();
+    writer.close();
+    await sleep(50);
+    expect(stalled).to.equal(0);
   });
 
   it("does not count the time in which this process was stopped as a stall", async () => {
