@@ -425,6 +425,13 @@ for (const structured of [false, true]) {
         expect(contentOf(reply, 0, 262_144).equals(memory.contents(0, 262_144))).to.be.true;
       });
 
+      it("sends what lies behind the extents that it looks up of a long read as data", async () => {
+        for (let at = 0; at < 262_144; at += 16_384) memory.fill(at, pattern(4096, at / 16_384));
+        const reply = await ask(Command.Read, { lengthBytes: 262_144 });
+        expect(reply.chunks?.at(-1)?.type).to.equal(ChunkType.OffsetData);
+        expect(contentOf(reply, 0, 262_144).equals(memory.contents(0, 262_144))).to.be.true;
+      });
+
       it("sends one data chunk when DF is set, zeroes included", async () => {
         memory.fill(65_536, pattern(4096));
         const reply = await ask(Command.Read, { lengthBytes: 262_144, flags: CommandFlag.Df });
@@ -439,6 +446,19 @@ for (const structured of [false, true]) {
         const reply = await ask(Command.Read, { lengthBytes: 262_144 });
         expect(reply.chunks?.map(({ type }) => type)).to.deep.equal([ChunkType.ErrorOffset]);
         expect([reply.errorNumber, reply.failedAt]).to.deep.equal([errno("EIO"), 131_072]);
+      });
+
+      it("answers a sparse read that fails in part when its other parts are done, which use its memory", async () => {
+        memory.fill(65_536, pattern(4096));
+        memory.fill(131_072, pattern(4096));
+        const held = device.hold({ operation: "read", offset: 65_536, lengthBytes: 1 });
+        device.fail({ operation: "read", offset: 131_072, lengthBytes: 1 }, "EIO");
+        client.request(Command.Read, { cookie: 1, lengthBytes: 262_144 });
+        await held.arrived(1);
+        client.request(Command.Flush, { cookie: 2 });
+        expect((await client.reply()).cookie).to.equal(2);
+        held.release();
+        expect((await client.reply()).cookie).to.equal(1);
       });
 
       it("describes allocation as base:allocation has it, one descriptor for REQ_ONE", async () => {

@@ -27,6 +27,7 @@ describe("NbdDevice", () => {
       await disk.zero(4096, 8192, Flag.None);
       await disk.trim(1, 2, Flag.Fua);
       await disk.trim(1, 2, Flag.None);
+      await disk.trim(1, 2, Flag.NoHole | Flag.FastZero);
       await disk.flush();
       await disk.read(7, Buffer.alloc(9));
       await disk.close();
@@ -36,6 +37,7 @@ describe("NbdDevice", () => {
         [Command.WriteZeroes, CommandFlag.Fua | CommandFlag.NoHole | CommandFlag.FastZero, 4096, 8192],
         [Command.WriteZeroes, 0, 4096, 8192],
         [Command.Trim, CommandFlag.Fua, 1, 2],
+        [Command.Trim, 0, 1, 2],
         [Command.Trim, 0, 1, 2],
         [Command.Flush, 0, 0, 0],
         [Command.Read, 0, 7, 9],
@@ -180,13 +182,14 @@ describe("NbdDevice", () => {
       ]);
     });
 
-    it("that fail in one piece fail as a whole", async () => {
+    it("that fail in one piece fail as a whole, and tell where that piece begins", async () => {
       const disk = await suite.open({ sizeBytes: 2 ** 40 }, async (peer) => {
         peer.send(simpleReply(await peer.request(), 0));
         peer.send(simpleReply(await peer.request(), EIO));
       });
       const error = await failureOf(disk.zero(0, 4 * GIBIBYTE, Flag.None));
       expect(error).to.be.instanceOf(DeviceError).with.property("errno", "EIO");
+      expect(error).to.have.property("offset", GIBIBYTE);
     });
   });
 
@@ -210,6 +213,27 @@ describe("NbdDevice", () => {
         [Command.Flush, 0, 0, 0],
         [Command.Write, 0, 0, 4],
       ]);
+    });
+
+    it("takes a write with FUA for done only when the flush after it is", async () => {
+      let isDone = false;
+      let wasDoneBefore = true;
+      const disk = await suite.open(
+        { transmissionFlags: ALL_FLAGS & ~TransmissionFlag.SendFua },
+        async (peer) => {
+          peer.send(simpleReply(await peer.request(), 0));
+          const flush = await peer.request();
+          wasDoneBefore = isDone;
+          peer.send(simpleReply(flush, EIO));
+        },
+      );
+      const written = disk.write(0, Buffer.alloc(4), Flag.Fua).finally(() => {
+        isDone = true;
+      });
+      expect(await failureOf(written))
+        .to.be.instanceOf(DeviceError)
+        .with.property("errno", "EIO");
+      expect(wasDoneBefore).to.equal(false);
     });
 
     it("flushes nothing where there is no flush, as nothing is volatile", async () => {

@@ -71,6 +71,9 @@ describe("parseOwner", () => {
     ["a:b:c", "is not an owner"],
     ["no-such-user", 'there is no user "no-such-user"'],
     [":no-such-group", 'there is no group "no-such-group"'],
+    // To chown(2) that is: leave it as it is.
+    ["4294967295", 'there is no user "4294967295"'],
+    [":4294967295", 'there is no group "4294967295"'],
   ] as const) {
     it(`refuses "${text}"`, () => {
       expect(() => parseOwner(text)).to.throw(ConfigError, message);

@@ -1,15 +1,45 @@
-/** Whom a client with a pre-shared key takes for its server. */
+/** Pre-shared keys: their files, and whom a client that has one takes for its server. */
 import { expect } from "chai";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { connect, createServer } from "node:tls";
 import type { ConnectionOptions, TlsOptions } from "node:tls";
 
+import { ConfigError } from "../../../src/errors.js";
 import { tlsClientOptions } from "../../../src/net/tls/client.js";
+import { readPskFile } from "../../../src/net/tls/psk-file.js";
 import { PSK, useAuthorities, writePskFile } from "../../tools/certificates.js";
 import { failureOf } from "../../tools/outcome.js";
+import { useWorkspace } from "../../tools/workspace.js";
+
+describe("readPskFile()", () => {
+  const workspace = useWorkspace();
+
+  for (const [what, keys, problem] of [
+    ["names a user twice", `alice:${PSK}\nalice:${PSK}\n`, "line 2 names a user for the second time"],
+    [
+      "has a key that is too long",
+      `alice:${"00".repeat(257)}\n`,
+      "line 1 has a key or a user that is too long",
+    ],
+    [
+      "has a user that is too long",
+      `${"a".repeat(129)}:${PSK}\n`,
+      "line 1 has a key or a user that is too long",
+    ],
+  ] as const) {
+    it(`refuses a file that ${what}`, async () => {
+      const path = workspace.path("keys.psk");
+      await writeFile(path, keys);
+      expect(() => readPskFile(path)).to.throw(
+        ConfigError,
+        `the pre-shared keys in "${path}" can't be used: ${problem}`,
+      );
+    });
+  }
+});
 
 describe("TLS of a client with a pre-shared key", () => {
   const certs = useAuthorities({ server: {} });
