@@ -139,6 +139,32 @@ describe("NBD server around others' code", () => {
     }
   });
 
+  it("tells one extent to a client that asks for one, whatever a context of an export tells", async () => {
+    const describe = (): Promise<BlockDescriptor[]> =>
+      Promise.resolve([
+        { lengthBytes: 512, status: 5 },
+        { lengthBytes: 512, status: 6 },
+      ]);
+    serve(new MemoryDevice(SIZE), { contexts: [{ name: "x:odd", describe }] });
+    const client = await connectNbd({ address: harness.address, exportName: "odd", metaContexts: ["x:odd"] });
+    expect(await client.blockStatus("x:odd", 0, SIZE, 1)).to.deep.equal([{ lengthBytes: 512, status: 5 }]);
+    await client.close();
+  });
+
+  it("tells of a device that knows no extents that all of it is data", async () => {
+    const device = new MemoryDevice(SIZE);
+    Object.assign(device, {
+      info: { ...device.info, extents: "none" },
+      extents: throwing(new Error("unasked")),
+    });
+    serve(device);
+    const client = await connectNbd({ address: harness.address, exportName: "odd" });
+    expect(await client.blockStatus("base:allocation", 0, SIZE, 9)).to.deep.equal([
+      { lengthBytes: SIZE, status: 0 },
+    ]);
+    await client.close();
+  });
+
   describe("tells a client that asks for block status nothing malformed where a device has", () => {
     const whole = { lengthBytes: SIZE, hole: true, zero: true };
     const answers: [string, Extent[], string | { lengthBytes: number; status: number }[]][] = [

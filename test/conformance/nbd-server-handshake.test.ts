@@ -276,6 +276,10 @@ describe("NBD server, handshake", () => {
       preferredBytes: 4096,
       maximumBytes: 32 * MEBIBYTE,
     });
+    const older = await RawNbdClient.negotiating(harness.address);
+    older.send(encodeOption(Option.ExportName, Buffer.from("blocks")));
+    expect(await older.readToEnd(), "it can't be told").to.have.length(0);
+    older.destroy();
     const asked = await client.option(Option.Go, infoOf("blocks", [InfoType.BlockSize]));
     expect(types(asked)).to.deep.equal([Info, Info, Ack]);
   });

@@ -255,8 +255,9 @@ describe("NBD server, life cycle", () => {
 
   it("answers options with ERR_SHUTDOWN while it closes, ABORT excepted, and removes its socket", async () => {
     const busy = await connect();
-    const late = await negotiate();
+    const [late, later] = [await negotiate(), await negotiate()];
     await late.option(Option.List);
+    await later.option(Option.List);
     const held = device.hold({});
     busy.request(Command.Read, { lengthBytes: 512 });
     await held.arrived(1);
@@ -264,6 +265,9 @@ describe("NBD server, life cycle", () => {
     const go = await late.option(Option.Go, encodeInfoRequest({ exportName: "disk0", infoTypes: [] }));
     expect(go.map((reply) => reply.type)).to.deep.equal([OptionReplyType.ErrShutdown]);
     expect((await late.option(Option.Abort)).map((reply) => reply.type)).to.deep.equal([OptionReplyType.Ack]);
+    // This option can't be refused otherwise.
+    later.send(encodeOption(Option.ExportName, Buffer.from("disk0")));
+    expect(await later.readToEnd()).to.have.length(0);
     held.release();
     await busy.reply(512);
     await closed;

@@ -324,6 +324,7 @@ for (const structured of [false, true]) {
       expect(errorNumber).to.equal(errno("EIO"));
       if (structured) expect(failedAt).to.be.within(MEBIBYTE - MEBIBYTE / 4, MEBIBYTE);
       held.release();
+      expect((await ask(Command.Cache, range)).errorNumber, "the next one").to.equal(0);
       await stillInSync();
     });
 
