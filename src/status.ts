@@ -114,8 +114,10 @@ export interface DiskStatus {
     readonly dirtyBytes: number;
     readonly writesReplicated: number;
     readonly bytesReplicated: number;
-    /** Content sent by resyncs since the start. */
+    /** Content that resyncs have sent since the start, or found on the replica. */
     readonly bytesResynced: number;
+    /** What of that was found there, by digests, and not sent. */
+    readonly bytesFound: number;
     /** Requests sent to the replica and not answered. */
     readonly inFlight: number;
     /** Of the disk itself since the start: whoever asked, a guest or a copy to the replica, was told of it. Null: none. */

@@ -144,6 +144,7 @@ export function primaryDiskPart(primary: Primary, index: number): NonNullable<Di
     writesReplicated: disk.forwarded.writes,
     bytesReplicated: disk.forwarded.bytes,
     bytesResynced: disk.resyncedBytes,
+    bytesFound: disk.foundBytes,
     inFlight: primary.link?.inFlight(index) ?? 0,
     error: disk.error,
     lastVerify: primary.verifier.lastReport(disk),

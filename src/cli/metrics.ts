@@ -140,8 +140,13 @@ const METRICS: readonly Metric[] = [
   ),
   counter(
     "disk_resynced_bytes_total",
-    "Content sent by resyncs.",
+    "Content sent by resyncs, or found on the replica.",
     ofPrimaryDisks(({ bytesResynced }) => bytesResynced),
+  ),
+  counter(
+    "disk_found_bytes_total",
+    "Content that resyncs found on the replica and did not send.",
+    ofPrimaryDisks(({ bytesFound }) => bytesFound),
   ),
   gauge(
     "disk_in_flight_requests",

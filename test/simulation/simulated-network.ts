@@ -25,6 +25,8 @@ export function simulatedNetwork(dialler: Dialler, clock: LifeClock): ReplicaNet
       const connection = new SimulatedQmpClient(await dialler.control(timeoutMs), dialler, clock);
       return new NodeControl(connection, timeoutMs, events);
     },
+    commands: async (_address, timeoutMs) =>
+      new SimulatedQmpClient(await dialler.control(timeoutMs), dialler, clock),
     disk: async (_address, name, timeoutMs) => {
       const { end, info } = await dialler.disk(name, timeoutMs);
       return new SimulatedReplica(end, info, clock);

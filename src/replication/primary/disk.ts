@@ -51,6 +51,7 @@ export class PrimaryDisk {
   readonly #filter: PrimaryFilter;
   readonly #errors: ErrorRecord;
   #resyncedBytes = 0;
+  #foundBytes = 0;
 
   constructor(disk: WatchedDisk, options: PrimaryDiskOptions) {
     this.name = disk.name;
@@ -93,14 +94,25 @@ export class PrimaryDisk {
     return this.#filter.forwarded;
   }
 
-  /** Content that resyncs have sent to replicas; holes are not. */
+  /** Content that resyncs have sent to replicas, or found there; holes are not. */
   get resyncedBytes(): number {
     return this.#resyncedBytes;
+  }
+
+  /** What of that was found there, and not sent. */
+  get foundBytes(): number {
+    return this.#foundBytes;
   }
 
   /** A resync has sent so much. */
   resynced(lengthBytes: number): void {
     this.#resyncedBytes += lengthBytes;
+  }
+
+  /** A resync has found so much on the replica. */
+  found(lengthBytes: number): void {
+    this.#resyncedBytes += lengthBytes;
+    this.#foundBytes += lengthBytes;
   }
 
   /** Puts the replication filter beside the primary disk, or takes it away. */

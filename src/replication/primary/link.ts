@@ -31,6 +31,8 @@ import type { ReplicaControlEvents } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions, SILENT } from "./replica-connections.js";
 import { isRefusal, isSameLoss } from "./link-loss.js";
 import { CopyWindow } from "./copy-window.js";
+import { KnownContent } from "./known-content.js";
+import { ReplicaDigests } from "./replica-digests.js";
 import { Resync } from "./resync.js";
 import { tryOut } from "./try-out.js";
 
@@ -81,6 +83,8 @@ export class Link {
   /** The checkpoint that the replica can't go back to, as it said last; null: it has not said so. */
   #lostRollback: LostRollback | null = null;
   #resyncs: readonly Resync[] = [];
+  /** What they ask the replica with. */
+  #digests: ReplicaDigests | null = null;
   #running: Promise<void> = Promise.resolve();
 
   constructor(options: LinkOptions) {
@@ -318,6 +322,7 @@ export class Link {
       for (const disk of this.#options.disks) disk.setReplica(null);
       await connections.control?.close();
       for (const resync of this.#resyncs) resync.stop();
+      this.#digests?.close();
       await synchronised;
     }
   }
@@ -334,18 +339,28 @@ export class Link {
     }
   }
 
-  async #synchronise({ replicas }: ReplicaConnections): Promise<void> {
-    const { disks, rate, clock, events } = this.#options;
+  async #synchronise({ replicas, control }: ReplicaConnections): Promise<void> {
+    const { disks, rate, clock, events, network, timeoutMs, log } = this.#options;
     this.#become("resyncing");
     const window = new CopyWindow(clock);
+    const digests =
+      control?.hasDigests === true && this.#options.control !== null
+        ? new ReplicaDigests(network, this.#options.control, timeoutMs, this.#session)
+        : null;
+    this.#digests = digests;
     this.#resyncs = disks.flatMap((disk, index) => {
       const replica = replicas[index];
-      return replica === undefined ? [] : [new Resync(disk, checked(replica), rate, window, clock)];
+      const known = digests === null ? null : KnownContent.of(disk.name, digests, log);
+      return replica === undefined
+        ? []
+        : [new Resync(disk, checked(replica), { rate, window, clock, known })];
     });
     try {
       await settleAll(this.#resyncs.map((resync) => this.#resync(resync)));
     } finally {
       this.#resyncs = [];
+      this.#digests = null;
+      digests?.close();
     }
     this.#become("replicating");
     events.synchronised();

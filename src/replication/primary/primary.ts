@@ -92,6 +92,7 @@ export class Primary {
     this.verifier = new Verifier({
       disks,
       timeoutMs,
+      network,
       link,
       control: () => this.replica?.control ?? null,
       log,

@@ -5,16 +5,17 @@
  * Invariant: at most two commands are under way: one that the secondary works on, and one that is there when it has finished that.
  * What is asked meanwhile goes with the next one, as far as the bound on a command allows.
  */
-import { asError, ProtocolError } from "../../errors.js";
+import { asError, LinkError, ProtocolError } from "../../errors.js";
 import type { Endpoint } from "../../net/endpoint.js";
-import { QmpClient } from "../../qmp/client.js";
 import { type DigestRequest, digestAnswerSchema, MAX_DIGEST_BYTES } from "../digest.js";
+import type { CommandConnection, ReplicaNetwork } from "./replica-network.js";
 
 const COMMANDS_UNDER_WAY = 2;
 /** As many as a command takes, with room for the digests of the smallest blocks. */
 const RANGES_PER_COMMAND = 16;
 
 interface Question {
+  readonly disk: string;
   readonly offset: number;
   readonly lengthBytes: number;
   readonly blockBytes: number;
@@ -23,44 +24,50 @@ interface Question {
 }
 
 export class ReplicaDigests {
-  readonly #client: QmpClient;
+  readonly #connect: () => Promise<CommandConnection>;
   readonly #timeoutMs: number;
   readonly #session: string;
-  readonly #disk: string;
+  /** Null: nothing has been asked yet. */
+  #client: Promise<CommandConnection> | null = null;
+  /** Not sent yet. */
   #questions: Question[] = [];
+  readonly #unanswered = new Set<Question>();
   #underWay = 0;
 
-  private constructor(client: QmpClient, timeoutMs: number, session: string, disk: string) {
-    this.#client = client;
-    this.#timeoutMs = timeoutMs;
-    this.#session = session;
-    this.#disk = disk;
-  }
-
-  /** @throws UnreachableError */
-  static async connect(
+  /** @param session of the primary that asks; it connects when it asks for the first time */
+  constructor(
+    network: Pick<ReplicaNetwork, "commands">,
     address: Endpoint,
     timeoutMs: number,
     session: string,
-    disk: string,
-  ): Promise<ReplicaDigests> {
-    return new ReplicaDigests(await QmpClient.connect(address, { timeoutMs }), timeoutMs, session, disk);
+  ) {
+    this.#connect = () => network.commands(address, timeoutMs);
+    this.#timeoutMs = timeoutMs;
+    this.#session = session;
   }
 
   /**
    * One digest for each `blockBytes` of the range, which is at most MAX_DIGEST_BYTES.
-   * @throws LinkError if the connection is lost or the answer stays out; QmpError if the secondary refuses
+   * @throws UnreachableError; LinkError if the connection is lost or the answer stays out; QmpError if the secondary refuses
    */
-  of(offset: number, lengthBytes: number, blockBytes: number): Promise<readonly string[]> {
+  of(disk: string, offset: number, lengthBytes: number, blockBytes: number): Promise<readonly string[]> {
     return new Promise((resolve, reject) => {
-      this.#questions.push({ offset, lengthBytes, blockBytes, resolve, reject });
+      const question = { disk, offset, lengthBytes, blockBytes, resolve, reject };
+      this.#questions.push(question);
+      this.#unanswered.add(question);
       this.#ask();
     });
   }
 
-  /** Whatever is asked rejects. */
-  close(): Promise<void> {
-    return this.#client.close();
+  /** Whatever is asked rejects at once. To be used no more. */
+  close(): void {
+    for (const { reject } of this.#unanswered) reject(new LinkError("closed", "the connection was closed"));
+    this.#unanswered.clear();
+    this.#questions = [];
+    void this.#client?.then(
+      (client) => client.close(),
+      () => undefined,
+    );
   }
 
   #ask(): void {
@@ -74,15 +81,15 @@ export class ReplicaDigests {
     }
   }
 
-  /** The first question, and those behind it that fit beside it and ask for blocks of the same size. */
+  /** The first question, and those behind it that fit beside it and ask for blocks of the same size of the same disk. */
   #takeBatch(): Question[] {
-    const blockBytes = this.#questions[0]?.blockBytes;
+    const first = this.#questions[0];
     const batch: Question[] = [];
     let bytes = 0;
     for (const question of this.#questions) {
       bytes += question.lengthBytes;
       const fits = bytes <= MAX_DIGEST_BYTES && batch.length < RANGES_PER_COMMAND;
-      if (!fits || question.blockBytes !== blockBytes) break;
+      if (!fits || question.blockBytes !== first?.blockBytes || question.disk !== first.disk) break;
       batch.push(question);
     }
     this.#questions = this.#questions.slice(batch.length);
@@ -93,12 +100,14 @@ export class ReplicaDigests {
   async #execute(batch: readonly Question[]): Promise<void> {
     const request: DigestRequest = {
       session: this.#session,
-      disk: this.#disk,
+      disk: batch[0]?.disk ?? "",
       block: batch[0]?.blockBytes ?? 0,
       ranges: batch.map(({ offset, lengthBytes }) => ({ offset, length: lengthBytes })),
     };
     try {
-      const answer = await this.#client.execute("x-repl-digest", request, { timeoutMs: this.#timeoutMs });
+      this.#client ??= this.#connect();
+      const client = await this.#client;
+      const answer = await client.execute("x-repl-digest", request, { timeoutMs: this.#timeoutMs });
       const parsed = digestAnswerSchema.safeParse(answer);
       for (const [index, { lengthBytes, blockBytes, resolve }] of batch.entries()) {
         const digests = parsed.data?.digests[index];
@@ -110,5 +119,6 @@ export class ReplicaDigests {
     } catch (error) {
       for (const { reject } of batch) reject(asError(error));
     }
+    for (const question of batch) this.#unanswered.delete(question);
   }
 }

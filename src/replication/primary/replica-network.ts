@@ -2,8 +2,9 @@
 import type { BlockDevice } from "../../block/device.js";
 import type { Endpoint } from "../../net/endpoint.js";
 import { connectNbd } from "../../nbd/client/connect.js";
+import { QmpClient } from "../../qmp/client.js";
 import { connectControl } from "./connect-control.js";
-import type { ReplicaControl, ReplicaControlEvents } from "./replica-control.js";
+import type { QmpConnection, ReplicaControl, ReplicaControlEvents } from "./replica-control.js";
 
 /** A connection to one disk of the replica. */
 export interface ReplicaDisk extends BlockDevice {
@@ -17,9 +18,14 @@ export interface ReplicaDisk extends BlockDevice {
   destroy(reason: Error): void;
 }
 
+/** For commands beside those of the control, whose answers must not wait for one another. */
+export type CommandConnection = Pick<QmpConnection, "execute" | "close">;
+
 export interface ReplicaNetwork {
   /** As connectControl(). */
   control(address: Endpoint, timeoutMs: number, events: ReplicaControlEvents): Promise<ReplicaControl>;
+  /** A further connection to the QMP server of a secondary of ours. @throws UnreachableError */
+  commands(address: Endpoint, timeoutMs: number): Promise<CommandConnection>;
   /** @throws UnreachableError, LinkError, NegotiationError or ProtocolError */
   disk(address: Endpoint, exportName: string, timeoutMs: number): Promise<ReplicaDisk>;
 }
@@ -27,6 +33,7 @@ export interface ReplicaNetwork {
 /** NBD and QMP over sockets. */
 export const socketNetwork: ReplicaNetwork = {
   control: connectControl,
+  commands: (address, timeoutMs) => QmpClient.connect(address, { timeoutMs }),
   // Compact headers: the shorter replies, and pieces of a long trim that each take less than the replica timeout.
   disk: (address, exportName, connectTimeoutMs) =>
     connectNbd({

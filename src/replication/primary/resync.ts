@@ -1,5 +1,6 @@
 /**
- * Sends the replica what it lacks: the initial copy of a new one, or what was missed while it was away.
+ * Sends the replica what it lacks: the initial copy of a new one, or what was missed while it was away; not what it is found to have
+ * all the same (known-content.ts).
  *
  * Invariant: a piece is read and sent while no change to it is under way on either side, so that the replica
  * never gets content that is older than what it has.
@@ -14,6 +15,7 @@ import { DIRTY_BLOCK_BYTES } from "../../block/dirty-blocks.js";
 import { settleAll } from "../../block/settle-all.js";
 import { type CopyWindow, PIECES, type Send } from "./copy-window.js";
 import type { PrimaryDisk } from "./disk.js";
+import { COMPARED_BYTES, type KnownContent } from "./known-content.js";
 import { Politeness } from "./politeness.js";
 import type { RateLimit } from "./rate-limit.js";
 import { Serial } from "../serial.js";
@@ -27,10 +29,22 @@ const MAX_EXTENTS = 256;
 const MOST_ZEROES = 32;
 const MOST_ZEROED_BYTES = 32 * 1024 * 1024;
 
-interface Piece {
+interface Range {
   readonly offset: number;
   readonly lengthBytes: number;
-  readonly isHole: boolean;
+}
+
+interface Piece extends Range {
+  readonly kind: "hole" | "content" | "to compare";
+}
+
+export interface ResyncOptions {
+  readonly rate: RateLimit;
+  /** Of the link, for all disks that are copied over it. */
+  readonly window: CopyWindow;
+  readonly clock: Clock;
+  /** Null: the replica can't be asked what it has. */
+  readonly known: KnownContent | null;
 }
 
 export class Resync {
@@ -42,15 +56,15 @@ export class Resync {
   readonly #startMs: number;
   readonly #politeness: Politeness;
   readonly #window: CopyWindow;
+  readonly #known: KnownContent | null;
   readonly #claims = new Serial();
   readonly #stopping = new AbortController();
   #cursor = 0;
 
   /**
    * @param replica reachable for as long as run() runs
-   * @param window of the link, for all disks that are copied over it
    */
-  constructor(disk: PrimaryDisk, replica: BlockDevice, rate: RateLimit, window: CopyWindow, clock: Clock) {
+  constructor(disk: PrimaryDisk, replica: BlockDevice, { rate, window, clock, known }: ResyncOptions) {
     this.disk = disk;
     this.#replica = replica;
     this.#rate = rate;
@@ -58,6 +72,7 @@ export class Resync {
     this.#startMs = clock.nowMs();
     this.#politeness = new Politeness(disk.mirror, clock);
     this.#window = window;
+    this.#known = known;
     // Each piece that waits for its rate listens, and each that rests.
     setMaxListeners(2 * PIECES, this.#stopping.signal);
     this.totalBytes = disk.dirty.missedBytes;
@@ -100,15 +115,51 @@ export class Resync {
     for (;;) {
       const piece = await this.#claims.run(() => this.#claim());
       if (piece === null) return;
-      const { offset, lengthBytes, isHole } = piece;
-      const send = (by: Send): Promise<void> => this.#send(offset, offset + lengthBytes, by);
-      // Both before the range is locked: guests must not wait for our limits.
-      if (!isHole) await this.#rate.take(lengthBytes, signal);
-      await this.#politeness.run(
-        () => (isHole ? send((request) => request()) : this.#window.run(lengthBytes, send)),
-        signal,
-      );
+      const { offset, lengthBytes } = piece;
+      if (piece.kind === "hole") {
+        await this.#politeness.run(
+          () => this.#send(offset, offset + lengthBytes, (request) => request()),
+          signal,
+        );
+        continue;
+      }
+      for (const range of piece.kind === "to compare" ? await this.#lacking(piece) : [piece]) {
+        await this.#sendRange(range);
+      }
     }
+  }
+
+  async #sendRange({ offset, lengthBytes }: Range): Promise<void> {
+    const { signal } = this.#stopping;
+    // Both before the range is locked: guests must not wait for our limits.
+    await this.#rate.take(lengthBytes, signal);
+    await this.#politeness.run(
+      () => this.#window.run(lengthBytes, (by) => this.#send(offset, offset + lengthBytes, by)),
+      signal,
+    );
+  }
+
+  /** What the replica does not have of a piece, each as long as may be sent at once. */
+  async #lacking({ offset, lengthBytes }: Range): Promise<Range[]> {
+    const { mirror, local, dirty } = this.disk;
+    const lacking: Range[] = [];
+    const compare = async (content: Buffer): Promise<void> => {
+      this.#stopping.signal.throwIfAborted();
+      const read = local.read(offset, content).then(() => content);
+      const isSame = (await this.#known?.compare(offset, lengthBytes, read)) ?? [];
+      for (let at = 0; at < lengthBytes; at += DIRTY_BLOCK_BYTES) {
+        const block = { offset: offset + at, lengthBytes: Math.min(DIRTY_BLOCK_BYTES, lengthBytes - at) };
+        if (isSame[at / DIRTY_BLOCK_BYTES] === true) {
+          dirty.resynced(block.offset, block.lengthBytes);
+          this.disk.found(block.lengthBytes);
+        } else add(lacking, block, this.#window.pieceBytes);
+      }
+    };
+    await this.#politeness.run(
+      () => mirror.exclusively(offset, lengthBytes, () => withBuffer(lengthBytes, compare)),
+      this.#stopping.signal,
+    );
+    return lacking;
   }
 
   /** The next piece: a hole as far as it goes, or content as the window allows. */
@@ -117,10 +168,17 @@ export class Resync {
     if (run === null) return null;
     const { offset } = run;
     const holeBytes = await this.#holeAt(offset, run.lengthBytes);
-    const isHole = holeBytes > 0;
-    const lengthBytes = isHole ? holeBytes : Math.min(this.#window.pieceBytes, run.lengthBytes);
-    this.#cursor = offset + lengthBytes;
-    return { offset, lengthBytes, isHole };
+    const piece = (kind: Piece["kind"], longestBytes: number): Piece => {
+      const lengthBytes = Math.min(longestBytes, run.lengthBytes);
+      // The last block of a disk may be shorter: it is not to be claimed again while it is sent.
+      this.#cursor = Math.ceil((offset + lengthBytes) / DIRTY_BLOCK_BYTES) * DIRTY_BLOCK_BYTES;
+      return { offset, lengthBytes, kind };
+    };
+    if (holeBytes > 0) return piece("hole", holeBytes);
+    const { pieceBytes } = this.#window;
+    return this.#known?.isDue(pieceBytes) === true
+      ? piece("to compare", COMPARED_BYTES)
+      : piece("content", pieceBytes);
   }
 
   /** Length of the hole at `offset` in whole dirty blocks; 0 where there is none. */
@@ -200,4 +258,13 @@ export class Resync {
     await settleAll(zeroes);
     return at;
   }
+}
+
+/** Appends a range that begins where the last one ends, or behind it. */
+function add(ranges: Range[], { offset, lengthBytes }: Range, longestBytes: number): void {
+  const last = ranges.at(-1);
+  const isNext = last !== undefined && last.offset + last.lengthBytes === offset;
+  if (isNext && last.lengthBytes + lengthBytes <= longestBytes)
+    ranges[ranges.length - 1] = { ...last, lengthBytes: last.lengthBytes + lengthBytes };
+  else ranges.push({ offset, lengthBytes });
 }

@@ -17,6 +17,7 @@ import type { Link } from "./link.js";
 import type { PrimaryDisk } from "./disk.js";
 import { RateLimit } from "./rate-limit.js";
 import { ReplicaDigests } from "./replica-digests.js";
+import type { ReplicaNetwork } from "./replica-network.js";
 import { Verify } from "./verify.js";
 
 /** Between two attempts: the link needs a moment to notice what the verify has noticed. */
@@ -25,6 +26,7 @@ const PAUSE_MS = 500;
 export interface VerifierOptions {
   readonly disks: readonly PrimaryDisk[];
   readonly timeoutMs: number;
+  readonly network: Pick<ReplicaNetwork, "commands">;
   readonly link: () => Link | null;
   /** The replica's control; null: it has none that we know. */
   readonly control: () => Endpoint | null;
@@ -82,7 +84,7 @@ export class Verifier {
   async cancel(): Promise<void> {
     const running = [...this.#running.values()];
     for (const { verify } of running) verify.cancel();
-    await this.#giveUp();
+    this.#giveUp();
     await Promise.all(running.map(({ ended }) => ended));
   }
 
@@ -100,7 +102,7 @@ export class Verifier {
     for (const disk of this.#reports.keys()) {
       if (disk.dirty.missedBytes >= disk.local.info.sizeBytes) this.#reports.delete(disk);
     }
-    void this.#giveUp();
+    this.#giveUp();
   }
 
   #refuse(disks: readonly PrimaryDisk[]): void {
@@ -121,8 +123,8 @@ export class Verifier {
     if (busy !== undefined) throw reason(`a verify of ${busy.name} runs already`);
   }
 
-  async #giveUp(): Promise<void> {
-    await Promise.all([...this.#open].map((digests) => digests.close()));
+  #giveUp(): void {
+    for (const digests of this.#open) digests.close();
   }
 
   /** Never rejects. */
@@ -170,20 +172,20 @@ export class Verifier {
   }
 
   async #attempt(verify: Verify): Promise<void> {
-    const { timeoutMs, disks } = this.#options;
+    const { timeoutMs, disks, network } = this.#options;
     const control = this.#options.control();
     const link = this.#options.link();
     const replica = link?.replica(disks.indexOf(verify.disk)) ?? null;
     if (control === null || link === null || replica === null) {
       throw new LinkError("link-lost", "the replica is not there");
     }
-    const digests = await ReplicaDigests.connect(control, timeoutMs, link.session, verify.disk.name);
+    const digests = new ReplicaDigests(network, control, timeoutMs, link.session);
     this.#open.add(digests);
     try {
       await verify.run({ digests, replica, isReplicating: () => link.state === "replicating" });
     } finally {
       this.#open.delete(digests);
-      await digests.close();
+      digests.close();
     }
   }
 }

@@ -211,7 +211,7 @@ export class Verify {
 
   async #compareContent(access: ReplicaAccess, offset: number, content: Buffer): Promise<Comparison> {
     if (!access.isReplicating()) throw linkLost();
-    const asked = access.digests.of(offset, content.length, DIRTY_BLOCK_BYTES);
+    const asked = access.digests.of(this.disk.name, offset, content.length, DIRTY_BLOCK_BYTES);
     const read = this.disk.local.read(offset, content);
     await settleAll([asked.then(() => undefined), read]);
     const theirs = await asked;
@@ -227,7 +227,7 @@ export class Verify {
   }
 
   async #narrow({ digests }: ReplicaAccess, block: Buffer, offset: number): Promise<DifferingExtent[]> {
-    const theirs = await digests.of(offset, block.length, MIN_DIGEST_BLOCK_BYTES);
+    const theirs = await digests.of(this.disk.name, offset, block.length, MIN_DIGEST_BLOCK_BYTES);
     const differing: DifferingExtent[] = [];
     for (const [index, ours] of digestsOf(block, MIN_DIGEST_BLOCK_BYTES).entries()) {
       if (ours === theirs[index]) continue;

@@ -9,7 +9,10 @@ import { systemClock } from "../../../src/clock.js";
 import { Gate } from "../../../src/block/gate.js";
 import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import type { AckMode } from "../../../src/status.js";
+import { Deferred } from "../../../src/deferred.js";
+import { digestsOf } from "../../../src/replication/digest.js";
 import { CopyWindow } from "../../../src/replication/primary/copy-window.js";
+import { type AskDigests, KnownContent } from "../../../src/replication/primary/known-content.js";
 import { PrimaryDisk, watchedDisk } from "../../../src/replication/primary/disk.js";
 import { RateLimit } from "../../../src/replication/primary/rate-limit.js";
 import { Resync } from "../../../src/replication/primary/resync.js";
@@ -64,12 +67,28 @@ class Subject {
     return new Subject(options, dirty);
   }
 
-  another(bytesPerSecond = 0, window = new CopyWindow(systemClock)): Resync {
-    return new Resync(this.disk, this.replica, new RateLimit(bytesPerSecond), window, systemClock);
+  another(
+    bytesPerSecond = 0,
+    window = new CopyWindow(systemClock),
+    known: KnownContent | null = null,
+  ): Resync {
+    const rate = new RateLimit(bytesPerSecond);
+    return new Resync(this.disk, this.replica, { rate, window, clock: systemClock, known });
   }
 
   get isSame(): boolean {
     return this.localMemory.contents().equals(this.replicaMemory.contents());
+  }
+
+  /** One that asks the replica what it has. @param asked resolves when the replica may answer */
+  knowing(asked: () => Promise<void> = () => Promise.resolve(), bytesPerSecond = 0): Resync {
+    const ask: AskDigests = async (offset, lengthBytes, blockBytes) => {
+      const digests = digestsOf(this.replicaMemory.contents(offset, lengthBytes), blockBytes);
+      await asked();
+      return digests;
+    };
+    const known = new KnownContent(ask, () => undefined);
+    return this.another(bytesPerSecond, new CopyWindow(systemClock), known);
   }
 
   /** What reached the replica. */
@@ -281,4 +300,101 @@ describe("Resync", () => {
       expect(subject.isSame).to.equal(true);
     });
   }
+
+  describe("of a disk that the replica may have", () => {
+    /** All of both is content; what differs is given by blocks. */
+    async function carried(...differing: number[]): Promise<Subject> {
+      const subject = await Subject.open();
+      const { sizeBytes } = subject.localMemory.info;
+      const bytes = Buffer.from(
+        Array.from({ length: sizeBytes }, (_, at) => 1 + (Math.floor(at / 4096) % 251)),
+      );
+      subject.localMemory.fill(0, bytes);
+      subject.replicaMemory.fill(0, bytes);
+      for (const block of differing) subject.replicaMemory.fill(block * BLOCK + 17, filled(1, 0));
+      return subject;
+    }
+
+    it("sends what differs, and nothing else", async () => {
+      const subject = await carried(0, 9, 10, 63);
+      const size = subject.localMemory.info.sizeBytes;
+      await subject.knowing().run();
+      expect(subject.isSame).to.equal(true);
+      expect(subject.disk.dirty.missedBytes).to.equal(0);
+      const sent = subject.sent("write").map(({ offset, lengthBytes }) => [offset, lengthBytes]);
+      expect(sent.sort(([a = 0], [b = 0]) => a - b)).to.deep.equal([
+        [0, BLOCK],
+        [9 * BLOCK, BLOCK],
+        [10 * BLOCK, BLOCK],
+        [63 * BLOCK, BLOCK - 1000],
+      ]);
+      expect(subject.disk.resyncedBytes).to.equal(size);
+      expect(subject.disk.foundBytes).to.equal(size - 4 * BLOCK + 1000);
+    });
+
+    it("has what was found as not durable before the next flush, as what was sent", async () => {
+      const subject = await carried();
+      await subject.knowing().run();
+      expect([subject.disk.dirty.missedBytes, subject.disk.dirty.hasVolatile]).to.deep.equal([0, true]);
+    });
+
+    it("is not slowed down by the rate limit where nothing has to be sent", async () => {
+      const subject = await carried();
+      await subject.knowing(undefined, 1).run();
+      expect(subject.disk.dirty.missedBytes).to.equal(0);
+    });
+
+    it("does not lose a guest's write that comes while the replica is asked: it waits for the answer", async () => {
+      const subject = await carried();
+      const answer = new Deferred<undefined>();
+      const asked = new Deferred<undefined>();
+      const running = subject
+        .knowing(() => {
+          asked.resolve(undefined);
+          return answer.promise;
+        })
+        .run();
+      await asked.promise;
+      const written = subject.disk.guestExport.write(0, filled(BLOCK, 200), Flag.None);
+      await turns();
+      expect(await isSettled(written)).to.equal(false);
+      answer.resolve(undefined);
+      await Promise.all([running, written]);
+      expect(subject.replicaMemory.contents(0, BLOCK).equals(filled(BLOCK, 200))).to.equal(true);
+      expect(subject.isSame).to.equal(true);
+    });
+
+    it("sends all of it when the replica does not answer any more", async () => {
+      const subject = await carried(5);
+      let asked = 0;
+      await subject
+        .knowing(() => (++asked > 3 ? Promise.reject(new Error("gone")) : Promise.resolve()))
+        .run();
+      expect(subject.isSame).to.equal(true);
+      expect(subject.disk.dirty.missedBytes).to.equal(0);
+    });
+
+    it("fails at once with its link while the replica is asked", async () => {
+      const subject = await carried();
+      const asked = new Deferred<undefined>();
+      const answer = new Deferred<undefined>();
+      const resync = subject.knowing(() => {
+        asked.resolve(undefined);
+        return answer.promise;
+      });
+      const running = resync.run();
+      await asked.promise;
+      resync.stop();
+      answer.reject(new Error("closed"));
+      expect((await failureOf(running)).message).to.equal("the resync was stopped");
+      expect(subject.sent("write")).to.deep.equal([]);
+    });
+
+    it("fails when this side's disk can't be read", async () => {
+      const subject = await carried();
+      subject.local.fail({ operation: "read", offset: 8 * BLOCK, lengthBytes: BLOCK });
+      await failureOf(subject.knowing().run());
+      expect(subject.disk.dirty.nextMissed(0, Infinity)?.offset).to.be.at.most(8 * BLOCK);
+    });
+  });
 });

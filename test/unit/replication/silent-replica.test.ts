@@ -112,6 +112,7 @@ describe("a replica that fell silent", () => {
       clock,
       network: {
         control: () => Promise.resolve(controlOf(memory)),
+        commands: () => Promise.reject(new Error("it tells no digests")),
         disk: () => Promise.resolve(connectionTo(theirs, () => clock.nowMs())),
       },
       events: {

@@ -41,7 +41,11 @@ function takeOver(control: ReplicaNetwork["control"], stoppedMs: () => number = 
       after: (ms, call) => time.after(ms, call),
       every: () => () => undefined,
     },
-    network: { control, disk: () => Promise.reject(new Error("there is no disk")) },
+    network: {
+      control,
+      commands: () => Promise.reject(new Error("there is nothing to ask")),
+      disk: () => Promise.reject(new Error("there is no disk")),
+    },
   });
   return time.until(asked);
 }

@@ -1,0 +1,100 @@
+/** What a resync finds on the replica, and does not send. */
+import { expect } from "chai";
+
+import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
+import { digestsOf } from "../../../src/replication/digest.js";
+import { COMPARED_BYTES, KnownContent } from "../../../src/replication/primary/known-content.js";
+import { Random, SEED } from "../../tools/seed.js";
+
+const BLOCKS = COMPARED_BYTES / BLOCK;
+
+/** Content of which each block tells its number, or another. */
+function content(...numbers: number[]): Buffer {
+  return Buffer.concat(numbers.map((number) => Buffer.alloc(BLOCK, number)));
+}
+
+describe("KnownContent", () => {
+  /** One whose replica has this, at any offset. */
+  const knowing = (theirs: Buffer, asked: number[] = []): KnownContent =>
+    new KnownContent(
+      (offset, lengthBytes, blockBytes) => {
+        asked.push(offset);
+        return Promise.resolve(digestsOf(theirs.subarray(0, lengthBytes), blockBytes));
+      },
+      (error) => {
+        throw error;
+      },
+    );
+
+  it("tells block by block what the replica has, the last one of a disk, too", async () => {
+    const theirs = content(1, 9, 3, 4);
+    const own = Promise.resolve(content(1, 2, 3, 4).subarray(0, 3 * BLOCK + 100));
+    expect(await knowing(theirs).compare(0, 3 * BLOCK + 100, own)).to.deep.equal([true, false, true, true]);
+  });
+
+  it("takes nothing for the same of which one byte differs", async () => {
+    const random = new Random(SEED);
+    const theirs = content(1, 2, 3, 4);
+    const at = random.below(theirs.length);
+    const own = Buffer.from(theirs);
+    own[at] = 77;
+    const expected = Array.from({ length: BLOCKS }, (_, block) => block !== Math.floor(at / BLOCK));
+    expect(await knowing(theirs).compare(0, own.length, Promise.resolve(own)), `seed ${SEED}`).to.deep.equal(
+      expected,
+    );
+  });
+
+  /** Goes over a disk as a resync does. @returns how many pieces were compared, of how many */
+  async function goOver(known: KnownContent, pieces: number, own: Buffer): Promise<number> {
+    let compared = 0;
+    for (let piece = 0; piece < pieces; piece++) {
+      if (!known.isDue(COMPARED_BYTES)) continue;
+      compared++;
+      await known.compare(piece * COMPARED_BYTES, COMPARED_BYTES, Promise.resolve(own));
+    }
+    return compared;
+  }
+
+  it("compares each piece as long as the replica has something of it", async () => {
+    expect(await goOver(knowing(content(1, 2, 9, 9)), 1000, content(1, 5, 5, 5))).to.equal(1000);
+  });
+
+  it("compares one piece in hundreds where the replica has nothing, and each again once it has", async () => {
+    let theirs = content(0, 0, 0, 0);
+    const own = content(1, 2, 3, 4);
+    const known = new KnownContent(
+      (_offset, _lengthBytes, blockBytes) => Promise.resolve(digestsOf(theirs, blockBytes)),
+      (error) => {
+        throw error;
+      },
+    );
+    // 1, 4 without, 1, 8 without ... 1, 256 without, 1, 256 without.
+    expect(await goOver(known, 4 + 8 + 16 + 32 + 64 + 128 + 256 + 7, own)).to.equal(7);
+    expect(await goOver(known, 10 * 257, own)).to.equal(10);
+    expect(await goOver(known, 1, own)).to.equal(1);
+    theirs = own;
+    expect(await goOver(known, 256 + 100, own)).to.equal(100);
+  });
+
+  it("asks no more once something could not be asked, and tells why once", async () => {
+    const told: unknown[] = [];
+    let asked = 0;
+    const known = new KnownContent(
+      () => {
+        asked++;
+        return Promise.reject(new Error("no digests here"));
+      },
+      (error) => told.push(error),
+    );
+    const own = content(1, 2, 3, 4);
+    const compare = (): Promise<readonly boolean[]> => known.compare(0, own.length, Promise.resolve(own));
+    expect(await Promise.all([compare(), compare()])).to.deep.equal([
+      [false, false, false, false],
+      [false, false, false, false],
+    ]);
+    expect(await compare()).to.deep.equal([false, false, false, false]);
+    expect(asked).to.equal(2);
+    expect(told.map(String)).to.deep.equal(["Error: no digests here"]);
+    expect(known.isDue(1)).to.equal(false);
+  });
+});
