@@ -10,6 +10,7 @@ import {
 import { MemoryPool } from "../../../src/nbd/server/memory-pool.js";
 import type { MemoryAccount } from "../../../src/nbd/server/memory-pool.js";
 import { stopThisProcess } from "../../tools/stopped-process.js";
+import { waitFor } from "../../tools/wait-for.js";
 
 const POOL_BYTES = 10 * MEMORY_GUARANTEED_BYTES;
 /** What one client can hold: its own part besides. */
@@ -172,7 +173,11 @@ describe("MemoryPool", () => {
       const slow = open(true, () => cut.push("slow"), RESERVE_REQUEST_BYTES);
       take(slow, RESERVE_REQUEST_BYTES);
       // What it moved earlier may count in the first period.
-      await new Promise((resolve) => setTimeout(resolve, 2 * MEMORY_PRESSURE_MS + 100));
+      await waitFor(
+        "the cut",
+        () => cut,
+        ({ length }) => length > 0,
+      );
       expect(cut).to.deep.equal(["slow"]);
     });
   });
@@ -191,7 +196,11 @@ describe("MemoryPool", () => {
     const waiting = open();
     take(waiting, 6 * MEMORY_GUARANTEED_BYTES, "waiting");
     expect(cut).to.deep.equal([]);
-    await new Promise((resolve) => setTimeout(resolve, MEMORY_PRESSURE_MS + 100));
+    await waitFor(
+      "the cut",
+      () => cut,
+      ({ length }) => length > 0,
+    );
     expect(cut).to.deep.equal(["slow"]);
     expect(granted).to.deep.equal(["waiting"]);
     for (const account of [busyDevice, modest, waiting]) account.close();
