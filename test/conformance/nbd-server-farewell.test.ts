@@ -52,6 +52,24 @@ describe("NBD server, farewell to clients that connect again", () => {
     expect(device.log.map(({ operation }) => operation)).to.deep.equal(["write"]);
   });
 
+  it("closed so, it ends a connection as soon as the write that came half has come whole", async () => {
+    const device = new FailingDevice(new MemoryDevice(MEBIBYTE));
+    harness.add("disk0", device);
+    const client = await RawNbdClient.transmitting(harness.address, "disk0");
+    const held = device.hold({ operation: "read" });
+    client.request(Command.Read, { cookie: 1, lengthBytes: SECTOR_BYTES });
+    await held.arrived(1);
+    const closed = harness.server.close(LONG_MS, "ignore");
+    client.request(Command.Write, { lengthBytes: SECTOR_BYTES }, Buffer.alloc(SECTOR_BYTES - 1));
+    await taken();
+    held.release();
+    expect(await client.reply(SECTOR_BYTES)).to.include({ cookie: 1, errorNumber: 0 });
+    client.send(Buffer.alloc(1));
+    expect(await client.readToEnd()).to.have.length(0);
+    await closed;
+    expect(device.log.map(({ operation }) => operation)).to.deep.equal(["read"]);
+  });
+
   for (const { name, offset } of [
     { name: "a request", offset: 0 },
     { name: "a request that is done by parts", offset: 1 },

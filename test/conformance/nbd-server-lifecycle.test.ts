@@ -147,6 +147,18 @@ describe("NBD server, life cycle", () => {
     expect((await summaries(1))[0]).to.include({ clean: false, writes: 2, unansweredWrites: 1 });
   });
 
+  it("does not call a connection clean that broke after NBD_CMD_DISC, before everything was answered", async () => {
+    const client = await connect();
+    const held = device.hold({ operation: "write" });
+    client.request(Command.Write, { lengthBytes: 512 }, Buffer.alloc(512));
+    await held.arrived(1);
+    client.disconnect();
+    client.destroy();
+    await connect();
+    held.release();
+    expect((await summaries(1))[0]).to.include({ clean: false, writes: 1, unansweredWrites: 1 });
+  });
+
   it("counts writes answered with an error as failed", async () => {
     const client = await connect();
     device.fail({ operation: "write", count: 1 });
@@ -194,6 +206,9 @@ describe("NBD server, life cycle", () => {
     const client = await RawNbdClient.transmitting(harness.address, "observed");
     await client.ask(Command.Read, { lengthBytes: 512 });
     await client.ask(Command.Write, { offset: MEBIBYTE }, Buffer.alloc(512));
+    // Writes nothing.
+    expect((await client.ask(Command.Write)).errorNumber).to.equal(0);
+    expect(events).to.deep.equal(["connected unix:"]);
     await client.ask(Command.Write, {}, Buffer.alloc(512));
     await client.ask(Command.Write, {}, Buffer.alloc(512));
     client.disconnect();

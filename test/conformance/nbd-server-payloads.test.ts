@@ -1,6 +1,7 @@
 /** Payloads lie where they were received until the device is done: nothing that arrives later may touch them. */
 import { expect } from "chai";
 
+import { payloadBuffers } from "../../src/block/buffer-pool.js";
 import { leftSlabBytes } from "../../src/nbd/server/receive-buffer.js";
 import { Command } from "../../src/nbd/wire/constants.js";
 import { FailingDevice } from "../tools/failing-device.js";
@@ -88,5 +89,64 @@ describe(`NBD server, payloads of writes under way (SEED=${SEED})`, () => {
     for (let i = 0; i < LONELY_WRITES; i++) expect((await client.reply()).errorNumber).to.equal(0);
     expect(memory.contents().equals(expected)).to.equal(true);
     expect(leftSlabBytes(), "all is given back").to.equal(0);
+  });
+});
+
+describe("NBD server, buffers for short reads", () => {
+  let harness: NbdServerHarness;
+  let device: FailingDevice;
+  const inUse = new Set<Buffer>();
+  const take = payloadBuffers.take.bind(payloadBuffers);
+  const give = payloadBuffers.give.bind(payloadBuffers);
+
+  beforeEach(async () => {
+    payloadBuffers.take = (lengthBytes) => {
+      const buffer = take(lengthBytes);
+      inUse.add(buffer);
+      return buffer;
+    };
+    payloadBuffers.give = (buffer) => {
+      inUse.delete(buffer);
+      give(buffer);
+    };
+    harness = await startNbdServer();
+    device = new FailingDevice(new MemoryDevice(SIZE_BYTES));
+    harness.add("disk0", device);
+  });
+
+  afterEach(async () => {
+    device.clear();
+    await harness.close();
+    payloadBuffers.take = take;
+    payloadBuffers.give = give;
+  });
+
+  const untilInUse = async (count: number): Promise<void> => {
+    while (inUse.size !== count) await new Promise(setImmediate);
+  };
+
+  it("are given back as soon as a client has its answers: an idle one keeps what it receives into", async () => {
+    const client = await RawNbdClient.transmitting(harness.address, "disk0");
+    await untilInUse(1);
+    const held = device.hold({ operation: "read" });
+    for (let cookie = 0; cookie < 3; cookie++) client.request(Command.Read, { cookie, lengthBytes: 512 });
+    await held.arrived(3);
+    expect(inUse.size).to.equal(2);
+    held.release();
+    for (let count = 0; count < 3; count++) expect((await client.reply(512)).errorNumber).to.equal(0);
+    await untilInUse(1);
+    client.destroy();
+    await untilInUse(0);
+  });
+
+  it("are given back, with all else, when a client has hung up before its answers", async () => {
+    const client = await RawNbdClient.transmitting(harness.address, "disk0");
+    const held = device.hold({ operation: "read" });
+    client.request(Command.Read, { lengthBytes: 512 });
+    await held.arrived(1);
+    client.destroy();
+    await new Promise(setImmediate);
+    held.release();
+    await untilInUse(0);
   });
 });
