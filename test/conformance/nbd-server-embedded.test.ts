@@ -5,7 +5,7 @@ import type { BlockDevice, Extent } from "../../src/block/device.js";
 import { DeviceError, type Errno, errnoOf } from "../../src/errors.js";
 import { connectNbd } from "../../src/nbd/client/connect.js";
 import type { NbdExport } from "../../src/nbd/server/exports.js";
-import { Command, Option } from "../../src/nbd/wire/constants.js";
+import { Command, InfoType, Option } from "../../src/nbd/wire/constants.js";
 import { encodeInfoRequest, encodeOption } from "../../src/nbd/wire/option.js";
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
 import type { BlockDescriptor } from "../../src/nbd/wire/structured-reply.js";
@@ -196,6 +196,25 @@ describe("NBD server around others' code", () => {
         }
       });
     }
+  });
+
+  it("refuses requests that do not begin and end with blocks, but for the end of the export", async () => {
+    const device = new MemoryDevice(1124, { minimumBytes: 512 });
+    harness.exports.add({ name: "blocks", readOnly: false, device });
+    const client = await RawNbdClient.negotiating(harness.address);
+    const infoTypes = [InfoType.BlockSize];
+    await client.option(Option.Go, encodeInfoRequest({ exportName: "blocks", infoTypes }));
+    for (const [offset, lengthBytes, errorNumber] of [
+      [512, 512, 0],
+      [1024, 100, 0],
+      [100, 412, 22],
+      [512, 100, 22],
+      [1024, 50, 22],
+    ] as const) {
+      const reply = await client.ask(Command.Read, { offset, lengthBytes });
+      expect(reply.errorNumber, `${lengthBytes} bytes at ${offset}`).to.equal(errorNumber);
+    }
+    client.destroy();
   });
 
   it("advertises no preferred block size above the maximum, and a power of two", async () => {

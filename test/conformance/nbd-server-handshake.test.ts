@@ -3,6 +3,7 @@ import { expect } from "chai";
 
 import {
   ClientFlag,
+  Command,
   InfoType,
   Option,
   OptionReplyType,
@@ -341,6 +342,17 @@ describe("NBD server, handshake", () => {
       ErrUnknown,
     ]);
     await stillInSync();
+  });
+
+  it("keeps no selection of metadata contexts behind one that it refused", async () => {
+    await client.option(Option.StructuredReply);
+    const select = contextsOf("disk0", ["base:allocation"]);
+    expect(types(await client.option(Option.SetMetaContext, select))).to.deep.equal([MetaContext, Ack]);
+    expect(types(await client.option(Option.SetMetaContext, contextsOf("disk9", [])))).to.deep.equal([
+      ErrUnknown,
+    ]);
+    expect(types(await client.option(Option.Go, infoOf("disk0"))).at(-1)).to.equal(Ack);
+    expect(await client.ask(Command.BlockStatus, { lengthBytes: 512 })).to.include({ errorNumber: 22 });
   });
 
   it("understands a handshake that arrives byte by byte", async () => {

@@ -92,7 +92,7 @@ describe(`NBD server, payloads of writes under way (SEED=${SEED})`, () => {
   });
 });
 
-describe("NBD server, buffers for short reads", () => {
+describe("NBD server, buffers of a connection", () => {
   let harness: NbdServerHarness;
   let device: FailingDevice;
   const inUse = new Set<Buffer>();
@@ -125,7 +125,7 @@ describe("NBD server, buffers for short reads", () => {
     while (inUse.size !== count) await new Promise(setImmediate);
   };
 
-  it("are given back as soon as a client has its answers: an idle one keeps what it receives into", async () => {
+  it("are given back as soon as a client has its answers to short reads: an idle one keeps what it receives into", async () => {
     const client = await RawNbdClient.transmitting(harness.address, "disk0");
     await untilInUse(1);
     const held = device.hold({ operation: "read" });
@@ -147,6 +147,15 @@ describe("NBD server, buffers for short reads", () => {
     client.destroy();
     await new Promise(setImmediate);
     held.release();
+    await untilInUse(0);
+  });
+
+  it("are given back when a client's connection is reset in the middle of its payload", async () => {
+    const tcp = await harness.server.listen({ kind: "tcp", host: "127.0.0.1", port: 0 });
+    const client = await RawNbdClient.transmitting(tcp, "disk0");
+    client.request(Command.Write, { lengthBytes: FILLER_BYTES }, Buffer.alloc(FILLER_BYTES / 2));
+    await untilInUse(2);
+    client.socket.resetAndDestroy();
     await untilInUse(0);
   });
 });

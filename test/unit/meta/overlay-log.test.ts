@@ -139,6 +139,29 @@ describe("overlay log", () => {
     expect((await recoverAll(directory)).records).to.deep.equal([markRecord("zero", 0, 4096)]);
   });
 
+  it("can't tell where it ends once it is marked as broken: it may have been cut, and be as long as before after a power loss", async () => {
+    const log = await OverlayLog.create(directory, NAME, OPTIONS);
+    await log.append([dataRecord(0, Buffer.alloc(512, 1))]);
+    expect(log.endBytes).to.equal(log.sizeBytes);
+    await log.markBroken();
+    expect(log.endBytes).to.equal(null);
+  });
+
+  it("has committed what was added only when it is durable, also where that is on its way already", async () => {
+    const log = await OverlayLog.create(directory, NAME, OPTIONS);
+    const sync = new Deferred<void>();
+    directory.intercept = ({ kind }): Promise<void> | undefined =>
+      kind === "sync" ? sync.promise : undefined;
+    log.add(dataRecord(0, Buffer.alloc(512, 1)));
+    const first = log.commit();
+    await turns();
+    const second = log.commit();
+    await turns();
+    expect(await Promise.all([first, second].map(isSettled))).to.deep.equal([false, false]);
+    sync.resolve();
+    await Promise.all([first, second]);
+  });
+
   describe("of two long batches that are written side by side", () => {
     /** Each a batch of its own: as long as one gets. */
     const long = (byte: number): LogRecord => dataRecord(byte * 2 ** 24, Buffer.alloc(5 * 1024 * 1024, byte));
