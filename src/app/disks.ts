@@ -8,13 +8,13 @@ import { unsafeCache } from "../block/filters/unsafe-cache.js";
 import { ConfigError, MetadataError, ReplError, describeError, isErrno } from "../errors.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import type { FileIdentity } from "../meta/disk-identity.js";
-import { metadataPath, readMetadata } from "../meta/metadata.js";
+import { metadataPath, type NodeMetadata, readMetadata } from "../meta/metadata.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import type { DiskConfig, GrowthConfig } from "../config/fields.js";
 import type { CacheMode } from "../status.js";
 import type { NamedDisk } from "../replication/named-disk.js";
-import { announceGrowth, type Growing, growingDisks, recordGrowth } from "./growth.js";
+import { announceGrowth, type Growing, growingDisks, recordGrowth, retractGrowth } from "./growth.js";
 import type { Lifecycle } from "./lifecycle.js";
 
 export interface DiskOptions {
@@ -51,10 +51,11 @@ export async function openDisks(
   }
   await refuseTwins(disks);
   const growing = growingDisks(known, growth);
-  const announced =
-    known === null || growing.size === 0
-      ? null
-      : await announceGrowth(directory, known, growing, disks, identifyFile);
+  let announced: NodeMetadata | null = null;
+  if (known !== null && growing.size > 0) {
+    announced = await announceGrowth(directory, known, growing, disks, identifyFile);
+    lifecycle.add(() => retractGrowth(directory, known, growing, disks, identifyFile));
+  }
   // A disk that the node has is as large as it is on record, whatever `--size` was when it was made.
   const newSizeBytes = known === null ? createSizeBytes : null;
   const opened: NamedDisk[] = [];

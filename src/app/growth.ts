@@ -6,12 +6,19 @@
  * 2. the file is made larger, as it is opened; a device, or the export of another server, has been by somebody else;
  * 3. metadata.json has the new size: from here on the disk is that large.
  * Its dirty map follows when it is opened (meta/dirty-map-growth.ts).
+ * A start that is refused before the second step takes the first one back.
  */
 import type { Logger } from "pino";
 import type { DiskConfig, GrowthConfig } from "../config/fields.js";
 import { ConfigError, MetadataError } from "../errors.js";
 import type { FileIdentity } from "../meta/disk-identity.js";
-import { type DiskIdentity, metadataPath, type NodeMetadata, writeMetadata } from "../meta/metadata.js";
+import {
+  type DiskIdentity,
+  metadataPath,
+  type NodeMetadata,
+  readMetadata,
+  writeMetadata,
+} from "../meta/metadata.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import type { NamedDisk } from "../replication/named-disk.js";
 
@@ -65,6 +72,32 @@ export async function announceGrowth(
   const announced = { ...known, disks };
   await writeMetadata(directory, announced);
   return announced;
+}
+
+/**
+ * Takes the first step back for what is as it was: a change by somebody else before the next start has to be noticed.
+ * @param known what was on record before it
+ * @param identify as for announceGrowth()
+ */
+export async function retractGrowth(
+  directory: StateDirectory,
+  known: NodeMetadata,
+  growing: ReadonlyMap<string, Growing>,
+  paths: readonly DiskConfig[],
+  identify: (path: string) => Promise<FileIdentity | null>,
+): Promise<void> {
+  const now = await readMetadata(directory);
+  if (now === null) return;
+  const disks: DiskIdentity[] = [];
+  for (const [index, disk] of now.disks.entries()) {
+    const before = known.disks[index];
+    const path = growing.has(disk.name) ? paths.find(({ name }) => name === disk.name)?.path : undefined;
+    const file = path === undefined ? null : await identify(path);
+    const isAsBefore = file !== null && disk.sizeBytes === before?.sizeBytes;
+    disks.push(isAsBefore && file.modifiedNs === before.modifiedNs ? before : disk);
+  }
+  if (disks.some((disk, index) => disk !== now.disks[index]))
+    await writeMetadata(directory, { ...now, disks });
 }
 
 /**

@@ -140,6 +140,15 @@ describe("a disk that is to grow (--grow)", () => {
     expect(await start([{ name: "b", sizeBytes: 2 * NEW_BYTES }])).to.deep.equal([OLD_BYTES, 2 * NEW_BYTES]);
   });
 
+  it("stays noticed if somebody else writes to it after a start that was refused", async () => {
+    const before = await recorded();
+    // What no file system takes.
+    const refusal = await failureOf(start([{ name: "b", sizeBytes: Number.MAX_SAFE_INTEGER }]));
+    expect(refusal).to.be.instanceOf(ConfigError).with.property("code", "disk-not-grown");
+    expect(await fileSizes()).to.deep.equal([OLD_BYTES, OLD_BYTES]);
+    expect(await recorded()).to.deep.equal(before);
+  });
+
   for (const [when, failing] of [
     ["when the file was about to be made larger", 1],
     ["when it had been", 2],
