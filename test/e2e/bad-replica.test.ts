@@ -86,14 +86,23 @@ describe("replica that can't be used", () => {
       await expectRefused("disk0", "--replica", `nbd+unix:///?socket=${socket}`);
     });
 
-    it("an export of another size: both are named", async () => {
-      const socket = workspace.path("nbdkit.sock");
-      await startNbdkit(workspace, socket, "memory", "2M");
-      await expectRefused(
-        "the replica of disk disk0 has 2097152 bytes, the primary disk 4194304",
-        ...["--replica", `nbd+unix:///?socket=${socket}`],
-      );
-    });
+    for (const [size, sizeBytes, remedy] of [
+      ["2M", 2097152, "export one that is as large"],
+      [
+        "8M",
+        8388608,
+        "start this node with --grow disk0=8388608, or export one that is as large as its disk",
+      ],
+    ] as const) {
+      it(`an export of another size, ${size}: both are named, and what to do`, async () => {
+        const socket = workspace.path("nbdkit.sock");
+        await startNbdkit(workspace, socket, "memory", size);
+        await expectRefused(
+          `the replica of disk disk0 has ${sizeBytes} bytes, the primary disk 4194304: ${remedy}`,
+          ...["--replica", `nbd+unix:///?socket=${socket}`],
+        );
+      });
+    }
 
     it("an export that is read-only", async () => {
       const socket = workspace.path("nbdkit.sock");

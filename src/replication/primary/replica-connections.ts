@@ -208,8 +208,12 @@ async function connectDisk(
   const expected = disk.local.info.sizeBytes;
   if (sizeBytes === expected && writable) return replica;
   await replica.close();
+  const remedy =
+    sizeBytes < expected
+      ? "export one that is as large"
+      : `start this node with --grow ${disk.name}=${sizeBytes}, or export one that is as large as its disk`;
   const what = writable
-    ? `has ${sizeBytes} bytes, the primary disk ${expected}`
+    ? `has ${sizeBytes} bytes, the primary disk ${expected}: ${remedy}`
     : "is read-only: export it writable";
   throw new NegotiationError("replica-unusable", `the replica of disk ${disk.name} ${what}`);
 }
