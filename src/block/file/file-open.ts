@@ -174,9 +174,12 @@ async function describeFile(fd: number, path: string, writable: boolean): Promis
 }
 
 async function grown(file: OpenFile, grow: FileOptions["grow"]): Promise<OpenFile> {
-  if (grow === undefined || file.isBlockDevice || file.sizeBytes !== grow.fromBytes) return file;
+  const isGrown = file.sizeBytes === grow?.toBytes;
+  if (grow === undefined || file.isBlockDevice || (file.sizeBytes !== grow.fromBytes && !isGrown))
+    return file;
   try {
-    await promisify(ftruncate)(file.fd, grow.toBytes);
+    if (!isGrown) await promisify(ftruncate)(file.fd, grow.toBytes);
+    // A start that was cut off may have made it larger, and not durably.
     await promisify(fsync)(file.fd);
   } catch (error) {
     throw new ConfigError(

@@ -4,6 +4,7 @@
  * Invariant: what is digested is what the node has acknowledged: reads go through the replication export, which waits
  * for writes that are in memory.
  */
+import { withBuffer } from "../../block/buffer-pool.js";
 import { settleAll } from "../../block/settle-all.js";
 import { NegotiationError, StateError } from "../../errors.js";
 import { type DigestRequest, digestsOf, MAX_DIGEST_BYTES, MAX_DIGESTS } from "../digest.js";
@@ -19,14 +20,14 @@ export interface DigestedNode {
 /** @throws StateError "session-lost" if the one who asks is not the one who replicates to this node */
 export async function answerDigests(node: DigestedNode, request: DigestRequest): Promise<string[][]> {
   const disk = checkRequest(node, request);
-  const contents = request.ranges.map(({ length }) => Buffer.allocUnsafe(length));
-  await settleAll(
-    request.ranges.map(({ offset }, index) => {
-      const content = contents[index];
-      return content === undefined ? Promise.resolve() : disk.replicationExport.read(offset, content);
+  const answers = request.ranges.map(({ offset, length }) =>
+    withBuffer(length, async (content) => {
+      await disk.replicationExport.read(offset, content);
+      return digestsOf(content, request.block);
     }),
   );
-  return contents.map((content) => digestsOf(content, request.block));
+  await settleAll(answers);
+  return Promise.all(answers);
 }
 
 function checkRequest(
