@@ -1,4 +1,5 @@
 /** The composition root of repl-primary. */
+import { afterRunning, systemClock } from "../clock.js";
 import type { PrimaryConfig } from "../config/schema.js";
 import { StateError } from "../errors.js";
 import { ExportTable } from "../nbd/server/exports.js";
@@ -18,6 +19,8 @@ import { linkTlsOf, type NodeParts, runNode, type RunningNode } from "./run-node
 
 /** How long guests may take to take their last replies when the node stops. */
 const CLOSE_DEADLINE_MS = 5000;
+/** How much of that they need, at most, once a replica that does not answer was given up. */
+const LAST_REPLIES_MS = 1000;
 
 /** Runs a primary in the foreground. @returns the exit code @throws ReplError if it can't start */
 export async function runPrimary(config: PrimaryConfig): Promise<number> {
@@ -61,10 +64,7 @@ async function startPrimary(
     log: log.child({ component: "nbd" }),
     ...parts.nbdAccess,
   });
-  lifecycle.add(() => {
-    primary.refuseWaiting();
-    return guests.close(CLOSE_DEADLINE_MS, farewellOf(primary));
-  });
+  lifecycle.add(() => closeGuests(guests, primary));
   for (const address of config.listen) await guests.listen(address);
   for (const { fd } of config.sockets) await guests.listenOn(fd);
 
@@ -87,9 +87,22 @@ async function startPrimary(
   };
 }
 
-/** How a node that ends leaves its guests: after a switch-over those that connect again ask the other one. @param primary null: it is none */
-export function farewellOf(primary: Primary | null): Farewell {
-  return primary?.isElsewhere === true ? "ignore" : "refuse";
+/** The node stops: guests' last requests are finished and answered, whatever the replica does meanwhile. */
+export async function closeGuests(server: NbdServer, primary: Primary): Promise<void> {
+  primary.refuseWaiting();
+  const cancel = afterRunning(systemClock, CLOSE_DEADLINE_MS - LAST_REPLIES_MS, () => {
+    primary.giveUpAwaitedReplica();
+  });
+  try {
+    await server.close(CLOSE_DEADLINE_MS, farewellOf(primary));
+  } finally {
+    cancel();
+  }
+}
+
+/** How a node that ends leaves its guests: after a switch-over those that connect again ask the other one. */
+function farewellOf(primary: Primary): Farewell {
+  return primary.isElsewhere ? "ignore" : "refuse";
 }
 
 /** What a node that replicates tells its QMP clients. @param speed the limit of its copying */

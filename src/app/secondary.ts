@@ -11,7 +11,7 @@ import { CHECKPOINT_EVENT, CHECKPOINT_FAILED_EVENT, ROLLBACK_LOST_EVENT } from "
 import { Secondary } from "../replication/secondary/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
-import { farewellOf, linkEvents } from "./primary.js";
+import { closeGuests, linkEvents } from "./primary.js";
 import { jobControls, yankable } from "./primary-status.js";
 import { commitJob, secondaryJobs, secondaryStatus } from "./secondary-status.js";
 
@@ -65,10 +65,11 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
     log: log.child({ component: "view" }),
     ...parts.nbdAccess,
   });
-  lifecycle.add(() => {
-    const promoted = secondary.stage === "done" ? secondary.promoted : null;
-    return view.close(DISCONNECT_DEADLINE_MS, farewellOf(promoted));
-  });
+  lifecycle.add(() =>
+    secondary.stage === "done"
+      ? closeGuests(view, secondary.promoted)
+      : view.close(DISCONNECT_DEADLINE_MS, "refuse"),
+  );
   for (const address of config.view) await view.listen(address);
   if (config.listen.length + config.sockets.length > 0) await writers.startAll(config.listen, config.sockets);
 

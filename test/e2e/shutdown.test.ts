@@ -5,13 +5,19 @@ import { mkdir } from "node:fs/promises";
 
 import { Command } from "../../src/nbd/wire/constants.js";
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
+import { expectPattern, tryQemuIo } from "../tools/clients.js";
+import { expectSameContent } from "../tools/disk-files.js";
 import { FailingDevice } from "../tools/failing-device.js";
+import { Host } from "../tools/host.js";
+import { LinkProxy } from "../tools/link-proxy.js";
 import { MemoryDevice } from "../tools/memory-device.js";
 import { startNbdServer } from "../tools/nbd-server-harness.js";
 import { NodeProcess } from "../tools/node-process.js";
 import { failureOf } from "../tools/outcome.js";
+import { Pair } from "../tools/pair.js";
 import { succeed } from "../tools/process.js";
 import { RawNbdClient } from "../tools/raw-nbd-client.js";
+import { startNbdkit } from "../tools/socket-server.js";
 import { useWorkspace } from "../tools/workspace.js";
 
 const MEBIBYTE = 1024 * 1024;
@@ -74,6 +80,61 @@ describe("a primary that gets SIGTERM while its clients are at work", () => {
     expect(disk.log.at(-1)?.operation).to.equal("flush");
     deaf.socket.resume();
     expect((await deaf.readToEnd()).length).to.be.below(LONG_READS * MEBIBYTE);
+  });
+});
+
+describe("a node that gets SIGTERM while a guest waits for a replica that has fallen silent", () => {
+  const workspace = useWorkspace();
+  /** Longer than anybody waits for a node to stop. */
+  const patient = ["--replica-timeout", "10m"];
+
+  const writeWhileStopping = async (node: NodeProcess, uri: string, proxy: LinkProxy): Promise<void> => {
+    proxy.stall();
+    const written = tryQemuIo(uri, "write -P 0x22 0 64k");
+    await node.waitForStatus("a change on its way", ({ disks }) => (disks[0]?.primary?.inFlight ?? 0) > 0);
+    node.process.signal("SIGTERM");
+    expect((await written).stdout).to.include("wrote 65536/65536");
+    expect((await node.process.ended()).code).to.equal(0);
+  };
+
+  for (const ackMode of ["memsync", "sync"]) {
+    it(`a primary in ack mode ${ackMode}: answers the guest, ends with 0, and sends the replica what it missed later`, async () => {
+      let proxy: LinkProxy | null = null;
+      const pair = new Pair(workspace, {
+        sizeBytes: MEBIBYTE,
+        primary: [...patient, "--ack-mode", ackMode],
+        route: async ({ replication, qmp }) => {
+          proxy = await LinkProxy.start(workspace, replication);
+          return { replication: proxy.address, qmp };
+        },
+      });
+      await pair.startSecondary();
+      await pair.startPrimary();
+      await pair.synchronised();
+      const link = proxy as unknown as LinkProxy;
+      await writeWhileStopping(pair.primary, pair.primaryUri(), link);
+      link.heal();
+      await pair.startPrimary();
+      await pair.synchronised();
+      await pair.primary.succeed("stop");
+      await pair.secondary.succeed("stop");
+      await expectPattern(pair.primaryFile(), [0x22, "0", "64k"]);
+      await expectSameContent(pair.primaryFile(), pair.secondaryFile());
+    });
+  }
+
+  it("a promoted secondary: answers the guest, and ends with 0", async () => {
+    const host = new Host(workspace, "a", MEBIBYTE);
+    await host.startSecondary();
+    await host.node.withQmp((qmp) => qmp.execute("xen-set-replication", { enable: true, primary: false }));
+    await host.failOver("latest");
+    const replica = workspace.path("replica.sock");
+    await startNbdkit(workspace, replica, "memory", "1M");
+    const proxy = await LinkProxy.start(workspace, `unix:${replica}`);
+    await host.node.succeed("attach", "--replica", `nbd://${proxy.address}`);
+    await host.node.waitForStatus("replicating", ({ primary }) => primary?.link.state === "replicating");
+    await writeWhileStopping(host.node, host.uri, proxy);
+    await expectPattern(host.file, [0x22, "0", "64k"]);
   });
 });
 

@@ -11,7 +11,7 @@ import type { DirtyMap } from "../../block/dirty-map.js";
 import { Gate } from "../../block/gate.js";
 import { MemoryBudget } from "../../block/memory-budget.js";
 import { systemClock } from "../../clock.js";
-import { ReplError, StateError } from "../../errors.js";
+import { LinkError, ReplError, StateError } from "../../errors.js";
 import { type ForeignDisk, identifyDisks } from "../../meta/disk-identity.js";
 import { writeMetadata } from "../../meta/metadata.js";
 import type { CheckpointFailure, SwallowedError } from "../../status.js";
@@ -224,6 +224,17 @@ export class Primary {
   /** The node stops: changes that wait for the replica, now or later, fail with ESHUTDOWN. */
   refuseWaiting(): void {
     this.#guests.end();
+  }
+
+  /**
+   * The node stops, and guests are to hear of their last changes: those that wait for the replica wait no more. In ack mode `async`
+   * none does.
+   */
+  giveUpAwaitedReplica(): void {
+    const { link } = this;
+    if (this.#options.ackMode === "async" || !this.disks.some((_, index) => (link?.inFlight(index) ?? 0) > 0))
+      return;
+    link?.giveUp(new LinkError("stopping", "the node stops, and the replica has not answered"));
   }
 
   /** Why a checkpoint would be refused now, or null. */
