@@ -2,6 +2,9 @@
 import { expect } from "chai";
 
 import { expectPattern, tryQemuIo, writePattern } from "../tools/clients.js";
+import { FailingDevice } from "../tools/failing-device.js";
+import { MemoryDevice } from "../tools/memory-device.js";
+import { startNbdServer } from "../tools/nbd-server-harness.js";
 import { NodeProcess } from "../tools/node-process.js";
 import { startPair } from "../tools/pair.js";
 import { succeed } from "../tools/process.js";
@@ -135,6 +138,23 @@ describe("QMP session", () => {
     expect(await session.command("query-block-jobs")).to.deep.equal({ return: [] });
     expect(session.has("BLOCK_JOB_COMPLETED")).to.equal(false);
   });
+
+  for (const execute of ["xen-colo-do-checkpoint", "x-repl-checkpoint"]) {
+    it(`answers ${execute} when the checkpoint is durable, and with an error if it can't become so`, async () => {
+      const harness = await startNbdServer();
+      workspace.onEnd(() => harness.close());
+      const disk = new FailingDevice(new MemoryDevice(1024 * 1024, { extents: "none" }));
+      harness.add("image", disk);
+      const node = await NodeProcess.start(workspace, "secondary", [
+        ...["--disk", `disk0=nbd+unix:///image?socket=${harness.path}`, "--listen", "none"],
+      ]);
+      const session = await negotiate(node);
+      await session.command("xen-set-replication", { enable: true, primary: false });
+      disk.fail({ operation: "flush" });
+      expect((await session.command(execute))["error"]).to.have.property("class", "GenericError");
+      expect((await node.status()).stage).to.equal("running");
+    });
+  }
 
   it("shows an export's description to clients that list and to clients that ask", async () => {
     const node = await startSecondary("--listen", "none");

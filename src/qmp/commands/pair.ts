@@ -155,7 +155,10 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
         // A promoted node takes its checkpoints as any primary.
         const isOwn = secondary.stage === "done" && session === undefined && epoch === undefined;
         if (isOwn) return { epoch: await secondary.promoted.checkpoint() };
-        return { epoch: await secondary.checkpoint({ session: session ?? null, epoch: epoch ?? null }) };
+        const number = await secondary.checkpoint({ session: session ?? null, epoch: epoch ?? null });
+        // A primary goes on with its guests at once, and waits for the event; anybody else goes by the answer.
+        if (session === undefined) await secondary.checkpointDurable();
+        return { epoch: number };
       },
     }),
     qmpCommand({
