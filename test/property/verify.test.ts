@@ -199,7 +199,7 @@ describe("verify", () => {
     const compare = (answer: () => Promise<readonly string[]>): Promise<void> =>
       verify.run({
         digests: {
-          of: (_offset, lengthBytes, blockBytes) =>
+          of: (_disk, _offset, lengthBytes, blockBytes) =>
             blockBytes === BLOCK
               ? answer()
               : Promise.resolve(Array(Math.ceil(lengthBytes / blockBytes)).fill("")),
