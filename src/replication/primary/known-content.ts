@@ -4,7 +4,8 @@
  *
  * Invariants:
  * - Once something can't be asked, nothing is any more: the copy goes on without.
- * - It costs little where the replica has nothing of it: each piece that was compared in vain lets more pass than the one before.
+ * - It costs little where the replica has nothing of it: after the first pieces they are compared one at a time then, and each that
+ *   was in vain lets more pass than the one before.
  */
 import type { Logger } from "pino";
 import { DIRTY_BLOCK_BYTES } from "../../block/dirty-blocks.js";
@@ -30,6 +31,10 @@ export class KnownContent {
   readonly #ask: AskDigests;
   readonly #onGivenUp: (error: unknown) => void;
   #isGivenUp = false;
+  /** Nothing has been compared yet, or the replica had something of the last piece: many are compared at a time. */
+  #isOfUse = true;
+  /** One is compared to find out. */
+  #isProbing = false;
   #passBytes = 0;
   #nextPassBytes = FIRST_PASS_BYTES;
 
@@ -49,12 +54,15 @@ export class KnownContent {
     );
   }
 
-  /** Whether the next piece is to be compared. If not, one of `lengthBytes` goes without. */
+  /** Whether the next piece is to be compared, by compare(). If not, one of `lengthBytes` goes without. */
   isDue(lengthBytes: number): boolean {
-    if (this.#isGivenUp) return false;
-    if (this.#passBytes <= 0) return true;
-    this.#passBytes -= lengthBytes;
-    return false;
+    if (this.#isGivenUp || this.#isProbing) return false;
+    if (this.#passBytes > 0) {
+      this.#passBytes -= lengthBytes;
+      return false;
+    }
+    this.#isProbing = !this.#isOfUse;
+    return true;
   }
 
   /**
@@ -62,15 +70,22 @@ export class KnownContent {
    * @param content resolves with what this side has
    */
   async compare(offset: number, lengthBytes: number, content: Promise<Buffer>): Promise<readonly boolean[]> {
+    const isProbe = !this.#isOfUse;
     const asked = this.#digestsOf(offset, lengthBytes);
     const [own, theirs] = await Promise.all([content, asked]);
     const isSame = digestsOf(own, DIRTY_BLOCK_BYTES).map((digest, block) => digest === theirs[block]);
-    if (isSame.includes(true)) this.#nextPassBytes = FIRST_PASS_BYTES;
-    else {
-      this.#passBytes = this.#nextPassBytes;
-      this.#nextPassBytes = Math.min(2 * this.#nextPassBytes, LONGEST_PASS_BYTES);
-    }
+    if (isProbe) this.#isProbing = false;
+    this.#learn(isSame.includes(true), isProbe);
     return isSame;
+  }
+
+  #learn(isOfUse: boolean, isProbe: boolean): void {
+    // Of many that were compared at a time the others tell nothing new.
+    if (!isOfUse && !isProbe && !this.#isOfUse) return;
+    if (isOfUse || !isProbe) this.#nextPassBytes = FIRST_PASS_BYTES;
+    this.#isOfUse = isOfUse;
+    this.#passBytes = isOfUse ? 0 : this.#nextPassBytes;
+    if (!isOfUse) this.#nextPassBytes = Math.min(2 * this.#nextPassBytes, LONGEST_PASS_BYTES);
   }
 
   /** None, once something could not be asked. */

@@ -76,6 +76,29 @@ describe("KnownContent", () => {
     expect(await goOver(known, 256 + 100, own)).to.equal(100);
   });
 
+  it("compares many pieces at a time, and one where the replica has nothing, until it has something again", async () => {
+    let theirs = content(0, 0, 0, 0);
+    const own = content(1, 2, 3, 4);
+    const known = new KnownContent(
+      (_offset, _lengthBytes, blockBytes) => Promise.resolve(digestsOf(theirs, blockBytes)),
+      (error) => {
+        throw error;
+      },
+    );
+    const compare = (): Promise<readonly boolean[]> => known.compare(0, own.length, Promise.resolve(own));
+    /** Claims so many pieces before any of them is compared. @returns how many are to be */
+    const claim = (pieces: number): number =>
+      Array.from({ length: pieces }, () => known.isDue(COMPARED_BYTES)).filter(Boolean).length;
+    expect(claim(10)).to.equal(10);
+    await Promise.all(Array.from({ length: 10 }, compare));
+    // However many were in vain at a time: four pass, then one is due.
+    expect(claim(4)).to.equal(0);
+    expect(claim(10)).to.equal(1);
+    theirs = own;
+    await compare();
+    expect(claim(10)).to.equal(10);
+  });
+
   it("asks no more once something could not be asked, and tells why once", async () => {
     const told: unknown[] = [];
     let asked = 0;
