@@ -33,6 +33,7 @@ export class ReplicaDigests {
   #questions: Question[] = [];
   readonly #unanswered = new Set<Question>();
   #underWay = 0;
+  #isClosed = false;
 
   /** @param session of the primary that asks; it connects when it asks for the first time */
   constructor(
@@ -51,6 +52,7 @@ export class ReplicaDigests {
    * @throws UnreachableError; LinkError if the connection is lost or the answer stays out; QmpError if the secondary refuses
    */
   of(disk: string, offset: number, lengthBytes: number, blockBytes: number): Promise<readonly string[]> {
+    if (this.#isClosed) return Promise.reject(closed());
     return new Promise((resolve, reject) => {
       const question = { disk, offset, lengthBytes, blockBytes, resolve, reject };
       this.#questions.push(question);
@@ -59,9 +61,10 @@ export class ReplicaDigests {
     });
   }
 
-  /** Whatever is asked rejects at once. To be used no more. */
+  /** Whatever is asked, or will be, rejects at once. */
   close(): void {
-    for (const { reject } of this.#unanswered) reject(new LinkError("closed", "the connection was closed"));
+    this.#isClosed = true;
+    for (const { reject } of this.#unanswered) reject(closed());
     this.#unanswered.clear();
     this.#questions = [];
     void this.#client?.then(
@@ -121,4 +124,8 @@ export class ReplicaDigests {
     }
     for (const question of batch) this.#unanswered.delete(question);
   }
+}
+
+function closed(): LinkError {
+  return new LinkError("closed", "the connection was closed");
 }

@@ -61,9 +61,7 @@ export class Resync {
   readonly #stopping = new AbortController();
   #cursor = 0;
 
-  /**
-   * @param replica reachable for as long as run() runs
-   */
+  /** @param replica reachable for as long as run() runs */
   constructor(disk: PrimaryDisk, replica: BlockDevice, { rate, window, clock, known }: ResyncOptions) {
     this.disk = disk;
     this.#replica = replica;
