@@ -1,7 +1,7 @@
 /** SIGTERM to a primary whose clients are at work: what each of them sees, and what is left behind. */
 import { expect } from "chai";
 import { existsSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
+import { mkdir, writeFile } from "node:fs/promises";
 
 import { Command } from "../../src/nbd/wire/constants.js";
 import { errorNumberOf } from "../../src/nbd/wire/error-number.js";
@@ -120,6 +120,43 @@ describe("a node that gets SIGTERM while a guest waits for a replica that has fa
       await pair.secondary.succeed("stop");
       await expectPattern(pair.primaryFile(), [0x22, "0", "64k"]);
       await expectSameContent(pair.primaryFile(), pair.secondaryFile());
+    });
+  }
+
+  for (const ackMode of ["memsync", "async"]) {
+    it(`a primary in ack mode ${ackMode} that asks what the replica has: answers the guest who writes to that, and ends with 0`, async () => {
+      let asked: Promise<unknown> | null = null;
+      const pair = new Pair(workspace, {
+        sizeBytes: MEBIBYTE,
+        primary: [...patient, "--ack-mode", ackMode],
+        route: async ({ replication, qmp }) => {
+          const proxy = await LinkProxy.start(workspace, qmp);
+          asked = proxy.when(() => {
+            proxy.stall();
+          }, ["far", "x-repl-digest"]);
+          return { replication, qmp: proxy.address };
+        },
+      });
+      await writeFile(pair.primaryFile(), Buffer.alloc(MEBIBYTE, 0x11));
+      await pair.startSecondary();
+      await pair.startPrimary();
+      await (asked as unknown as Promise<unknown>);
+      const guest = await RawNbdClient.transmitting(
+        { kind: "unix", path: workspace.path("guest.sock") },
+        "disk0",
+      );
+      workspace.onEnd(() => {
+        guest.destroy();
+        return Promise.resolve();
+      });
+      guest.request(Command.Write, { cookie: 1, offset: 4096, lengthBytes: 4096 }, Buffer.alloc(4096, 0x22));
+      // Answered before the write, which has come, and waits.
+      guest.request(Command.Read, { cookie: 2, offset: 512 * 1024, lengthBytes: 512 });
+      expect(await guest.reply(512)).to.include({ cookie: 2, errorNumber: 0 });
+      pair.primary.process.signal("SIGTERM");
+      expect(await guest.reply()).to.include({ cookie: 1, errorNumber: 0 });
+      expect((await pair.primary.process.ended()).code).to.equal(0);
+      await expectPattern(pair.primaryFile(), [0x11, "0", "4k"], [0x22, "4k", "4k"]);
     });
   }
 

@@ -228,12 +228,15 @@ export class Primary {
 
   /**
    * The node stops, and guests are to hear of their last changes: those that wait for the replica wait no more. In ack mode `async`
-   * none does.
+   * only those do whose blocks are being copied or compared.
    */
   giveUpAwaitedReplica(): void {
     const { link } = this;
-    if (this.#options.ackMode === "async" || !this.disks.some((_, index) => (link?.inFlight(index) ?? 0) > 0))
-      return;
+    const areSome = this.disks.some(
+      ({ mirror }, index) => mirror.inFlight > 0 || (link?.inFlight(index) ?? 0) > 0,
+    );
+    const areCompared = (link?.resyncs.length ?? 0) + this.verifier.verifies.length > 0;
+    if (!areSome || (this.#options.ackMode === "async" && !areCompared)) return;
     link?.giveUp(new LinkError("stopping", "the node stops, and the replica has not answered"));
   }
 
