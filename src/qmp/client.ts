@@ -78,10 +78,14 @@ export class QmpClient {
   }
 
   /**
-   * Connects, over TLS if the endpoint says so, reads the greeting and negotiates, all within the limit.
+   * Connects, over TLS if the endpoint says so, reads the greeting and negotiates, all within the limit, or until it is aborted.
    * @throws UnreachableError that names the address; ConfigError if the files for TLS can't be used
    */
-  static async connect(address: Endpoint, options: { readonly timeoutMs?: number } = {}): Promise<QmpClient> {
+  static async connect(
+    address: Endpoint,
+    options: { readonly timeoutMs?: number; readonly signal?: AbortSignal } = {},
+  ): Promise<QmpClient> {
+    const { signal } = options;
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     const socket = open(address);
     const client = new QmpClient(address, socket);
@@ -89,6 +93,10 @@ export class QmpClient {
     const hint = isPlain ? ", as from a server that waits for TLS" : "";
     const late = new Error(`no answer within ${timeoutMs} ms${hint}`);
     const cancelTimer = afterRunning(systemClock, timeoutMs, () => socket.destroy(late));
+    const abort = (): void => {
+      socket.destroy(new Error("nobody waits for it any more"));
+    };
+    signal?.addEventListener("abort", abort);
     try {
       await client.#greeting();
       await client.execute("qmp_capabilities", {}, { timeoutMs });
@@ -107,6 +115,7 @@ export class QmpClient {
       );
     } finally {
       cancelTimer();
+      signal?.removeEventListener("abort", abort);
     }
   }
 

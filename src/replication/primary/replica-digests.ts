@@ -2,8 +2,10 @@
  * Asks the secondary for digests of its disks, over a QMP connection of its own: a QMP server runs the commands of a
  * connection one after the other, and heartbeats and checkpoints must not wait for reads of the disk.
  *
- * Invariant: at most two commands are under way: one that the secondary works on, and one that is there when it has finished that.
- * What is asked meanwhile goes with the next one, as far as the bound on a command allows.
+ * Invariants:
+ * - At most two commands are under way: one that the secondary works on, and one that is there when it has finished that.
+ *   What is asked meanwhile goes with the next one, as far as the bound on a command allows.
+ * - Once an answer stays out, whatever is asked rejects: each command behind it would wait as long, and guests with all of them.
  */
 import { asError, LinkError, ProtocolError } from "../../errors.js";
 import type { Endpoint } from "../../net/endpoint.js";
@@ -27,13 +29,13 @@ export class ReplicaDigests {
   readonly #connect: () => Promise<CommandConnection>;
   readonly #timeoutMs: number;
   readonly #session: string;
+  readonly #givenUp = new AbortController();
   /** Null: nothing has been asked yet. */
   #client: Promise<CommandConnection> | null = null;
   /** Not sent yet. */
   #questions: Question[] = [];
   readonly #unanswered = new Set<Question>();
   #underWay = 0;
-  #isClosed = false;
 
   /** @param session of the primary that asks; it connects when it asks for the first time */
   constructor(
@@ -42,7 +44,7 @@ export class ReplicaDigests {
     timeoutMs: number,
     session: string,
   ) {
-    this.#connect = () => network.commands(address, timeoutMs);
+    this.#connect = () => network.commands(address, timeoutMs, this.#givenUp.signal);
     this.#timeoutMs = timeoutMs;
     this.#session = session;
   }
@@ -52,7 +54,7 @@ export class ReplicaDigests {
    * @throws UnreachableError; LinkError if the connection is lost or the answer stays out; QmpError if the secondary refuses
    */
   of(disk: string, offset: number, lengthBytes: number, blockBytes: number): Promise<readonly string[]> {
-    if (this.#isClosed) return Promise.reject(closed());
+    if (this.#givenUp.signal.aborted) return Promise.reject(asError(this.#givenUp.signal.reason));
     return new Promise((resolve, reject) => {
       const question = { disk, offset, lengthBytes, blockBytes, resolve, reject };
       this.#questions.push(question);
@@ -63,10 +65,16 @@ export class ReplicaDigests {
 
   /** Whatever is asked, or will be, rejects at once. */
   close(): void {
-    this.#isClosed = true;
-    for (const { reject } of this.#unanswered) reject(closed());
+    this.#giveUp(new LinkError("closed", "the connection was closed"));
+  }
+
+  /** What is asked from now on rejects as well. */
+  #giveUp(reason: Error): void {
+    if (this.#givenUp.signal.aborted) return;
+    for (const { reject } of this.#unanswered) reject(reason);
     this.#unanswered.clear();
     this.#questions = [];
+    this.#givenUp.abort(reason);
     void this.#client?.then(
       (client) => client.close(),
       () => undefined,
@@ -120,12 +128,9 @@ export class ReplicaDigests {
         resolve(digests);
       }
     } catch (error) {
+      if (error instanceof LinkError) this.#giveUp(error);
       for (const { reject } of batch) reject(asError(error));
     }
     for (const question of batch) this.#unanswered.delete(question);
   }
-}
-
-function closed(): LinkError {
-  return new LinkError("closed", "the connection was closed");
 }

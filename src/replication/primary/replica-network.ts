@@ -24,8 +24,12 @@ export type CommandConnection = Pick<QmpConnection, "execute" | "close">;
 export interface ReplicaNetwork {
   /** As connectControl(). */
   control(address: Endpoint, timeoutMs: number, events: ReplicaControlEvents): Promise<ReplicaControl>;
-  /** A further connection to the QMP server of a secondary of ours. @throws UnreachableError */
-  commands(address: Endpoint, timeoutMs: number): Promise<CommandConnection>;
+  /**
+   * A further connection to the QMP server of a secondary of ours.
+   * @param signal ends the attempt: a node that stops would wait for it
+   * @throws UnreachableError
+   */
+  commands(address: Endpoint, timeoutMs: number, signal: AbortSignal): Promise<CommandConnection>;
   /** @throws UnreachableError, LinkError, NegotiationError or ProtocolError */
   disk(address: Endpoint, exportName: string, timeoutMs: number): Promise<ReplicaDisk>;
 }
@@ -33,7 +37,7 @@ export interface ReplicaNetwork {
 /** NBD and QMP over sockets. */
 export const socketNetwork: ReplicaNetwork = {
   control: connectControl,
-  commands: (address, timeoutMs) => QmpClient.connect(address, { timeoutMs }),
+  commands: (address, timeoutMs, signal) => QmpClient.connect(address, { timeoutMs, signal }),
   // Compact headers: the shorter replies, and pieces of a long trim that each take less than the replica timeout.
   disk: (address, exportName, connectTimeoutMs) =>
     connectNbd({

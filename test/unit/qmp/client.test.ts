@@ -174,6 +174,18 @@ describe("qmp/client", () => {
       expect((error as Error).message).to.include("no answer within 20 ms");
     });
 
+    it("gives up one that never greets when nobody waits for it any more", async () => {
+      const stopping = new AbortController();
+      await serve(() => {
+        stopping.abort();
+      });
+      const error = await rejection(
+        QmpClient.connect(address, { timeoutMs: 600_000, signal: stopping.signal }),
+      );
+      expect(error).to.be.instanceOf(UnreachableError);
+      expect((error as Error).message).to.include("nobody waits for it any more");
+    });
+
     it("gives up one that speaks something else", async () => {
       await serve((socket) => socket.write("SSH-2.0-OpenSSH\r\n"));
       expect(await rejection(QmpClient.connect(address))).to.be.instanceOf(UnreachableError);

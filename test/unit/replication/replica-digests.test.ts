@@ -2,7 +2,7 @@
 import { expect } from "chai";
 
 import { Deferred } from "../../../src/deferred.js";
-import { LinkError } from "../../../src/errors.js";
+import { LinkError, UnreachableError } from "../../../src/errors.js";
 import type { DigestRequest } from "../../../src/replication/digest.js";
 import { ReplicaDigests } from "../../../src/replication/primary/replica-digests.js";
 import type { CommandConnection } from "../../../src/replication/primary/replica-network.js";
@@ -134,5 +134,57 @@ describe("ReplicaDigests", () => {
       expect((await failureOf(digests.of("a", 0, 4096, 4096))).message).to.equal("nobody there");
     }
     expect(connections).to.equal(1);
+  });
+
+  it("asks nothing more once an answer stays out: what the other disks ask fails with it, for each would wait as long", async () => {
+    const late = new Deferred<never>();
+    let commands = 0;
+    let isClosed = false;
+    const connection = {
+      execute: () => {
+        commands++;
+        return isClosed ? Promise.reject(new LinkError("connection-lost", "it has ended")) : late.promise;
+      },
+      close: () => {
+        isClosed = true;
+        return Promise.resolve();
+      },
+    };
+    const digests = new ReplicaDigests(
+      { commands: () => Promise.resolve(connection) },
+      { kind: "unix", path: "/nowhere" },
+      1000,
+      "session",
+    );
+    const asked = ["a", "b", "c", "d", "e"].map((disk) => failureOf(digests.of(disk, 0, 4096, 4096)));
+    await turns();
+    late.reject(new LinkError("timeout", "did not answer"));
+    const failures = await Promise.all(asked);
+    expect(failures.map(({ message }) => message)).to.deep.equal(Array(5).fill("did not answer"));
+    expect(commands).to.equal(2);
+    await turns();
+    expect(isClosed).to.equal(true);
+    expect(await failureOf(digests.of("a", 0, 4096, 4096))).to.be.instanceOf(LinkError);
+  });
+
+  it("waits for no connection once it is closed", async () => {
+    const connecting = new Deferred<never>();
+    const digests = new ReplicaDigests(
+      {
+        commands: (_address, _timeoutMs, signal) => {
+          signal.addEventListener("abort", () => {
+            connecting.reject(new UnreachableError("unreachable", "aborted"));
+          });
+          return connecting.promise;
+        },
+      },
+      { kind: "unix", path: "/nowhere" },
+      1000,
+      "session",
+    );
+    const asked = failureOf(digests.of("a", 0, 4096, 4096));
+    digests.close();
+    expect(await asked).to.have.property("code", "closed");
+    expect(await failureOf(connecting.promise)).to.have.property("message", "aborted");
   });
 });
