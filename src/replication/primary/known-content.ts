@@ -9,7 +9,7 @@
  */
 import type { Logger } from "pino";
 import { DIRTY_BLOCK_BYTES } from "../../block/dirty-blocks.js";
-import { describeError } from "../../errors.js";
+import { describeError, LinkError } from "../../errors.js";
 import { digestsOf } from "../digest.js";
 import type { ReplicaDigests } from "./replica-digests.js";
 
@@ -44,12 +44,21 @@ export class KnownContent {
     this.#onGivenUp = onGivenUp;
   }
 
-  /** What is asked of a secondary about one of its disks. */
-  static of(disk: string, digests: Pick<ReplicaDigests, "of">, log: Logger): KnownContent {
+  /**
+   * What is asked of a secondary about one of its disks.
+   * @param onSilent told when an answer stays out, before guests who wait for it go on
+   */
+  static of(
+    disk: string,
+    digests: Pick<ReplicaDigests, "of">,
+    log: Logger,
+    onSilent: () => void,
+  ): KnownContent {
     return new KnownContent(
       (offset, lengthBytes, blockBytes) => digests.of(disk, offset, lengthBytes, blockBytes),
       (error) => {
         log.debug({ disk, error: describeError(error) }, "the replica tells no digests, all is sent");
+        if (error instanceof LinkError && error.code === "timeout") onSilent();
       },
     );
   }

@@ -9,6 +9,7 @@
  * - Writes are forwarded from before the first block is resynced until the link is lost, so that every block is
  *   either sent or in the dirty map.
  * - A replica that was lost for its silence is forwarded nothing before it has taken content again: guests wait for it once.
+ *   One that was asked for digests meanwhile is not asked again before it is up to date: it may be silent about these alone.
  * - While a replica is asked to change its epoch, no write is on its way to it; when its answer stays out, the
  *   connections are destroyed before another write is let through.
  * - A whole attempt to connect takes no longer than a few time-outs. The pause between two grows, up to a bound, until an attempt
@@ -72,6 +73,8 @@ export class Link {
   #connections: ReplicaConnections | null = null;
   /** Whether the last replica was lost for its silence, and has not taken content since. */
   #isDoubted = false;
+  /** Whether it was asked for digests and did not answer, and has not been up to date since. */
+  #keepsDigests = false;
   /** Whether the replica that is connected has all that it acknowledged before. */
   #hasKept = false;
   /** The replica's memory when the dirty maps heard of it last; null: there was none. */
@@ -344,13 +347,18 @@ export class Link {
     this.#become("resyncing");
     const window = new CopyWindow(clock);
     const digests =
-      control?.hasDigests === true && this.#options.control !== null
+      control?.hasDigests === true && this.#options.control !== null && !this.#keepsDigests
         ? new ReplicaDigests(network, this.#options.control, timeoutMs, this.#session)
         : null;
     this.#digests = digests;
+    // Guests have waited for it: for what they write now they would wait as long again.
+    const onSilent = (): void => {
+      this.#keepsDigests = true;
+      this.giveUp(new LinkError(SILENT, `the replica has told no digests for ${timeoutMs} ms`));
+    };
     this.#resyncs = disks.flatMap((disk, index) => {
       const replica = replicas[index];
-      const known = digests === null ? null : KnownContent.of(disk.name, digests, log);
+      const known = digests === null ? null : KnownContent.of(disk.name, digests, log, onSilent);
       return replica === undefined
         ? []
         : [new Resync(disk, checked(replica), { rate, window, clock, known })];
@@ -391,6 +399,7 @@ export class Link {
     this.#since = new Date();
     if (state === "replicating") {
       this.#lastError = null;
+      this.#keepsDigests = false;
       this.#upToDateMs ??= this.#options.clock.nowMs();
     }
     this.#options.events.stateChanged(state);

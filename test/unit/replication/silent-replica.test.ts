@@ -9,7 +9,9 @@ import { type BlockDevice, Flag } from "../../../src/block/device.js";
 import { Deferred } from "../../../src/deferred.js";
 import { Primary } from "../../../src/replication/primary/primary.js";
 import type { ReplicaControl } from "../../../src/replication/primary/replica-control.js";
-import type { ReplicaDisk } from "../../../src/replication/primary/replica-network.js";
+import { LinkError } from "../../../src/errors.js";
+import { QmpError } from "../../../src/qmp/errors.js";
+import type { CommandConnection, ReplicaDisk } from "../../../src/replication/primary/replica-network.js";
 import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
@@ -81,6 +83,10 @@ function controlOf(memory: { readonly name: string }): ReplicaControl {
   };
 }
 
+function commandsOf(execute: CommandConnection["execute"]): CommandConnection {
+  return { execute, close: () => Promise.resolve() };
+}
+
 describe("a replica that fell silent", () => {
   const memory = { name: "first" };
   let time: VirtualTime;
@@ -91,6 +97,8 @@ describe("a replica that fell silent", () => {
   let replicating: Deferred<undefined>;
   let primary: Primary;
   let guest: BlockDevice;
+  /** Of the digests. */
+  let commands: CommandConnection;
 
   /** Everything is on both sides, and the replica has flushed it. */
   beforeEach(async () => {
@@ -99,6 +107,7 @@ describe("a replica that fell silent", () => {
     [medium, copy] = [new MemoryDevice(SIZE_BYTES), new MemoryDevice(SIZE_BYTES)];
     [ours, theirs] = [new FailingDevice(medium), new FailingDevice(copy)];
     replicating = new Deferred();
+    commands = commandsOf(() => Promise.reject(new QmpError("GenericError", "x", "it tells no digests")));
     primary = await Primary.open({
       directory: new MemoryStateDirectory(),
       disks: [{ name: "disk0", path: "memory:0", device: checked(ours) }],
@@ -112,7 +121,7 @@ describe("a replica that fell silent", () => {
       clock,
       network: {
         control: () => Promise.resolve(controlOf(memory)),
-        commands: () => Promise.reject(new Error("it tells no digests")),
+        commands: () => Promise.resolve(commands),
         disk: () => Promise.resolve(connectionTo(theirs, () => clock.nowMs())),
       },
       events: {
@@ -174,6 +183,34 @@ describe("a replica that fell silent", () => {
     flushes.release();
     writes.release();
     await expectTheSame();
+  });
+
+  it("when it was asked for digests: is not waited for again, nor asked, before it has all that it lacks", async () => {
+    const unanswered: Deferred<never>[] = [];
+    const asked = new Deferred<undefined>();
+    commands = commandsOf(() => {
+      const answer = new Deferred<never>();
+      unanswered.push(answer);
+      asked.resolve(undefined);
+      return answer.promise;
+    });
+    primary.link?.giveUp(new LinkError("connection-lost", "for a moment"));
+    await turns(20);
+    await time.until(guest.write(7 * MEBIBYTE, BLOCK, Flag.None));
+    await time.until(asked.promise);
+    const held = theirs.hold({ operation: "write" });
+    const write = guest.write(7 * MEBIBYTE, BLOCK, Flag.None);
+    await turns(20);
+    expect(await isSettled(write), "it waits for the answer").to.equal(false);
+    const once = unanswered.length;
+    for (const answer of unanswered) answer.reject(new LinkError("timeout", "no answer"));
+    await turns(20);
+    expect(await isSettled(write)).to.equal(true);
+    expect(primary.link?.lastError?.message).to.equal("the replica has told no digests for 5000 ms");
+    await time.until(held.arrived(1));
+    held.release();
+    await expectTheSame();
+    expect(unanswered.length).to.equal(once);
   });
 
   it("is not sent the old content of a block of which it has a change that is still under way here", async () => {
