@@ -8,13 +8,13 @@ import { unsafeCache } from "../block/filters/unsafe-cache.js";
 import { ConfigError, MetadataError, ReplError, describeError, isErrno } from "../errors.js";
 import { connectNbd } from "../nbd/client/connect.js";
 import type { FileIdentity } from "../meta/disk-identity.js";
-import { metadataPath, type NodeMetadata, readMetadata } from "../meta/metadata.js";
+import { metadataPath, readMetadata } from "../meta/metadata.js";
 import type { StateDirectory } from "../meta/state-directory.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import type { DiskConfig, GrowthConfig } from "../config/fields.js";
 import type { CacheMode } from "../status.js";
 import type { NamedDisk } from "../replication/named-disk.js";
-import { announceGrowth, type Growing, growingDisks, recordGrowth, retractGrowth } from "./growth.js";
+import { DiskGrowth, type Growing } from "./growth.js";
 import type { Lifecycle } from "./lifecycle.js";
 
 export interface DiskOptions {
@@ -50,24 +50,27 @@ export async function openDisks(
     missing.add(path);
   }
   await refuseTwins(disks);
-  const growing = growingDisks(known, growth);
-  let announced: NodeMetadata | null = null;
-  if (known !== null && growing.size > 0) {
-    announced = await announceGrowth(directory, known, growing, disks, identifyFile);
-    lifecycle.add(() => retractGrowth(directory, known, growing, disks, identifyFile));
-  }
+  const growing = new DiskGrowth({ directory, known, disks, growth, identify: identifyFile });
   // A disk that the node has is as large as it is on record, whatever `--size` was when it was made.
   const newSizeBytes = known === null ? createSizeBytes : null;
   const opened: NamedDisk[] = [];
-  for (const { name, path } of disks) {
-    const grow = growing.get(name);
-    const disk = await openDisk(name, path, { createSizeBytes: newSizeBytes, grow, afterCrash }, log);
-    const device = checked(cache === "unsafe" ? unsafeCache(disk) : disk);
-    lifecycle.add(() => device.close());
-    if (missing.has(path)) lifecycle.add(() => removeUnused(path, directory));
-    opened.push({ name, path, device, identify: () => identifyFile(path) });
+  try {
+    await growing.announce();
+    for (const { name, path } of disks) {
+      const grow = growing.of(name);
+      const disk = await openDisk(name, path, { createSizeBytes: newSizeBytes, grow, afterCrash }, log);
+      const device = checked(cache === "unsafe" ? unsafeCache(disk) : disk);
+      lifecycle.add(() => device.close());
+      if (missing.has(path)) lifecycle.add(() => removeUnused(path, directory));
+      opened.push({ name, path, device, identify: () => identifyFile(path) });
+    }
+    await growing.record(opened, log);
+  } catch (error) {
+    await growing.retract(opened).catch((failure: unknown) => {
+      log.error({ error: describeError(failure) }, "what --grow has begun is still on record");
+    });
+    throw error;
   }
-  if (announced !== null) await recordGrowth(directory, announced, growing, opened, log);
   return opened;
 }
 

@@ -9,7 +9,7 @@ import { openDisks } from "../../../src/app/disks.js";
 import { Lifecycle } from "../../../src/app/lifecycle.js";
 import type { GrowthConfig } from "../../../src/config/fields.js";
 import { ConfigError, MetadataError } from "../../../src/errors.js";
-import { identifyDisks } from "../../../src/meta/disk-identity.js";
+import { findForeignDisk, identifyDisks } from "../../../src/meta/disk-identity.js";
 import {
   type DiskIdentity,
   newPrimaryMetadata,
@@ -58,6 +58,11 @@ describe("a disk that is to grow (--grow)", () => {
     }
   }
 
+  /** What is on record tells of nobody else's changes. */
+  async function expectOwn(disks: Awaited<ReturnType<typeof openDisks>>): Promise<void> {
+    expect(findForeignDisk(await recorded(), await identifyDisks(disks, true), disks)).to.equal(null);
+  }
+
   async function recorded(): Promise<DiskIdentity[]> {
     return (await readMetadata(directory))?.disks ?? [];
   }
@@ -78,9 +83,7 @@ describe("a disk that is to grow (--grow)", () => {
   });
 
   it("is not taken for one that somebody else has written to", async () => {
-    const [a, b] = await recorded();
-    await start(GROWTH);
-    expect(await recorded()).to.deep.equal([a, { ...b, sizeBytes: NEW_BYTES, modifiedNs: null }]);
+    await start(GROWTH, expectOwn);
   });
 
   it("stays noticed if somebody else has written to it", async () => {
@@ -149,6 +152,20 @@ describe("a disk that is to grow (--grow)", () => {
     expect(await recorded()).to.deep.equal(before);
   });
 
+  it("and has become larger stays noticed, too, where the start is refused for another disk", async () => {
+    const [first, second] = paths;
+    if (first === undefined || second === undefined) throw new Error("two disks are needed");
+    await truncate(second.path, 2 * NEW_BYTES);
+    const both = ["a", "b"].map((name) => ({ name, sizeBytes: NEW_BYTES }));
+    expect(await failureOf(start(both)))
+      .to.be.instanceOf(ConfigError)
+      .with.property("code", "disk-size");
+    const { size, mtimeNs } = await stat(first.path, { bigint: true });
+    expect(Number(size)).to.equal(NEW_BYTES);
+    const [a] = await recorded();
+    expect([a?.sizeBytes, a?.modifiedNs]).to.deep.equal([OLD_BYTES, String(mtimeNs)]);
+  });
+
   for (const [when, failing] of [
     ["when the file was about to be made larger", 1],
     ["when it had been", 2],
@@ -158,16 +175,15 @@ describe("a disk that is to grow (--grow)", () => {
       it(`whose start was cut off ${when}, ${how}: the same start goes on, and takes it for nobody else's`, async () => {
         let writes = 0;
         directory.intercept = ({ kind }) => {
-          if (kind !== "replace" || ++writes !== failing) return undefined;
+          if (kind !== "replace" || ++writes < failing) return undefined;
           return Promise.reject(new StorageFault("EIO", "power failed"));
         };
         directory.isDone = () => isDone;
         expect(await failureOf(start(GROWTH))).to.be.instanceOf(StorageFault);
         directory.intercept = () => undefined;
         directory.crash();
-        expect(await start(GROWTH)).to.deep.equal([OLD_BYTES, NEW_BYTES]);
-        const [, b] = await recorded();
-        expect([b?.sizeBytes, b?.modifiedNs]).to.deep.equal([NEW_BYTES, null]);
+        expect(await start(GROWTH, expectOwn)).to.deep.equal([OLD_BYTES, NEW_BYTES]);
+        expect(sizesOf(await recorded())).to.deep.equal([OLD_BYTES, NEW_BYTES]);
       });
     }
   }
