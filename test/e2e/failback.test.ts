@@ -17,13 +17,8 @@ const TEN_TURNS_LIMIT_MS = 240_000;
 
 describe("roles that change", () => {
   const workspace = useWorkspace();
-  let a: Host;
-  let b: Host;
-
-  beforeEach(() => {
-    a = new Host(workspace, "a", SIZE_BYTES);
-    b = new Host(workspace, "b", SIZE_BYTES);
-  });
+  const a = new Host(workspace, "a", SIZE_BYTES);
+  const b = new Host(workspace, "b", SIZE_BYTES);
 
   /** A is the primary, B its secondary, and 128 MiB of the disk have content. */
   async function startPair(): Promise<void> {

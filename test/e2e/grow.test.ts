@@ -19,13 +19,8 @@ const GROW = ["--grow", "disk0=128M"];
 
 describe("a disk that is made larger", () => {
   const workspace = useWorkspace();
-  let a: Host;
-  let b: Host;
-
-  beforeEach(() => {
-    a = new Host(workspace, "a", SIZE_BYTES);
-    b = new Host(workspace, "b", SIZE_BYTES);
-  });
+  const a = new Host(workspace, "a", SIZE_BYTES);
+  const b = new Host(workspace, "b", SIZE_BYTES);
 
   /** A is the primary, B its secondary, and 32 MiB of the disk have content at a checkpoint. */
   async function startPair(): Promise<void> {

@@ -14,13 +14,8 @@ const SIZE_BYTES = 256 * MEBIBYTE;
 
 describe("what a replica has already", () => {
   const workspace = useWorkspace();
-  let a: Host;
-  let b: Host;
-
-  beforeEach(() => {
-    a = new Host(workspace, "a", SIZE_BYTES);
-    b = new Host(workspace, "b", SIZE_BYTES);
-  });
+  const a = new Host(workspace, "a", SIZE_BYTES);
+  const b = new Host(workspace, "b", SIZE_BYTES);
 
   async function copied(): Promise<{ readonly bytes: number; readonly sentBytes: number }> {
     const [disk] = (await a.node.status()).disks;

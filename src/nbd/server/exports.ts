@@ -92,19 +92,24 @@ export class ExportTable {
   }
 }
 
-function requireServable({ name, description = "", contexts = [], device }: NbdExport): void {
+function requireServable(served: NbdExport): void {
+  const mistake = mistakeOf(served);
+  if (mistake !== null)
+    throw new ConfigError("bad-export", `can't serve the export "${served.name}": ${mistake}`);
+}
+
+/** Null: clients can live with it. */
+function mistakeOf({ name, description = "", contexts = [], device }: NbdExport): string | null {
   const contextNames = [BASE_ALLOCATION, ...contexts.map((context) => context.name)];
+  if (![name, description, ...contextNames].every(isString))
+    return "its name, its description and its contexts' names have at most 4096 bytes of UTF-8 without NUL";
+  if (!contextNames.every((each) => /^[^:]+:/.test(each)))
+    return "its contexts' names are to have a namespace, as in qemu:dirty-bitmap:backup";
+  if (new Set(contextNames).size < contextNames.length)
+    return `its contexts are to have different names, none of them ${BASE_ALLOCATION}`;
   const { sizeBytes, blockSize } = device.info;
-  const mistake = ![name, description, ...contextNames].every(isString)
-    ? "its name, its description and its contexts' names have at most 4096 bytes of UTF-8 without NUL"
-    : !contextNames.every((each) => /^[^:]+:/.test(each))
-      ? "its contexts' names are to have a namespace, as in qemu:dirty-bitmap:backup"
-      : new Set(contextNames).size < contextNames.length
-        ? `its contexts are to have different names, none of them ${BASE_ALLOCATION}`
-        : !Number.isSafeInteger(sizeBytes) || sizeBytes < 0
-          ? `it can't have ${sizeBytes} bytes`
-          : blockSize.minimumBytes > MINIMUM_BLOCK_LIMIT_BYTES
-            ? `its blocks can have ${MINIMUM_BLOCK_LIMIT_BYTES} bytes at most, not ${blockSize.minimumBytes}: checked() makes smaller ones of them`
-            : blockSizeMistake(blockSize);
-  if (mistake !== null) throw new ConfigError("bad-export", `can't serve the export "${name}": ${mistake}`);
+  if (!Number.isSafeInteger(sizeBytes) || sizeBytes < 0) return `it can't have ${sizeBytes} bytes`;
+  if (blockSize.minimumBytes > MINIMUM_BLOCK_LIMIT_BYTES)
+    return `its blocks can have ${MINIMUM_BLOCK_LIMIT_BYTES} bytes at most, not ${blockSize.minimumBytes}: checked() makes smaller ones of them`;
+  return blockSizeMistake(blockSize);
 }

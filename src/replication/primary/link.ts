@@ -20,7 +20,6 @@ import { randomUUID } from "node:crypto";
 import type { Logger } from "pino";
 import { checked } from "../../block/checked.js";
 import type { BlockDevice } from "../../block/device.js";
-import { settleAll } from "../../block/settle-all.js";
 import { pause } from "../../clock.js";
 import { asError, DeviceError, LinkError, StateError } from "../../errors.js";
 import { QmpError } from "../../qmp/errors.js";
@@ -31,10 +30,9 @@ import type { LostRollback } from "../protocol.js";
 import type { ReplicaControlEvents } from "./replica-control.js";
 import { ReplicaConnections, type ReplicaConnectionsOptions, SILENT } from "./replica-connections.js";
 import { isRefusal, isSameLoss } from "./link-loss.js";
-import { CopyWindow } from "./copy-window.js";
-import { KnownContent } from "./known-content.js";
 import { ReplicaDigests } from "./replica-digests.js";
-import { Resync } from "./resync.js";
+import type { Resync } from "./resync.js";
+import { ResyncRound } from "./resync-round.js";
 import { tryOut } from "./try-out.js";
 
 const FIRST_BACKOFF_MS = 100;
@@ -85,9 +83,8 @@ export class Link {
   #durableEpoch = 0;
   /** The checkpoint that the replica can't go back to, as it said last; null: it has not said so. */
   #lostRollback: LostRollback | null = null;
-  #resyncs: readonly Resync[] = [];
-  /** What they ask the replica with. */
-  #digests: ReplicaDigests | null = null;
+  /** Null: nothing is copied. */
+  #round: ResyncRound | null = null;
   #running: Promise<void> = Promise.resolve();
 
   constructor(options: LinkOptions) {
@@ -124,7 +121,7 @@ export class Link {
 
   /** Copies under way. */
   get resyncs(): readonly Resync[] {
-    return this.#resyncs;
+    return this.#round?.resyncs ?? [];
   }
 
   /** Whether this side drives the checkpoints. */
@@ -324,8 +321,7 @@ export class Link {
       this.#connections = null;
       for (const disk of this.#options.disks) disk.setReplica(null);
       await connections.control?.close();
-      for (const resync of this.#resyncs) resync.stop();
-      this.#digests?.close();
+      this.#round?.stop();
       await synchronised;
     }
   }
@@ -343,46 +339,39 @@ export class Link {
   }
 
   async #synchronise({ replicas, control }: ReplicaConnections): Promise<void> {
-    const { disks, rate, clock, events, network, timeoutMs, log } = this.#options;
+    const { disks, rate, clock, log, events } = this.#options;
     this.#become("resyncing");
-    const window = new CopyWindow(clock);
-    const digests =
-      control?.hasDigests === true && this.#options.control !== null && !this.#keepsDigests
-        ? new ReplicaDigests(network, this.#options.control, timeoutMs, this.#session)
-        : null;
-    this.#digests = digests;
-    // Guests have waited for it: for what they write now they would wait as long again.
-    const onSilent = (): void => {
-      this.#keepsDigests = true;
-      this.giveUp(new LinkError(SILENT, `the replica has told no digests for ${timeoutMs} ms`));
-    };
-    this.#resyncs = disks.flatMap((disk, index) => {
-      const replica = replicas[index];
-      const known = digests === null ? null : KnownContent.of(disk.name, digests, log, onSilent);
-      return replica === undefined
-        ? []
-        : [new Resync(disk, checked(replica), { rate, window, clock, known })];
+    const round = new ResyncRound({
+      disks,
+      rate,
+      clock,
+      log,
+      replicas: replicas.map(checked),
+      digests: control?.hasDigests === true ? this.#askDigests() : null,
+      // Guests have waited for it: for what they write now they would wait as long again.
+      onSilent: () => {
+        this.#keepsDigests = true;
+        this.giveUp(
+          new LinkError(SILENT, `the replica has told no digests for ${this.#options.timeoutMs} ms`),
+        );
+      },
     });
+    this.#round = round;
     try {
-      await settleAll(this.#resyncs.map((resync) => this.#resync(resync)));
+      await round.run((resync, error) => {
+        events.jobEnded(resync, error);
+      });
     } finally {
-      this.#resyncs = [];
-      this.#digests = null;
-      digests?.close();
+      this.#round = null;
     }
     this.#become("replicating");
     events.synchronised();
   }
 
-  async #resync(resync: Resync): Promise<void> {
-    const { events } = this.#options;
-    try {
-      await resync.run();
-    } catch (error) {
-      events.jobEnded(resync, asError(error));
-      throw error;
-    }
-    events.jobEnded(resync, null);
+  #askDigests(): ReplicaDigests | null {
+    const { network, control, timeoutMs } = this.#options;
+    if (control === null || this.#keepsDigests) return null;
+    return new ReplicaDigests(network, control, timeoutMs, this.#session);
   }
 
   #lose(error: Error): void {

@@ -133,12 +133,15 @@ export class QemuControl implements ReplicaControl {
       const mark = EXPORT_PREFIX + name;
       const isMarked = marks.includes(mark);
       const found = exports.find(({ id }) => id === name);
+      let device: unknown;
       if (found !== undefined) {
+        device = await this.#deviceOf(found["node-name"]);
         if (isMarked) await this.#execute("object-del", { id: mark });
-        await this.#addObject(mark, await this.#deviceOf(found["node-name"]));
+        await this.#addObject(mark, device);
         await this.#removeExport(name);
-      } else if (!isMarked) continue;
-      const device = await this.#execute("qom-get", { path: `/objects/${mark}`, property: "data" });
+      } else if (isMarked) {
+        device = await this.#execute("qom-get", { path: `/objects/${mark}`, property: "data" });
+      } else continue;
       await this.#execute("nbd-server-add", { device, name, writable: true });
       await this.#execute("object-del", { id: mark });
     }
@@ -172,7 +175,7 @@ export class QemuControl implements ReplicaControl {
 
   #addObject(
     id: string,
-    data = "no secret: this object's name tells a primary what this QEMU has",
+    data: unknown = "no secret: this object's name tells a primary what this QEMU has",
   ): Promise<unknown> {
     return this.#execute("object-add", { "qom-type": "secret", id, data });
   }

@@ -35,7 +35,9 @@ interface Range {
 }
 
 interface Piece extends Range {
-  readonly kind: "hole" | "content" | "to compare";
+  readonly isHole: boolean;
+  /** What tells which of it the replica lacks; null: it goes as it is. */
+  readonly known: KnownContent | null;
 }
 
 export interface ResyncOptions {
@@ -113,21 +115,18 @@ export class Resync {
     for (;;) {
       const piece = await this.#claims.run(() => this.#claim());
       if (piece === null) return;
-      const { offset, lengthBytes } = piece;
-      if (piece.kind === "hole") {
+      const { offset, lengthBytes, isHole, known } = piece;
+      if (isHole) {
         await this.#politeness.run(
           () => this.#send(offset, offset + lengthBytes, (request) => request()),
           signal,
         );
-        continue;
-      }
-      for (const range of piece.kind === "to compare" ? await this.#lacking(piece) : [piece]) {
-        await this.#sendRange(range);
-      }
+      } else if (known === null) await this.#sendContentOf(piece);
+      else for (const range of await this.#lacking(piece, known)) await this.#sendContentOf(range);
     }
   }
 
-  async #sendRange({ offset, lengthBytes }: Range): Promise<void> {
+  async #sendContentOf({ offset, lengthBytes }: Range): Promise<void> {
     const { signal } = this.#stopping;
     // Both before the range is locked: guests must not wait for our limits.
     await this.#rate.take(lengthBytes, signal);
@@ -138,13 +137,13 @@ export class Resync {
   }
 
   /** What the replica does not have of a piece, each as long as may be sent at once. */
-  async #lacking({ offset, lengthBytes }: Range): Promise<Range[]> {
+  async #lacking({ offset, lengthBytes }: Range, known: KnownContent): Promise<Range[]> {
     const { mirror, local, dirty } = this.disk;
     const lacking: Range[] = [];
     const compare = async (content: Buffer): Promise<void> => {
       this.#stopping.signal.throwIfAborted();
       const read = local.read(offset, content).then(() => content);
-      const isSame = (await this.#known?.compare(offset, lengthBytes, read)) ?? [];
+      const isSame = await known.compare(offset, lengthBytes, read);
       for (let at = 0; at < lengthBytes; at += DIRTY_BLOCK_BYTES) {
         const block = { offset: offset + at, lengthBytes: Math.min(DIRTY_BLOCK_BYTES, lengthBytes - at) };
         if (isSame[at / DIRTY_BLOCK_BYTES] === true) {
@@ -166,17 +165,14 @@ export class Resync {
     if (run === null) return null;
     const { offset } = run;
     const holeBytes = await this.#holeAt(offset, run.lengthBytes);
-    const piece = (kind: Piece["kind"], longestBytes: number): Piece => {
-      const lengthBytes = Math.min(longestBytes, run.lengthBytes);
-      // The last block of a disk may be shorter: it is not to be claimed again while it is sent.
-      this.#cursor = Math.ceil((offset + lengthBytes) / DIRTY_BLOCK_BYTES) * DIRTY_BLOCK_BYTES;
-      return { offset, lengthBytes, kind };
-    };
-    if (holeBytes > 0) return piece("hole", holeBytes);
+    const isHole = holeBytes > 0;
     const { pieceBytes } = this.#window;
-    return this.#known?.isDue(pieceBytes) === true
-      ? piece("to compare", COMPARED_BYTES)
-      : piece("content", pieceBytes);
+    const known = !isHole && this.#known?.isDue(pieceBytes) === true ? this.#known : null;
+    const longestBytes = isHole ? holeBytes : known !== null ? COMPARED_BYTES : pieceBytes;
+    const lengthBytes = Math.min(longestBytes, run.lengthBytes);
+    // The last block of a disk may be shorter: it is not to be claimed again while it is sent.
+    this.#cursor = Math.ceil((offset + lengthBytes) / DIRTY_BLOCK_BYTES) * DIRTY_BLOCK_BYTES;
+    return { offset, lengthBytes, isHole, known };
   }
 
   /** Length of the hole at `offset` in whole dirty blocks; 0 where there is none. */

@@ -15,12 +15,10 @@ function content(...numbers: number[]): Buffer {
 
 describe("KnownContent", () => {
   /** One whose replica has this, at any offset. */
-  const knowing = (theirs: Buffer, asked: number[] = []): KnownContent =>
+  const knowing = (theirs: () => Buffer): KnownContent =>
     new KnownContent(
-      (offset, lengthBytes, blockBytes) => {
-        asked.push(offset);
-        return Promise.resolve(digestsOf(theirs.subarray(0, lengthBytes), blockBytes));
-      },
+      (_offset, lengthBytes, blockBytes) =>
+        Promise.resolve(digestsOf(theirs().subarray(0, lengthBytes), blockBytes)),
       (error) => {
         throw error;
       },
@@ -29,7 +27,12 @@ describe("KnownContent", () => {
   it("tells block by block what the replica has, the last one of a disk, too", async () => {
     const theirs = content(1, 9, 3, 4);
     const own = Promise.resolve(content(1, 2, 3, 4).subarray(0, 3 * BLOCK + 100));
-    expect(await knowing(theirs).compare(0, 3 * BLOCK + 100, own)).to.deep.equal([true, false, true, true]);
+    expect(await knowing(() => theirs).compare(0, 3 * BLOCK + 100, own)).to.deep.equal([
+      true,
+      false,
+      true,
+      true,
+    ]);
   });
 
   it("takes nothing for the same of which one byte differs", async () => {
@@ -39,9 +42,10 @@ describe("KnownContent", () => {
     const own = Buffer.from(theirs);
     own[at] = 77;
     const expected = Array.from({ length: BLOCKS }, (_, block) => block !== Math.floor(at / BLOCK));
-    expect(await knowing(theirs).compare(0, own.length, Promise.resolve(own)), `seed ${SEED}`).to.deep.equal(
-      expected,
-    );
+    expect(
+      await knowing(() => theirs).compare(0, own.length, Promise.resolve(own)),
+      `seed ${SEED}`,
+    ).to.deep.equal(expected);
   });
 
   /** Goes over a disk as a resync does. @returns how many pieces were compared, of how many */
@@ -56,18 +60,19 @@ describe("KnownContent", () => {
   }
 
   it("compares each piece as long as the replica has something of it", async () => {
-    expect(await goOver(knowing(content(1, 2, 9, 9)), 1000, content(1, 5, 5, 5))).to.equal(1000);
+    expect(
+      await goOver(
+        knowing(() => content(1, 2, 9, 9)),
+        1000,
+        content(1, 5, 5, 5),
+      ),
+    ).to.equal(1000);
   });
 
   it("compares one piece in hundreds where the replica has nothing, and each again once it has", async () => {
     let theirs = content(0, 0, 0, 0);
     const own = content(1, 2, 3, 4);
-    const known = new KnownContent(
-      (_offset, _lengthBytes, blockBytes) => Promise.resolve(digestsOf(theirs, blockBytes)),
-      (error) => {
-        throw error;
-      },
-    );
+    const known = knowing(() => theirs);
     // 1, 4 without, 1, 8 without ... 1, 256 without, 1, 256 without.
     expect(await goOver(known, 4 + 8 + 16 + 32 + 64 + 128 + 256 + 7, own)).to.equal(7);
     expect(await goOver(known, 10 * 257, own)).to.equal(10);
@@ -79,12 +84,7 @@ describe("KnownContent", () => {
   it("compares many pieces at a time, and one where the replica has nothing, until it has something again", async () => {
     let theirs = content(0, 0, 0, 0);
     const own = content(1, 2, 3, 4);
-    const known = new KnownContent(
-      (_offset, _lengthBytes, blockBytes) => Promise.resolve(digestsOf(theirs, blockBytes)),
-      (error) => {
-        throw error;
-      },
-    );
+    const known = knowing(() => theirs);
     const compare = (): Promise<readonly boolean[]> => known.compare(0, own.length, Promise.resolve(own));
     /** Claims so many pieces before any of them is compared. @returns how many are to be */
     const claim = (pieces: number): number =>
