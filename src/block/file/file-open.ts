@@ -1,7 +1,7 @@
 /** Opening what the operator named as a disk, and telling what is wrong with it in one line. */
 import type { BigIntStats } from "node:fs";
 import { constants, close as closeCallback, open as openCallback, fstat, fsync, ftruncate } from "node:fs";
-import { readFile, stat, unlink } from "node:fs/promises";
+import { lstat, readFile, stat, unlink } from "node:fs/promises";
 import { constants as osConstants } from "node:os";
 import { dirname } from "node:path";
 import { promisify } from "node:util";
@@ -132,11 +132,25 @@ async function statIfThere(path: string): Promise<BigIntStats | null> {
   try {
     return await stat(path, { bigint: true });
   } catch (error) {
-    if (errnoNumber(error) === osConstants.errno.ENOENT) return null;
-    throw new ConfigError("disk-unusable", `disk ${path} can't be used: ${describeError(error)}`, {
-      cause: error,
-    });
+    if (errnoNumber(error) !== osConstants.errno.ENOENT) {
+      throw new ConfigError("disk-unusable", `disk ${path} can't be used: ${describeError(error)}`, {
+        cause: error,
+      });
+    }
+    // More likely a file system that is not mounted than a disk to be made.
+    if (await isLink(path)) {
+      throw new ConfigError(
+        "disk-unusable",
+        `disk ${path} is a symbolic link to a file that does not exist: mount what that is on, or name another file`,
+        { cause: error },
+      );
+    }
+    return null;
   }
+}
+
+async function isLink(path: string): Promise<boolean> {
+  return (await lstat(path).catch(() => null))?.isSymbolicLink() === true;
 }
 
 function openFailure(path: string, writable: boolean, error: unknown): Error {

@@ -122,12 +122,12 @@ export class Answers implements DeviceRequestSink {
     const errno = errnoForWire(open.header, errnoOf(error));
     const failedAt = offsetWithin(open.header, error);
     if (open.isWrite) this.#failedWrites++;
-    // FAST_ZERO asks for this answer, and each client would ask a thousand times.
-    if (errno !== "ENOTSUP" && !this.#failureLogged) {
-      this.#failureLogged = true;
-      this.#log(open.header, error, errno, failedAt);
-    }
     this.#settled(open, this.#errorReply(open, { errno, message: describeError(error) }, failedAt));
+    // FAST_ZERO asks for this answer, and each client would ask a thousand times.
+    if (errno === "ENOTSUP" || this.#failureLogged) return;
+    this.#failureLogged = true;
+    // After the answer, which the client gets whatever becomes of the log, that an embedder may have brought.
+    this.#log(open.header, error, errno, failedAt);
   }
 
   #log(

@@ -1,6 +1,6 @@
 import { expect } from "chai";
 import { closeSync, openSync, readdirSync, readlinkSync } from "node:fs";
-import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -114,11 +114,16 @@ describe("openFileDevice", () => {
     await writeFile(empty, "");
     await writeFile(path, "12345");
     const missing = join(directory, "missing");
+    const link = join(directory, "link");
+    await symlink(missing, link);
+    const toNothing = `disk ${link} is a symbolic link to a file that does not exist: mount what that is on, or name another file`;
     const messages: [() => Promise<BlockDevice>, string][] = [
       [
         () => openFileDevice(missing, { writable }),
         `disk ${missing} does not exist: give --size to create it`,
       ],
+      [() => openFileDevice(link, { writable }), toNothing],
+      [() => openFileDevice(link, { writable, createSizeBytes: 5 }), toNothing],
       [
         () => openFileDevice(directory, { writable }),
         `${directory} is a directory: name a raw image file or a block device`,
