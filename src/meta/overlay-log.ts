@@ -205,6 +205,20 @@ export class OverlayLog {
     }
   }
 
+  /** Whether a log that nobody appends to has no record. @throws MetadataError as recover(), of one whose first record is damaged too */
+  static async isEmpty(directory: StateDirectory, name: string, epoch: number): Promise<boolean> {
+    const file = await directory.open(name);
+    try {
+      const { id } = await readFileHeader(file, epoch);
+      const identity = identityOf(id, epoch);
+      if ((await readRecord(new ForwardReader(file), HEADER_BYTES, identity, 0)) !== null) return false;
+      await inspectTail(file, HEADER_BYTES, identity, 0);
+      return true;
+    } finally {
+      await file.close();
+    }
+  }
+
   get sizeBytes(): number {
     return this.#end;
   }

@@ -2,6 +2,7 @@
 import { expect } from "chai";
 import { existsSync } from "node:fs";
 import { readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { basename } from "node:path";
 
 import { expectPattern, runFio, startFio, writePattern } from "../tools/clients.js";
 import { expectSameContent, flipByte } from "../tools/disk-files.js";
@@ -63,6 +64,37 @@ describe("roles that change", () => {
       await expectSameDisks();
     });
   }
+
+  it("a way back on which nothing is given up leaves what was saved on an earlier one the last", async () => {
+    await startPair();
+    await writePattern(a.uri, 0x44, "10M", "3M");
+    await a.kill();
+    await b.failOver("checkpoint");
+    await a.startSecondary();
+    await b.attach(a);
+    const saved = (await a.node.status()).secondary?.salvage;
+    expect(saved).to.match(/salvage-\d+\.log$/);
+    await b.switchOver();
+    await b.startSecondary();
+    await a.attach(b);
+
+    // A's dirty map tells of whole extents, none of which B lacks.
+    await writePattern(a.uri, 0x55, "20M", "1M");
+    await a.kill();
+    await b.failOver("latest");
+    await a.startSecondary("--demote");
+    await b.attach(a);
+    await a.node.waitForStatus(
+      "the earlier one, still the last",
+      ({ secondary }) => secondary?.salvage === saved,
+    );
+    const output = workspace.path("salvaged");
+    const said = await runNode("secondary", ["salvage", "--output", output, "--state-dir", a.path("")]);
+    expect([said.code, said.stderr]).to.deep.equal([0, ""]);
+    await expectPattern(`${output}/disk0.img`, [0x44, "10M", "3M"]);
+    const files = (await readdir(a.path(""))).filter((file) => file.startsWith("salvage-"));
+    expect(files).to.deep.equal([basename(saved ?? "")]);
+  });
 
   it("a promoted secondary's link to its replica can be yanked, and is built anew", async () => {
     await startPair();

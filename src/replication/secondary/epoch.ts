@@ -87,6 +87,8 @@ export interface EpochStoreOptions {
   readonly clock?: Clock;
   /** The epoch whose before-images are kept when it is over, or null. */
   readonly salvage: () => number | null;
+  /** There are none in that epoch: called before its files go; default: nobody is told. */
+  readonly nothingSalvaged?: (epoch: number) => Promise<void>;
   /** The same directory's. */
   readonly spare: SpareLog;
   /** Called when `lost` of an epoch becomes a reason; default: nobody is told. */
@@ -173,20 +175,30 @@ export class EpochStore {
     return epoch;
   }
 
-  /** Removes the files of every other epoch, but for before-images to be kept, which get another name, and the spare. */
+  /** Removes the files of every other epoch, but for before-images to be kept, if there are any, which get another name, and the spare. */
   async removeAllBut(number: number | null): Promise<void> {
     await this.discardPrepared();
-    const { directory, salvage, spare } = this.#options;
+    const { directory, spare } = this.#options;
     for (const file of await directory.list()) {
       const epoch = epochOf(file);
       if (epoch === null || epoch === number) continue;
-      const kept = salvage();
-      if (kept !== null && file === hiddenName(kept)) await directory.rename(file, salvageName(kept));
+      if (file === hiddenName(epoch) && (await this.#isToBeKept(epoch)))
+        await directory.rename(file, salvageName(epoch));
       else if (number === null || !isHidden(file) || this.#failed.has(file)) await directory.remove(file);
       else await spare.keep(file);
     }
     this.#failed.clear();
     if (number === null) await spare.remove();
+  }
+
+  /** An empty log would be taken for what was given up last, in place of one that has something. */
+  async #isToBeKept(epoch: number): Promise<boolean> {
+    const { directory, salvage, nothingSalvaged } = this.#options;
+    if (salvage() !== epoch) return false;
+    // One that is damaged is kept: who salvages it is told.
+    const isEmpty = await OverlayLog.isEmpty(directory, hiddenName(epoch), epoch).catch(() => false);
+    if (isEmpty) await nothingSalvaged?.(epoch);
+    return !isEmpty;
   }
 
   async #takePrepared(number: number): Promise<OverlayLog> {

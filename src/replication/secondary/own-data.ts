@@ -13,7 +13,7 @@ import type { StateDirectory } from "../../meta/state-directory.js";
 import type { ChangesSummary } from "../changes-summary.js";
 import { type ChangedRanges, LocalChanges } from "./local-changes.js";
 import type { MetadataKeeper } from "../metadata-keeper.js";
-import { salvageName } from "./salvage.js";
+import { lastSalvage, salvageName } from "./salvage.js";
 import type { NamedDisk } from "../named-disk.js";
 
 export interface OwnDataParts {
@@ -80,6 +80,15 @@ export class OwnData {
     if (!hasOwn || salvage === epoch) return;
     await metadata.save({ salvage: epoch });
     log.warn({ path: this.salvage }, "local changes are given up, and saved when the resync is done");
+  }
+
+  /** The new primary had all of it: what was saved before is the last again. */
+  async nothingSaved(epoch: number): Promise<void> {
+    const { directory, metadata, log } = this.#parts;
+    const salvage = lastSalvage(await directory.list());
+    if (metadata.current.salvage !== epoch) return;
+    await metadata.save({ salvage });
+    log.info("nothing was given up: the new primary had all that this node changed");
   }
 
   /** A checkpoint is durable: if the new primary has resynced this node, its own changes are no more. */

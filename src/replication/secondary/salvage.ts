@@ -17,6 +17,12 @@ export function salvageName(epoch: number): string {
   return `salvage-${epoch}.log`;
 }
 
+/** The epoch of the newest of them, or null. */
+export function lastSalvage(files: readonly string[]): number | null {
+  const epochs = files.flatMap((file) => PATTERN.exec(file)?.[1] ?? []).map(Number);
+  return epochs.length === 0 ? null : Math.max(...epochs);
+}
+
 export interface SalvagedDisk {
   /** A raw image of the disk's size, sparse: only what was given up is in it, at its own offset. */
   readonly image: string;
@@ -29,14 +35,13 @@ export interface SalvagedDisk {
  * @throws StateError if nothing was given up, or the directory exists; MetadataError if the log can't be read
  */
 export async function extractSalvage(directory: StateDirectory, output: string): Promise<SalvagedDisk[]> {
-  const epochs = (await directory.list()).flatMap((file) => PATTERN.exec(file)?.[1] ?? []).map(Number);
-  if (epochs.length === 0) {
+  const epoch = lastSalvage(await directory.list());
+  if (epoch === null) {
     throw new StateError(
       "nothing-salvaged",
       `${directory.path} has no salvage-*.log: this node gave up nothing`,
     );
   }
-  const epoch = Math.max(...epochs);
   const metadata = await readMetadata(directory);
   if (metadata === null) throw new MetadataError("missing", `${directory.path}/metadata.json is missing`);
   const records: RecoveredRecord[] = [];

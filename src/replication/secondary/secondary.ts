@@ -84,6 +84,7 @@ export class Secondary {
       disks: group.devices,
       clock,
       salvage: () => this.metadata.salvage,
+      nothingSalvaged: (epoch) => this.#own.nothingSaved(epoch),
       spare,
       lost: () => {
         this.#tellLostRollback();

@@ -96,6 +96,38 @@ describe("epoch store", () => {
     expect(await firstBytes(overlaysOf(again, 0).active)).to.deep.equal([7, 7, 7, 2, 7, 7, 4, 7]);
   });
 
+  it("keeps before-images that are to be salvaged, also if their log is damaged, and no log that has none", async () => {
+    let salvage = 1;
+    const nothing: number[] = [];
+    store = new EpochStore({
+      directory,
+      disks,
+      salvage: () => salvage,
+      nothingSalvaged: (epoch) => Promise.resolve(void nothing.push(epoch)),
+      spare: new SpareLog(directory, log),
+    });
+    const saved = async (): Promise<string[]> =>
+      (await directory.list()).filter((file) => file.startsWith("salvage-")).sort();
+    const first = await create(1);
+    await overwrite(first, disks[0], 0, 1);
+    await first.close();
+    await store.removeAllBut(2);
+    expect([await saved(), nothing]).to.deep.equal([["salvage-1.log"], []]);
+
+    salvage = 2;
+    await (await create(2)).close();
+    await store.removeAllBut(3);
+    expect([await saved(), nothing]).to.deep.equal([["salvage-1.log"], [2]]);
+
+    salvage = 3;
+    await (await create(3)).close();
+    const damaged = await directory.open("hidden-3.log");
+    await damaged.write(0, [filled(0xff)]);
+    await damaged.close();
+    await store.removeAllBut(4);
+    expect([await saved(), nothing]).to.deep.equal([["salvage-1.log", "salvage-3.log"], [2]]);
+  });
+
   it("goes back over a checkpoint that was announced and never became durable", async () => {
     const epoch = await create(1);
     await overwrite(epoch, disks[0], 0, 1);
