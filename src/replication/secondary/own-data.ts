@@ -85,9 +85,8 @@ export class OwnData {
   /** The new primary had all of it: what was saved before is the last again. */
   async nothingSaved(epoch: number): Promise<void> {
     const { directory, metadata, log } = this.#parts;
-    const salvage = lastSalvage(await directory.list());
     if (metadata.current.salvage !== epoch) return;
-    await metadata.save({ salvage });
+    await metadata.save({ salvage: lastSalvage(await directory.list()) });
     log.info("nothing was given up: the new primary had all that this node changed");
   }
 
