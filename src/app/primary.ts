@@ -70,7 +70,7 @@ async function startPrimary(
 
   return {
     commands: [
-      ...replicationCommands(replicationGroup(primary), emit),
+      ...replicationCommands(primaryGroup(primary), emit),
       ...yankCommands(yankable(() => primary)),
       ...primaryPairCommands(primary, {
         quit: parts.quit,
@@ -133,7 +133,8 @@ function guestExports(primary: Primary): ExportTable {
   return exports;
 }
 
-function replicationGroup(primary: Primary): ReplicationGroup {
+/** What a manager of QEMU's does with a node that has a replica. */
+export function primaryGroup(primary: Primary): ReplicationGroup {
   return {
     mode: "primary",
     start: (mode) => primary.start(mode),

@@ -11,7 +11,7 @@ import { CHECKPOINT_EVENT, CHECKPOINT_FAILED_EVENT, ROLLBACK_LOST_EVENT } from "
 import { Secondary } from "../replication/secondary/secondary.js";
 import { DISCONNECT_DEADLINE_MS, ReplicationServer } from "./replication-server.js";
 import { type NodeParts, runNode, type RunningNode } from "./run-node.js";
-import { closeGuests, linkEvents } from "./primary.js";
+import { closeGuests, linkEvents, primaryGroup } from "./primary.js";
 import { jobControls, yankable } from "./primary-status.js";
 import { commitJob, secondaryJobs, secondaryStatus } from "./secondary-status.js";
 
@@ -102,8 +102,12 @@ function viewExports(secondary: Secondary): ExportTable {
   return exports;
 }
 
+/**
+ * To a manager a promoted node is a secondary that is done, which ignores whatever is asked, until it is given a replica: from then on it is
+ * that one's primary, which knows what the replica lacks.
+ */
 function replicationGroup(secondary: Secondary): ReplicationGroup {
-  return {
+  const own: ReplicationGroup = {
     mode: "secondary",
     start: (mode) => secondary.start(mode),
     stop: (isFailover) => (isFailover ? secondary.failOverOnce() : secondary.stop(null)),
@@ -116,6 +120,24 @@ function replicationGroup(secondary: Secondary): ReplicationGroup {
     },
     get isActive() {
       return secondary.stage === "running";
+    },
+  };
+  const current = (): ReplicationGroup => {
+    const promoted = secondary.stage === "done" ? secondary.promoted : null;
+    return promoted === null || promoted.replica === null ? own : primaryGroup(promoted);
+  };
+  return {
+    get mode() {
+      return current().mode;
+    },
+    start: (mode) => current().start(mode),
+    stop: (isFailover) => current().stop(isFailover),
+    checkpoint: () => current().checkpoint(),
+    getError: () => {
+      current().getError();
+    },
+    get isActive() {
+      return current().isActive;
     },
   };
 }

@@ -4,6 +4,7 @@ import { existsSync } from "node:fs";
 import { readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { basename } from "node:path";
 
+import type { QmpError } from "../../src/qmp/errors.js";
 import { expectPattern, runFio, startFio, writePattern } from "../tools/clients.js";
 import { expectSameContent, flipByte } from "../tools/disk-files.js";
 import { Host } from "../tools/host.js";
@@ -109,6 +110,52 @@ describe("roles that change", () => {
       "the link built anew",
       ({ primary }) => primary?.link.state === "replicating" && primary.link.reconnects === 1,
     );
+  });
+
+  it("a promoted secondary is a primary to the manager that drives its replica: it tells of a loss, and stops and starts", async () => {
+    await startPair();
+    await a.kill();
+    await b.failOver("latest");
+    await a.startSecondary();
+    const ask = (command: string, args: object = {}): Promise<unknown> =>
+      b.node.withQmp((client) =>
+        client.execute(command, args).catch((error: unknown) => (error as QmpError).code),
+      );
+    const replication = (enable: boolean): Promise<unknown> =>
+      ask("xen-set-replication", { enable, primary: true });
+    const told = async (): Promise<unknown[]> => [
+      await ask("query-xen-replication-status"),
+      await ask("xen-colo-do-checkpoint"),
+      await ask("query-colo-status"),
+    ];
+    const idle = { mode: "none", "last-mode": "none", reason: "none" };
+    const busy = { mode: "primary", "last-mode": "none", reason: "none" };
+    expect(await told()).to.deep.equal([{ error: false }, {}, idle]);
+
+    await b.node.succeed("attach", "--replica", `nbd://${await a.node.tcpAddress("replication")}`);
+    await b.node.waitForStatus("replicating", ({ primary }) => primary?.link.state === "replicating");
+    expect(await told()).to.deep.equal([{ error: false }, {}, busy]);
+
+    await a.kill();
+    await writePattern(b.uri, 0x44, "10M", "64k");
+    expect(await told()).to.deep.equal([
+      { error: true, desc: "I/O error occurred" },
+      "checkpoint-refused",
+      busy,
+    ]);
+
+    const stopped = { error: true, desc: "Block replication is not running" };
+    expect(await replication(false)).to.deep.equal({});
+    expect(await ask("query-xen-replication-status")).to.deep.equal(stopped);
+    expect(await replication(true)).to.deep.equal({});
+    const exit = await b.node.withQmp(async (client) => {
+      const event = client.waitForEvent("COLO_EXIT");
+      await client.execute("x-colo-lost-heartbeat");
+      return (await event).data;
+    });
+    expect(exit).to.deep.equal({ mode: "primary", reason: "request" });
+    const { primary } = await b.node.status();
+    expect(primary?.link.state).to.equal("detached");
   });
 
   it("what an old primary wrote alone makes a split brain: refused on both sides, settled by command, and saved", async () => {
