@@ -240,6 +240,8 @@ describe("a primary's troubles", () => {
     expect(message).to.match(/^the secondary holds other data/);
     expect(pair.primary.linkError?.message).to.equal(message);
     expect([pair.primary.link, pair.primary.replica?.uri]).to.deep.equal([null, "in this process"]);
+    await put(pair.guest(), 0, PAGE, 0x23);
+    expect(pair.primary.error, "nobody was to get what guests write").to.equal(null);
     const nowhere = { kind: "unix", path: "/nonexistent" } as const;
     await pair.primary.attach({ address: nowhere, control: nowhere, uri: "nowhere" });
     expect(pair.primary.linkError?.message).to.match(/ENOENT/);
