@@ -2,9 +2,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import { expect } from "chai";
 
-import { DeviceDepth, deviceDepthOf } from "../../../src/nbd/server/device-depth.js";
+import { DeviceDepth, deviceDepthOf, DevicePlace } from "../../../src/nbd/server/device-depth.js";
 import { DEVICE_REQUESTS, DEVICE_WAIT_MS } from "../../../src/nbd/server/limits.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
+import { waitFor } from "../../tools/wait-for.js";
 
 function filled(): DeviceDepth {
   const depth = new DeviceDepth();
@@ -81,10 +82,107 @@ describe("DeviceDepth", () => {
     expect(called).to.deep.equal(["first", "second", "again"]);
   });
 
+  it("calls those who wait after a while, though something settled when they came", async () => {
+    const depth = filled();
+    const called: string[] = [];
+    depth.wait(() => {
+      depth.begun();
+      called.push("first");
+    });
+    depth.wait(() => called.push("second"));
+    depth.settled();
+    expect(called).to.deep.equal(["first"]);
+    await waitFor(
+      "the call",
+      () => called,
+      ({ length }) => length > 1,
+    );
+    expect(called).to.deep.equal(["first", "second"]);
+  });
+
   it("is one for all clients of an export, and another one for each export", () => {
     const served = (name: string) => ({ name, readOnly: false, device: new MemoryDevice(4096) });
     const [one, other] = [served("disk0"), served("disk0")];
     expect(deviceDepthOf(one)).to.equal(deviceDepthOf(one));
     expect(deviceDepthOf(one)).to.not.equal(deviceDepthOf(other));
+  });
+});
+
+describe("DevicePlace", () => {
+  /** How often it was called to ask again. */
+  let calls: number;
+
+  beforeEach(() => {
+    calls = 0;
+  });
+
+  const placeAt = (depth: DeviceDepth): DevicePlace => new DevicePlace(depth, () => calls++);
+  const called = (): Promise<number> =>
+    waitFor(
+      "the call",
+      () => calls,
+      (count) => count > 0,
+    );
+
+  it("lets a client begin as long as the device is not full", () => {
+    const place = placeAt(new DeviceDepth());
+    expect(place.mayBegin(false, false)).to.equal(true);
+    expect(place.isAwaited).to.equal(false);
+  });
+
+  it("has a client wait that has requests open, or whose request has waited already", () => {
+    const [open, late] = [placeAt(filled()), placeAt(filled())];
+    expect(open.mayBegin(false, true)).to.equal(false);
+    expect(late.mayBegin(true, false)).to.equal(false);
+    expect([open.isAwaited, late.isAwaited]).to.deep.equal([true, true]);
+  });
+
+  it("lets a client begin that asks for little at a time, however full the device is", () => {
+    expect(placeAt(filled()).mayBegin(true, true)).to.equal(true);
+  });
+
+  it("has a client wait that has waited a moment ago: it does not ask for little", () => {
+    const depth = filled();
+    const place = placeAt(depth);
+    expect(place.mayBegin(false, true)).to.equal(false);
+    depth.settled();
+    depth.begun();
+    expect(place.mayBegin(false, false), "the place that came free").to.equal(true);
+    expect(place.mayBegin(true, true)).to.equal(false);
+  });
+
+  it("lets a client begin one request for the place that it was called for, though others were quicker", () => {
+    const depth = filled();
+    const place = placeAt(depth);
+    expect(place.mayBegin(false, false)).to.equal(false);
+    depth.settled();
+    depth.begun();
+    expect(calls).to.equal(1);
+    expect(place.isAwaited).to.equal(false);
+    expect(place.mayBegin(false, false)).to.equal(true);
+    expect(place.mayBegin(false, false)).to.equal(false);
+  });
+
+  it("lets a client begin its first request, and no other, when it has waited and nothing has settled", async () => {
+    const first = placeAt(filled());
+    expect(first.mayBegin(true, false)).to.equal(false);
+    await called();
+    expect(first.mayBegin(true, false)).to.equal(true);
+    calls = 0;
+    const further = placeAt(filled());
+    expect(further.mayBegin(false, false)).to.equal(false);
+    await called();
+    expect(further.mayBegin(false, false)).to.equal(false);
+  });
+
+  it("calls no client that is gone, and passes the place on", () => {
+    const depth = filled();
+    const [gone, next] = [placeAt(depth), placeAt(depth)];
+    for (const place of [gone, next]) place.mayBegin(false, false);
+    gone.close();
+    depth.settled();
+    depth.begun();
+    expect(calls).to.equal(1);
+    expect(next.mayBegin(false, false)).to.equal(true);
   });
 });

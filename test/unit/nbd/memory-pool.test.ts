@@ -3,6 +3,7 @@ import { expect } from "chai";
 import {
   MEMORY_GUARANTEED_BYTES,
   MEMORY_PRESSURE_MS,
+  MEMORY_PROGRESS_BYTES,
   RESERVE_BYTES,
   RESERVE_PRICE,
   RESERVE_REQUEST_BYTES,
@@ -104,8 +105,14 @@ describe("MemoryPool", () => {
       for (let i = 0; i < 100; i++) {
         expect(take(proven, RESERVE_REQUEST_BYTES)).to.equal(true);
         expect(take(proven, MEMORY_GUARANTEED_BYTES), "its own part is apart").to.equal(true);
-        proven.give(RESERVE_REQUEST_BYTES);
-        proven.give(MEMORY_GUARANTEED_BYTES);
+        // Each to where it came from, whichever is given back first.
+        const [first, last] =
+          i % 2 === 0
+            ? [RESERVE_REQUEST_BYTES, MEMORY_GUARANTEED_BYTES]
+            : [MEMORY_GUARANTEED_BYTES, RESERVE_REQUEST_BYTES];
+        proven.give(first);
+        expect(pool.heldBytes).to.equal(ALL_BYTES + last);
+        proven.give(last);
       }
       expect(pool.heldBytes).to.equal(ALL_BYTES);
       expect(granted).to.deep.equal([]);
@@ -190,8 +197,15 @@ describe("MemoryPool", () => {
     });
     const busyDevice = open(false, () => cut.push("waits for the device"));
     const modest = open(true, () => cut.push("modest"));
+    let movedBytes = 0;
+    const quick = pool.open({
+      movedBytes: () => (movedBytes += MEMORY_PROGRESS_BYTES),
+      waitsForClient: () => true,
+      cutOff: () => cut.push("quick"),
+    });
     take(slow, POOL_BYTES / 2);
     take(busyDevice, POOL_BYTES / 4);
+    take(quick, 2 * MEMORY_GUARANTEED_BYTES);
     take(modest, MEMORY_GUARANTEED_BYTES);
     const waiting = open();
     take(waiting, 6 * MEMORY_GUARANTEED_BYTES, "waiting");
@@ -203,7 +217,31 @@ describe("MemoryPool", () => {
     );
     expect(cut).to.deep.equal(["slow"]);
     expect(granted).to.deep.equal(["waiting"]);
-    for (const account of [busyDevice, modest, waiting]) account.close();
+    for (const account of [busyDevice, modest, quick, waiting]) account.close();
+  });
+
+  it("cuts nobody off once nobody waits any more", async () => {
+    const cut: string[] = [];
+    const left = open(true, () => cut.push("left alone"));
+    const waiting = open();
+    take(left, ALL_BYTES);
+    take(waiting, ALL_BYTES, "waiting");
+    waiting.close();
+    // Watched from later on: what happens to its clients would have happened to ours.
+    const later = new MemoryPool(POOL_BYTES);
+    const [slow, another] = ["slow", "another"].map((name) =>
+      later.open({ movedBytes: () => 0, waitsForClient: () => true, cutOff: () => cut.push(name) }),
+    );
+    if (slow === undefined || another === undefined) throw new Error("there are two");
+    take(slow, ALL_BYTES);
+    take(another, ALL_BYTES);
+    await waitFor(
+      "the cut",
+      () => cut,
+      ({ length }) => length > 0,
+    );
+    expect(cut).to.deep.equal(["slow"]);
+    for (const account of [left, slow, another]) account.close();
   });
 
   it("cuts nobody off who moved nothing because this process was stopped", async () => {
