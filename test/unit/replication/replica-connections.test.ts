@@ -2,13 +2,17 @@
 import { expect } from "chai";
 
 import type { Clock } from "../../../src/clock.js";
+import { Deferred } from "../../../src/deferred.js";
+import { LinkError, NegotiationError } from "../../../src/errors.js";
 import type { PrimaryDisk } from "../../../src/replication/primary/disk.js";
 import {
   ReplicaConnections,
   type ReplicaConnectionsEvents,
 } from "../../../src/replication/primary/replica-connections.js";
+import type { ReplicaControl } from "../../../src/replication/primary/replica-control.js";
 import type { ReplicaDisk, ReplicaNetwork } from "../../../src/replication/primary/replica-network.js";
-import { isSettled, turns } from "../../tools/outcome.js";
+import { writerExport } from "../../../src/replication/protocol.js";
+import { failureOf, isSettled, turns } from "../../tools/outcome.js";
 
 const TIMEOUT_MS = 5000;
 /** What is in flight takes many times as long as an answer may, all in all. */
@@ -65,6 +69,7 @@ describe("ReplicaConnections", () => {
   /** What the dirty map hears of a flush, and the flush itself. */
   let flush: string[];
   let flushFails: boolean;
+  let flushing: Promise<unknown>;
 
   beforeEach(async () => {
     clock = new ManualClock();
@@ -72,6 +77,7 @@ describe("ReplicaConnections", () => {
     hasVolatile = false;
     flush = [];
     flushFails = false;
+    flushing = Promise.resolve();
     const info = { sizeBytes: 4096, writable: true };
     const replica = {
       info,
@@ -79,7 +85,7 @@ describe("ReplicaConnections", () => {
       destroy: () => undefined,
       flush: () => {
         flush.push("flush");
-        return flushFails ? Promise.reject(new Error("no")) : Promise.resolve();
+        return flushFails ? Promise.reject(new Error("no")) : flushing;
       },
       close: () => Promise.resolve(),
       get oldestPending() {
@@ -158,6 +164,20 @@ describe("ReplicaConnections", () => {
     });
   }
 
+  it("begin no second flush while one is under way", async () => {
+    hasVolatile = true;
+    const done = new Deferred<undefined>();
+    flushing = done.promise;
+    pending = [];
+    await clock.pass(10 * TIMEOUT_MS);
+    expect(flush).to.deep.equal(["begins", "flush"]);
+    done.resolve(undefined);
+    await turns();
+    hasVolatile = false;
+    await clock.pass(10 * TIMEOUT_MS);
+    expect(flush, "nothing is left to flush").to.deep.equal(["begins", "flush", "is durable"]);
+  });
+
   it("give up a replica that answers nothing", async () => {
     await clock.pass(2 * TIMEOUT_MS);
     expect(await isSettled(connections.lost)).to.equal(true);
@@ -169,5 +189,147 @@ describe("ReplicaConnections", () => {
       pending.splice(1, 1);
     }
     expect(await isSettled(connections.lost)).to.equal(true);
+  });
+});
+
+describe("ReplicaConnections.open()", () => {
+  const SIZE_BYTES = 4096;
+  const SECRET = "7d1c";
+  /** What was opened, and not closed or destroyed. */
+  let open: string[];
+  /** Resolves with what the control ends with. */
+  let controlEnded: Deferred<Error | null>;
+  let clock: ManualClock;
+  let heartbeats: number;
+  let heartbeat: () => Promise<void>;
+  /** Of the replica of the last disk. */
+  let info: { sizeBytes: number; writable: boolean };
+  let connectDisk: (exportName: string) => Promise<void>;
+
+  beforeEach(() => {
+    open = [];
+    controlEnded = new Deferred();
+    clock = new ManualClock();
+    heartbeats = 0;
+    heartbeat = () => Promise.resolve();
+    info = { sizeBytes: SIZE_BYTES, writable: true };
+    connectDisk = () => Promise.resolve();
+  });
+
+  const gone = (name: string): void => {
+    open = open.filter((each) => each !== name);
+  };
+
+  const control = (): ReplicaControl =>
+    ({
+      ended: controlEnded.promise,
+      handshake: () => Promise.resolve({ memory: "first", writer: SECRET }),
+      heartbeat: () => {
+        heartbeats++;
+        return heartbeat();
+      },
+      close: () => {
+        gone("control");
+        return Promise.resolve();
+      },
+    }) as unknown as ReplicaControl;
+
+  const disk = async (exportName: string): Promise<ReplicaDisk> => {
+    await connectDisk(exportName);
+    open.push(exportName);
+    return {
+      info: exportName.startsWith("disk1") ? info : { sizeBytes: SIZE_BYTES, writable: true },
+      ended: new Promise(() => undefined),
+      oldestPending: null,
+      destroy: () => {
+        gone(exportName);
+      },
+      close: () => {
+        gone(exportName);
+        return Promise.resolve();
+      },
+    } as unknown as ReplicaDisk;
+  };
+
+  const connect = (hasControl = true): Promise<ReplicaConnections> =>
+    ReplicaConnections.open(
+      {
+        address: { kind: "unix", path: "nowhere" },
+        control: hasControl ? { kind: "unix", path: "nowhere" } : null,
+        disks: ["disk0", "disk1"].map(
+          (name) =>
+            ({
+              name,
+              local: { info: { sizeBytes: SIZE_BYTES } },
+              dirty: { hasVolatile: false },
+            }) as unknown as PrimaryDisk,
+        ),
+        timeoutMs: TIMEOUT_MS,
+        clock,
+        network: {
+          control: () => {
+            open.push("control");
+            return Promise.resolve(control());
+          },
+          disk: (_address: unknown, exportName: string) => disk(exportName),
+        } as unknown as ReplicaNetwork,
+      },
+      { hello: () => ({}), welcomed: () => Promise.resolve() } as unknown as ReplicaConnectionsEvents,
+    );
+
+  it("has a connection to the control and one to each disk, all of which close() closes", async () => {
+    const connections = await connect();
+    connections.lost.catch(() => undefined);
+    expect(open).to.deep.equal(["control", writerExport("disk0", SECRET), writerExport("disk1", SECRET)]);
+    await connections.close();
+    expect(open).to.deep.equal([]);
+  });
+
+  it("leaves nothing open when a disk can't be reached", async () => {
+    connectDisk = (name) => (name.startsWith("disk1") ? Promise.reject(new Error("no")) : Promise.resolve());
+    expect((await failureOf(connect())).message).to.equal("no");
+    expect(open).to.deep.equal([]);
+  });
+
+  for (const [what, told, reason] of [
+    ["smaller", { sizeBytes: SIZE_BYTES / 2, writable: true }, /has 2048 bytes, the primary disk 4096/],
+    ["larger", { sizeBytes: SIZE_BYTES * 2, writable: true }, /has 8192 bytes, the primary disk 4096/],
+    ["read-only", { sizeBytes: SIZE_BYTES, writable: false }, /is read-only/],
+  ] as const) {
+    it(`refuses a replica that is ${what}, and leaves nothing open`, async () => {
+      info = told;
+      expect((await failureOf(connect())).message).to.match(reason);
+      expect(open).to.deep.equal([]);
+    });
+  }
+
+  it("asks the control once more when the disks are connected: a node that was started anew knows no handshake", async () => {
+    heartbeat = () => Promise.reject(new LinkError("connection-lost", "it was started anew"));
+    expect((await failureOf(connect())).message).to.equal("it was started anew");
+    expect(open).to.deep.equal([]);
+  });
+
+  it("does not tell the secret in an export's name", async () => {
+    connectDisk = (name) => Promise.reject(new NegotiationError("export-unknown", `no export "${name}"`));
+    const { message } = await failureOf(connect());
+    expect(message).to.match(/^no export "disk0": it has to be the node of --replica-qmp/);
+    expect((await failureOf(connect(false))).message, "without a handshake").to.equal('no export "disk0"');
+  });
+
+  it("gives all of them up when the control ends", async () => {
+    const connections = await connect();
+    controlEnded.resolve(new LinkError("connection-lost", "the node is gone"));
+    expect((await failureOf(connections.lost)).message).to.equal("the node is gone");
+    expect(open).to.deep.equal(["control"]);
+  });
+
+  it("gives all of them up when the control does not answer, and asks nothing any more", async () => {
+    const connections = await connect();
+    heartbeat = () => Promise.reject(new LinkError("timeout", "no answer"));
+    await clock.pass(2000);
+    expect((await failureOf(connections.lost)).message).to.equal("no answer");
+    const before = heartbeats;
+    await clock.pass(10_000);
+    expect(heartbeats).to.equal(before);
   });
 });
