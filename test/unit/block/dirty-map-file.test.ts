@@ -5,12 +5,15 @@ import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
 import { type DirtyMap, dirtyMapName } from "../../../src/block/dirty-map.js";
 import { EXTENT_BYTES as EXTENT, MAX_HOT_EXTENTS } from "../../../src/block/hot-extents.js";
 import { MetadataError } from "../../../src/errors.js";
+import { DirtyMapFile } from "../../../src/meta/dirty-map-file.js";
+import { HEADER_POSITIONS, SECTOR_BYTES } from "../../../src/meta/dirty-map-format.js";
 import { openDirtyMap } from "../../tools/dirty-map.js";
 import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
 import { failureOf, isSettled, turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
 
 const SIZE_BYTES = 16 * EXTENT - 1234;
+const GEOMETRY = { sizeBytes: SIZE_BYTES, blockBytes: BLOCK, extentBytes: EXTENT };
 const FILE = dirtyMapName(0);
 const TENURE = "6f9d2b43-60c2-4f2e-9a53-0f8f6b1f0c11";
 
@@ -413,6 +416,48 @@ describe("a dirty map's file", () => {
     const headless = Buffer.from(whole);
     headless.fill(0x41, 0, 4096);
     await refuses(headless, /neither of its headers is whole/);
+  });
+
+  it("has the tenure before, if the header of the last one is torn", async () => {
+    const later = "0b1f5a7e-3c52-4c0f-8d0a-5f6f1f1f7a02";
+    for (const tenure of [TENURE, later]) await map.describe(tenure, true);
+    await map.close();
+    const whole = directory.contents(FILE);
+    const found: (string | null)[] = [];
+    for (const position of HEADER_POSITIONS) {
+      const torn = Buffer.from(whole);
+      torn.fill(0x41, position + 40, position + SECTOR_BYTES);
+      directory.put(FILE, torn);
+      found.push((await reopen()).tenure);
+      await map.close();
+    }
+    expect(found).to.have.members([TENURE, later]);
+  });
+
+  it("is whole and durable before its first header is written", async () => {
+    const made = new MemoryStateDirectory();
+    await openDirtyMap(SIZE_BYTES, made);
+    const changes = made.log.filter(({ name }) => name === FILE).map(({ kind }) => kind);
+    expect(changes).to.deep.equal(["create", "write", "write", "sync", "write", "sync"]);
+  });
+
+  it("is not left open when it can't be used", async () => {
+    await map.describe(TENURE, true);
+    await map.close();
+    const whole = directory.contents(FILE);
+    for (const bytes of [
+      Buffer.alloc(0),
+      Buffer.alloc(whole.length),
+      whole.subarray(0, -1),
+      Buffer.alloc(9000, 1),
+    ]) {
+      directory.put(FILE, bytes);
+      const counts = (): number => directory.count("open", FILE) - directory.count("close", FILE);
+      const before = counts();
+      await DirtyMapFile.open(directory, FILE, GEOMETRY, () => undefined).catch(() => undefined);
+      await DirtyMapFile.diskSizeBytes(directory, FILE).catch(() => undefined);
+      expect(counts()).to.equal(before);
+    }
   });
 
   it("refuses the map of a larger disk", async () => {
