@@ -253,8 +253,7 @@ export class RequestReceiver {
   }
 
   #newBody(lengthBytes: number): Buffer {
-    const requests = this.#request === null ? null : this.#requests;
-    return requests?.payloadBuffer(lengthBytes) ?? Buffer.allocUnsafeSlow(lengthBytes);
+    return this.#requests?.payloadBuffer(lengthBytes) ?? Buffer.allocUnsafeSlow(lengthBytes);
   }
 
   #deliver(body: Buffer | null): void {

@@ -76,6 +76,16 @@ describe("overlay log that was damaged", () => {
     expect([...lengths]).to.deep.equal([0, 1, 2, 3, 4, 5, 6]);
   });
 
+  it("ends before long content that was cut off", async () => {
+    const directory = new MemoryStateDirectory();
+    const log = await OverlayLog.create(directory, NAME, OPTIONS);
+    await log.append([zeroAt(0)]);
+    await log.append([dataAt(1, Buffer.alloc(2 * 1024 * 1024, 1))]);
+    await log.close();
+    directory.put(NAME, directory.contents(NAME).subarray(0, -1024 * 1024));
+    expect(await recovered(directory)).to.deep.equal([0]);
+  });
+
   it("gives a prefix of its records wherever the rest of it was lost and reads as zeroes", async () => {
     const { directory, ends } = await threeBatches();
     const whole = directory.contents(NAME);

@@ -3,11 +3,15 @@ import { expect } from "chai";
 import { ProtocolError } from "../../../src/errors.js";
 import type { OptionSink, RequestSink } from "../../../src/nbd/receiver.js";
 import { RequestReceiver } from "../../../src/nbd/receiver.js";
-import { Command, Option } from "../../../src/nbd/wire/constants.js";
+import { Command, CommandFlag, Option, PAYLOAD_MAXIMUM_BYTES } from "../../../src/nbd/wire/constants.js";
 import { encodeClientFlags } from "../../../src/nbd/wire/handshake.js";
 import type { OptionHeader } from "../../../src/nbd/wire/option.js";
 import { encodeOption } from "../../../src/nbd/wire/option.js";
-import type { RequestHeader } from "../../../src/nbd/wire/request.js";
+import {
+  EXTENDED_REQUEST_HEADER_BYTES,
+  type RequestHeader,
+  writeExtendedRequestHeader,
+} from "../../../src/nbd/wire/request.js";
 import { requestBytes } from "../../tools/raw-nbd-client.js";
 import { Random, SEED } from "../../tools/seed.js";
 
@@ -18,6 +22,10 @@ class Recorder implements OptionSink, RequestSink {
   readonly receiver = new RequestReceiver(this);
   readonly #keepBytes: number;
   isReady = true;
+  hasMemory = true;
+  isExtended = false;
+  /** How often it was asked for memory. */
+  asked = 0;
 
   constructor(keepBytes = 1000) {
     this.#keepBytes = keepBytes;
@@ -38,7 +46,7 @@ class Recorder implements OptionSink, RequestSink {
 
   option({ option }: OptionHeader, data: Buffer | null): void {
     this.events.push(`option ${option} ${data?.toString("hex") ?? "swallowed"}`);
-    if (option === Option.Go) this.receiver.enterTransmission(this);
+    if (option === Option.Go) this.receiver.enterTransmission(this, this.isExtended);
   }
 
   payloadBuffer(lengthBytes: number): Buffer {
@@ -46,7 +54,8 @@ class Recorder implements OptionSink, RequestSink {
   }
 
   readyForPayload(): boolean {
-    return true;
+    this.asked++;
+    return this.hasMemory;
   }
 
   requestHeader({ type, cookieLow, lengthBytes }: RequestHeader): boolean {
@@ -158,6 +167,77 @@ describe("RequestReceiver", () => {
     request.receiver.push(Buffer.concat([encodeClientFlags(0), go, write, Buffer.alloc(1000)]));
     expect(process.memoryUsage().arrayBuffers - before).to.be.below(1024 * 1024);
     expect(request.events.at(-1)).to.equal("request header 1 0 4294967295");
+  });
+
+  const inTransmission = (keepBytes: number): Recorder => {
+    const recorder = new Recorder(keepBytes);
+    recorder.receiver.push(Buffer.concat([encodeClientFlags(3), encodeOption(Option.Go, Buffer.alloc(0))]));
+    return recorder;
+  };
+
+  it("asks for memory once for a payload that is kept, and not for one that is swallowed", () => {
+    const recorder = inTransmission(100);
+    const kept = Buffer.concat([requestBytes(Command.Write, { lengthBytes: 8 }), Buffer.from("payload!")]);
+    recorder.hasMemory = false;
+    expect(recorder.receiver.push(kept.subarray(0, 30))).to.equal(false);
+    recorder.hasMemory = true;
+    expect(recorder.receiver.resume()).to.equal(true);
+    recorder.hasMemory = false;
+    for (const byte of kept.subarray(30)) expect(recorder.receiver.push(Buffer.of(byte))).to.equal(true);
+    expect(recorder.bodies.map(String)).to.deep.equal(["payload!"]);
+    expect(recorder.asked).to.equal(2);
+    const long = Buffer.concat([requestBytes(Command.Write, { lengthBytes: 200 }), Buffer.alloc(200)]);
+    expect(recorder.receiver.push(long)).to.equal(true);
+    expect(recorder.asked).to.equal(2);
+  });
+
+  it("takes no longer payload of an extended request than any may be", () => {
+    const announce = (lengthBytes: number): void => {
+      const recorder = new Recorder(0);
+      recorder.isExtended = true;
+      recorder.receiver.push(Buffer.concat([encodeClientFlags(3), encodeOption(Option.Go, Buffer.alloc(0))]));
+      const header = Buffer.alloc(EXTENDED_REQUEST_HEADER_BYTES);
+      const fields = { offset: 0, cookieHigh: 0, cookieLow: 0, lengthBytes };
+      writeExtendedRequestHeader(header, 0, {
+        type: Command.Write,
+        flags: CommandFlag.PayloadLen,
+        ...fields,
+      });
+      recorder.receiver.push(header);
+    };
+    announce(PAYLOAD_MAXIMUM_BYTES);
+    expect(() => {
+      announce(PAYLOAD_MAXIMUM_BYTES + 1);
+    })
+      .to.throw(ProtocolError)
+      .with.property("code", "payload-too-long");
+  });
+
+  it("gives room for the rest of a payload that is long and kept, once there is memory for it", () => {
+    const lengthBytes = 3 * 16 * 1024;
+    const recorder = inTransmission(lengthBytes);
+    const { receiver } = recorder;
+    expect(receiver.bodyTarget()).to.equal(null);
+    receiver.push(requestBytes(Command.Write, { lengthBytes }));
+    recorder.hasMemory = false;
+    expect(receiver.bodyTarget()).to.equal(null);
+    recorder.hasMemory = true;
+    expect(receiver.bodyTarget()?.fill(1).length).to.equal(lengthBytes);
+    receiver.bodyReceived(1000);
+    // That was granted for all of it.
+    recorder.hasMemory = false;
+    expect(receiver.bodyTarget()?.fill(2).length).to.equal(lengthBytes - 1000);
+    receiver.bodyReceived(2 * 16 * 1024 - 1000);
+    expect(receiver.bodyTarget()?.fill(3).length).to.equal(16 * 1024);
+    receiver.bodyReceived(1);
+    expect(receiver.bodyTarget(), "what is short comes with what follows it").to.equal(null);
+    expect(receiver.push(Buffer.alloc(16 * 1024 - 1, 4))).to.equal(true);
+    const [body] = recorder.bodies;
+    expect([0, 1000, 2 * 16 * 1024, lengthBytes - 1].map((at) => body?.[at])).to.deep.equal([1, 2, 3, 4]);
+    expect(body?.length).to.equal(lengthBytes);
+    receiver.push(requestBytes(Command.Write, { lengthBytes: lengthBytes + 1 }));
+    recorder.hasMemory = true;
+    expect(receiver.bodyTarget(), "it is swallowed").to.equal(null);
   });
 
   it("keeps the rest of a chunk unparsed while the sink is not ready", () => {

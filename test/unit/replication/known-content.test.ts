@@ -1,7 +1,9 @@
 /** What a resync finds on the replica, and does not send. */
 import { expect } from "chai";
+import { pino } from "pino";
 
 import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
+import { LinkError } from "../../../src/errors.js";
 import { digestsOf } from "../../../src/replication/digest.js";
 import { COMPARED_BYTES, KnownContent } from "../../../src/replication/primary/known-content.js";
 import { Random, SEED } from "../../tools/seed.js";
@@ -120,4 +122,28 @@ describe("KnownContent", () => {
     expect(told.map(String)).to.deep.equal(["Error: no digests here"]);
     expect(known.isDue(1)).to.equal(false);
   });
+
+  for (const [what, error, isSilent] of [
+    ["that is silent", new LinkError("timeout", "no answer"), true],
+    ["whose connection is lost", new LinkError("connection-lost", "it is gone"), false],
+    ["that tells no digests", new Error("no digests here"), false],
+  ] as const) {
+    it(`of a replica ${what} ${isSilent ? "says so" : "says nothing of silence"}`, async () => {
+      let silences = 0;
+      const known = KnownContent.of(
+        "disk0",
+        { of: () => Promise.reject(error) },
+        pino({ level: "silent" }),
+        () => silences++,
+      );
+      const own = content(1, 2, 3, 4);
+      expect(await known.compare(0, own.length, Promise.resolve(own))).to.deep.equal([
+        false,
+        false,
+        false,
+        false,
+      ]);
+      expect(silences).to.equal(isSilent ? 1 : 0);
+    });
+  }
 });
