@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { writeFileAtomic } from "../../../src/meta/atomic-file.js";
+import { failureOf } from "../../tools/outcome.js";
 
 describe("writeFileAtomic", () => {
   let directory: string;
@@ -47,5 +48,13 @@ describe("writeFileAtomic", () => {
     await rm(`${path}.tmp`, { recursive: true });
     await writeFileAtomic(path, "newer");
     expect(await readFile(path, "utf8")).to.equal("newer");
+  });
+
+  it("writes after one that failed", async () => {
+    const failed = writeFileAtomic(path, undefined as unknown as string);
+    const written = writeFileAtomic(path, "new");
+    await failureOf(failed);
+    await written;
+    expect(await readFile(path, "utf8")).to.equal("new");
   });
 });

@@ -1,6 +1,17 @@
 import { expect } from "chai";
 import { constants } from "node:fs";
-import { mkdir, mkdtemp, open, readdir, readFile, readlink, rm, stat, writeFile } from "node:fs/promises";
+import {
+  mkdir,
+  mkdtemp,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -138,6 +149,29 @@ describe("state directory", () => {
     expect((await descriptors(name)).length - before, "three at once").to.equal(3);
     await file.close();
     expect(await descriptors(name)).to.deep.equal([]);
+  });
+
+  it("fails for good when a sync has failed: a later one would succeed over the loss", async () => {
+    // It takes any write, also one that is to be durable, and can't be synced.
+    await symlink("/dev/null", join(path, "log"));
+    const file = await directory.open("log");
+    const failure = await failureOf(file.sync());
+    expect(failure.message).to.match(/fdatasync of .*log failed/);
+    expect(await failureOf(file.sync())).to.equal(failure);
+    expect(await failureOf(file.writeDurably(0, [Buffer.from("content")]))).to.equal(failure);
+    await file.close();
+  });
+
+  it("does not fail for good for want of space", async () => {
+    await symlink("/dev/full", join(path, "log"));
+    const file = await directory.open("log");
+    const write = (): Promise<void> => file.writeDurably(0, [Buffer.from("content")]);
+    const first = await failureOf(write());
+    expect(first).to.have.property("code", "ENOSPC");
+    const second = await failureOf(write());
+    expect(second).to.have.property("code", "ENOSPC");
+    expect(second, "it was tried again").to.not.equal(first);
+    await file.close();
   });
 
   it("shortens a file that is longer, and only such a one", async () => {
