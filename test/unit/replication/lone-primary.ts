@@ -21,7 +21,7 @@ import { MemoryStateDirectory } from "../../tools/memory-state-directory.js";
 export const MEBIBYTE = 1024 * 1024;
 const SIZE_BYTES = 8 * MEBIBYTE;
 
-export interface LonePrimaryOptions {
+interface LonePrimaryOptions {
   /** False: a manager drives the checkpoints. */
   readonly hasControl?: boolean;
 }
