@@ -10,6 +10,7 @@ import { HANDSHAKE_VERSION, helloSchema } from "../../replication/protocol.js";
 import type { Secondary } from "../../replication/secondary/secondary.js";
 import { FAILOVER_TARGETS, type FailoverOutcome, type FailoverPlan } from "../../status.js";
 import { type QmpCommand, qmpCommand } from "../command.js";
+import { isPromoted } from "../../replication/stage.js";
 import { type LinkTls, refuseItself, replicaOf } from "../../replication/primary/replica-uri.js";
 
 const failoverArguments = z.strictObject({
@@ -152,8 +153,8 @@ export function secondaryPairCommands(secondary: Secondary): QmpCommand[] {
           await secondary.prepareCheckpoint(epoch ?? secondary.epoch + 1);
           return { epoch: secondary.epoch };
         }
-        // A promoted node takes its checkpoints as any primary.
-        const isOwn = secondary.stage === "done" && session === undefined && epoch === undefined;
+        // A promoted node takes its checkpoints as any primary, and none before its failover is over.
+        const isOwn = isPromoted(secondary.stage) && session === undefined;
         if (isOwn) return { epoch: await secondary.promoted.checkpoint() };
         const number = await secondary.checkpoint({ session: session ?? null, epoch: epoch ?? null });
         // A primary goes on with its guests at once, and waits for the event; anybody else goes by the answer.

@@ -2,6 +2,7 @@
 import { expect } from "chai";
 
 import { Flag } from "../../../src/block/device.js";
+import { secondaryPairCommands } from "../../../src/qmp/commands/pair.js";
 import { expectSame, readRange } from "../../contract/device-model.js";
 import { outcome, turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
@@ -67,6 +68,22 @@ describe("secondary: failover", () => {
     await expectFailure(secondary.failOver("latest"), "failover is done already");
     await secondary.failOverOnce();
     await expectContent(node.view(0), received[0], "QEMU's failover is ignored then");
+  });
+
+  it("no checkpoint is said to be taken while it is under way, nor after it without a replica", async () => {
+    const commands = secondaryPairCommands(node.secondary);
+    const checkpoint = commands.find(({ name }) => name === "x-repl-checkpoint");
+    const asked = (args: object): Promise<string> =>
+      outcome(checkpoint?.run(args, { clientId: 1 }) ?? Promise.resolve());
+    await node.applied();
+    const merge = node.disk().hold({ operation: "write" });
+    await node.secondary.failOver("checkpoint");
+    await merge.arrived(1);
+    expect([node.secondary.stage, await asked({})]).to.deep.equal(["failover", "not-promoted"]);
+    merge.release();
+    await node.secondary.commitEnded();
+    expect([node.secondary.stage, await asked({})]).to.deep.equal(["done", "checkpoint-refused"]);
+    expect(await asked({ epoch: 99 })).to.equal("checkpoint-refused");
   });
 
   it("tells before it what either target would lose", async () => {
