@@ -119,7 +119,7 @@ function replicationGroup(secondary: Secondary): ReplicationGroup {
       secondary.getError();
     },
     get isActive() {
-      return secondary.stage === "running";
+      return secondary.stage === "running" || secondary.stage === "failover-failed";
     },
   };
   const current = (): ReplicationGroup => {

@@ -15,7 +15,7 @@ export interface ReplicationGroup {
   checkpoint(): Promise<void>;
   /** @throws StateError with QEMU's texts */
   getError(): void;
-  /** Whether replication is running, or a failover has taken it over. */
+  /** Whether replication is running, or a failover has failed, which can be tried again. */
   readonly isActive: boolean;
 }
 
@@ -26,7 +26,9 @@ export function replicationCommands(
   group: ReplicationGroup,
   emit: (event: string, data: object) => void,
 ): QmpCommand[] {
-  let wasInColo = false;
+  let isExiting = false;
+  /** As what the node was told of a lost heartbeat last; null: never. */
+  let exited: Mode | null = null;
   return [
     qmpCommand({
       name: "xen-set-replication",
@@ -70,21 +72,32 @@ export function replicationCommands(
       arguments: none,
       run: async () => {
         if (!group.isActive) throw new StateError("not-running", "The feature 'colo' is not enabled");
-        wasInColo = true;
-        await group.stop(true);
-        emit("COLO_EXIT", { mode: group.mode, reason: "request" });
+        // Each end is told once, whoever else asks for it meanwhile.
+        if (isExiting) throw new StateError("already-exiting", "COLO failover is already actived");
+        const { mode } = group;
+        isExiting = true;
+        try {
+          await group.stop(true);
+        } finally {
+          isExiting = false;
+        }
+        exited = mode;
+        emit("COLO_EXIT", { mode, reason: "request" });
         return {};
       },
     }),
     qmpCommand({
       name: "query-colo-status",
       arguments: none,
-      run: () =>
-        Promise.resolve({
-          mode: group.isActive ? group.mode : "none",
-          "last-mode": wasInColo && !group.isActive ? group.mode : "none",
-          reason: wasInColo ? "request" : "none",
-        }),
+      run: () => {
+        const { isActive, mode } = group;
+        const last = isActive ? null : exited;
+        return Promise.resolve({
+          mode: isActive ? mode : "none",
+          "last-mode": last ?? "none",
+          reason: last === null ? "none" : "request",
+        });
+      },
     }),
   ];
 }
