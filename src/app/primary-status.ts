@@ -44,7 +44,7 @@ export function primaryPart(
   primary: Primary,
   config: Pick<PrimaryConfig, "ackMode" | "onReplicaError" | "replicaTimeoutMs">,
 ): PrimaryStatus {
-  const { link, linkSince, linkError, replica, checkpointIntervalMs, checkpointFailure } = primary;
+  const { link, linkSince, linkError, lastReplica, checkpointIntervalMs, checkpointFailure } = primary;
   return {
     ackMode: config.ackMode,
     onReplicaError: config.onReplicaError,
@@ -55,7 +55,7 @@ export function primaryPart(
     checkpointFailure,
     link: {
       state: link?.state ?? "detached",
-      replica: replica?.uri ?? null,
+      replica: lastReplica?.uri ?? null,
       since: linkSince.toISOString(),
       lastError: linkError?.message ?? null,
       reconnects: link?.reconnects ?? 0,

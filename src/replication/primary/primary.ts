@@ -191,6 +191,11 @@ export class Primary {
     return this.#attachment.replica;
   }
 
+  /** As ReplicaAttachment.lastReplica. */
+  get lastReplica(): Replica | null {
+    return this.#attachment.lastReplica;
+  }
+
   /** 0: on demand only. */
   get checkpointIntervalMs(): number {
     return this.#checkpoints.intervalMs;
@@ -245,8 +250,12 @@ export class Primary {
     return this.#checkpoints.refusal();
   }
 
-  /** A manager takes a checkpoint, to which the primary contributes that nothing is missing. @throws StateError if something is */
+  /**
+   * A manager takes a checkpoint, to which the primary contributes that nothing is missing.
+   * @throws StateError if something is, or may be, for nothing is replicated
+   */
   refuseHole(): void {
+    if (this.stage === "none") throw new StateError("not-running", "Block replication is not running");
     const hole = this.#checkpoints.hole();
     if (hole !== null) throw new StateError("checkpoint-refused", `checkpoint refused: ${hole}`);
   }

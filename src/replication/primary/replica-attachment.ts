@@ -57,8 +57,8 @@ export class ReplicaAttachment {
   #link: Link | null = null;
   /** When the last link was left; before the first one, since when there could have been one. */
   #leftAt = new Date();
-  /** Why the last replica was not attached; null: it was. */
-  #refusal: Error | null = null;
+  /** The last replica, if it was not attached, and why; null: it was. */
+  #refused: { readonly replica: Replica; readonly error: Error } | null = null;
   #loggedLink: LinkState | null = null;
 
   constructor(parts: ReplicaAttachmentParts) {
@@ -78,6 +78,11 @@ export class ReplicaAttachment {
     return this.#replica;
   }
 
+  /** The one that linkError is of: the replica, or another one that was not attached. */
+  get lastReplica(): Replica | null {
+    return this.#refused?.replica ?? this.#replica;
+  }
+
   get link(): Link | null {
     return this.#link;
   }
@@ -89,18 +94,25 @@ export class ReplicaAttachment {
 
   /** Why the link was lost last, or why the last replica was not attached; null: neither, or that is mended. */
   get linkError(): Error | null {
-    return this.#link === null ? this.#refusal : this.#link.lastError;
+    return this.#link === null ? (this.#refused?.error ?? null) : this.#link.lastError;
   }
 
   /**
    * Takes a replica and begins to replicate.
-   * @throws NegotiationError, ProtocolError or QmpError if it is there and can't be used
+   * @throws NegotiationError, ProtocolError or QmpError if it is there and can't be used: the one before, if any, is the replica still
    */
-  attach(replica: Replica): Promise<void> {
+  async attach(replica: Replica): Promise<void> {
+    const [former, formerState] = [this.#replica, this.#state];
     this.#replica = replica;
     // A stop that was a failover ended replication with the one before; it is begun anew.
     this.#state = initialState("primary");
-    return this.start("primary");
+    try {
+      await this.start("primary");
+    } catch (error) {
+      this.#replica = former;
+      this.#state = formerState;
+      throw error;
+    }
   }
 
   /** @throws StateError if there is one */
@@ -112,9 +124,9 @@ export class ReplicaAttachment {
     );
   }
 
-  /** @throws StateError if there is none */
+  /** Also one to which a manager has stopped replicating. @throws StateError if there is none */
   async detach(): Promise<void> {
-    if (this.#link === null) throw new StateError("detached", "no replica is attached");
+    if (this.#replica === null) throw new StateError("detached", "no replica is attached");
     await this.leave();
     this.#replica = null;
     this.#state = initialState("primary");
@@ -135,7 +147,7 @@ export class ReplicaAttachment {
     const { hold, events, log } = this.#parts;
     const link = this.#makeLink(replica);
     this.#link = link;
-    this.#refusal = null;
+    this.#refused = null;
     this.#state = next;
     hold.attaching();
     try {
@@ -145,8 +157,8 @@ export class ReplicaAttachment {
       this.#endLink();
       this.#state = initialState("primary");
       // Who asked is told; whoever looks at the node later has to find it as well.
-      this.#refusal = asError(error);
-      log.warn({ replica: replica.uri, error: this.#refusal.message }, "replica not attached");
+      this.#refused = { replica, error: asError(error) };
+      log.warn({ replica: replica.uri, error: this.#refused.error.message }, "replica not attached");
       throw error;
     }
     events.attached();

@@ -239,13 +239,36 @@ describe("a primary's troubles", () => {
     const { message } = await failureOf(pair.primary.attach(replica()));
     expect(message).to.match(/^the secondary holds other data/);
     expect(pair.primary.linkError?.message).to.equal(message);
-    expect([pair.primary.link, pair.primary.replica?.uri]).to.deep.equal([null, "in this process"]);
+    const named = (): string | null => primaryPart(pair.primary, DEFAULT_REPLICATION).link.replica;
+    expect([pair.primary.link, pair.primary.replica, named()]).to.deep.equal([null, null, "in this process"]);
     await put(pair.guest(), 0, PAGE, 0x23);
     expect(pair.primary.error, "nobody was to get what guests write").to.equal(null);
     const nowhere = { kind: "unix", path: "/nonexistent" } as const;
     await pair.primary.attach({ address: nowhere, control: nowhere, uri: "nowhere" });
     expect(pair.primary.linkError?.message).to.match(/ENOENT/);
+    expect(named()).to.equal("nowhere");
     await pair.primary.detach();
-    expect(pair.primary.linkError).to.equal(null);
+    expect([pair.primary.linkError, named()]).to.deep.equal([null, null]);
+  });
+
+  it("one that was refused takes the place of none: the one that a manager stopped is started again, or detached", async () => {
+    await pair.attach();
+    await pair.synchronised();
+    await pair.primary.stop(false);
+    await put(pair.guest(), 0, PAGE, 0x23);
+    expect(() => {
+      pair.primary.refuseHole();
+    }).to.throw("Block replication is not running");
+    const refused = { ...replica(), address: pair.qmpAddress, uri: "no NBD server" };
+    await failureOf(pair.primary.attach(refused));
+    expect(pair.primary.replica?.uri).to.equal("in this process");
+    await pair.primary.start("primary");
+    await pair.synchronised();
+    pair.primary.refuseHole();
+    await pair.primary.stop(true);
+    await failureOf(pair.primary.attach(refused));
+    expect([pair.primary.stage, pair.primary.replica?.uri]).to.deep.equal(["done", "in this process"]);
+    await pair.primary.detach();
+    expect([pair.primary.stage, pair.primary.replica]).to.deep.equal(["none", null]);
   });
 });
