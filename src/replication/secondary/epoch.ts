@@ -169,8 +169,8 @@ export class EpochStore {
       if (later > number && (await this.#wasMade(hiddenName(later), files)))
         await this.#mergeLater(epoch, later);
     }
-    // A crash may have come between the mark and this.
-    if (epoch.isBroken) await epoch.letGo(true);
+    // A crash may have come between the mark and this. What is to be kept for people is not for a rollback.
+    if (epoch.isBroken && this.#options.salvage() !== number) await epoch.letGo(true);
     await this.removeAllBut(number);
     return epoch;
   }

@@ -258,7 +258,9 @@ export class Failover {
 
   /** Step 5. */
   async #succeed(overlays: Epoch): Promise<void> {
-    const { group, epochs, metadata, log } = this.#parts;
+    const { group, epochs, metadata, own, log } = this.#parts;
+    // What a primary was overwriting is the disks' again.
+    if (metadata.current.failoverTarget === "checkpoint") await own.nothingSaved(overlays.number);
     await group.showDisks(async () => {
       await group.flush();
       await metadata.save({ stage: "done" });

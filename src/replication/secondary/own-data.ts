@@ -13,6 +13,7 @@ import type { StateDirectory } from "../../meta/state-directory.js";
 import type { ChangesSummary } from "../changes-summary.js";
 import { type ChangedRanges, LocalChanges } from "./local-changes.js";
 import type { MetadataKeeper } from "../metadata-keeper.js";
+import { hiddenName } from "./epoch-files.js";
 import { lastSalvage, salvageName } from "./salvage.js";
 import type { NamedDisk } from "../named-disk.js";
 
@@ -58,6 +59,7 @@ export class OwnData {
    */
   async open(hasChangedRole: boolean): Promise<void> {
     const { directory, disks, metadata, log } = this.#parts;
+    await this.#findSalvage();
     if (!metadata.current.returning) return LocalChanges.forget(directory, disks);
     const changes = await LocalChanges.open(directory, disks, log);
     this.#changes = changes;
@@ -69,25 +71,44 @@ export class OwnData {
   }
 
   /**
-   * Puts on record that the before-images of this epoch are to be kept, if what it overwrites is this node's own.
-   * @param isReplica whether the primary that introduces itself has all that this node has, but for what is known as changed: then what
-   * was saved last is not to be replaced by nothing, though what only this node has may be given up
+   * Whether something that is this node's own is given up for a primary that introduces itself.
+   * @param isReplica whether that has all that this node has, but for what is known as changed: then what was saved last is not to be
+   * replaced by nothing, though what only this node has may be given up
    */
-  async keep(epoch: number, isReplica: boolean): Promise<void> {
+  isGivenUp(isReplica: boolean): boolean {
+    return (this.#parts.metadata.current.discard && !isReplica) || (this.#changes?.bytes ?? 0) > 0;
+  }
+
+  /** Puts on record that the before-images of this epoch, which overwrites what is this node's own, are to be kept. */
+  async keep(epoch: number): Promise<void> {
     const { metadata, log } = this.#parts;
-    const { discard, salvage } = metadata.current;
-    const hasOwn = (discard && !isReplica) || (this.#changes?.bytes ?? 0) > 0;
-    if (!hasOwn || salvage === epoch) return;
+    // All of it was overwritten in the epoch before, whose end is not on record yet: the primary has come back meanwhile.
+    if (metadata.current.salvage === epoch || (await this.#isSaving())) return;
     await metadata.save({ salvage: epoch });
     log.warn({ path: this.salvage }, "local changes are given up, and saved when the resync is done");
   }
 
-  /** The new primary had all of it: what was saved before is the last again. */
+  /** Nothing was given up in this epoch: what was saved before is the last again. */
   async nothingSaved(epoch: number): Promise<void> {
     const { directory, metadata, log } = this.#parts;
     if (metadata.current.salvage !== epoch) return;
     await metadata.save({ salvage: lastSalvage(await directory.list()) });
-    log.info("nothing was given up: the new primary had all that this node changed");
+    log.info("nothing was given up of what this node changed by itself");
+  }
+
+  /** The record does not outlive a change of roles, nor the file somebody who removes it. */
+  async #findSalvage(): Promise<void> {
+    const { directory, metadata } = this.#parts;
+    if (await this.#isSaving()) return;
+    const salvage = lastSalvage(await directory.list());
+    if (metadata.current.salvage !== salvage) await metadata.save({ salvage });
+  }
+
+  /** Whether the before-images to be kept have the name of their epoch still. */
+  async #isSaving(): Promise<boolean> {
+    const { directory, metadata } = this.#parts;
+    const { salvage } = metadata.current;
+    return salvage !== null && (await directory.list()).includes(hiddenName(salvage));
   }
 
   /** A checkpoint is durable: if the new primary has resynced this node, its own changes are no more. */

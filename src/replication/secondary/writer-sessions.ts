@@ -95,9 +95,11 @@ export class WriterSessions {
       await disconnectWriters();
       await group.drain();
       group.forgetFailures();
-      await this.#beginEpoch();
       const tenures = this.#tenuresOf(introduction);
-      if (group.epoch !== null) await own.keep(group.epoch.number, this.#isReplica(introduction, tenures));
+      const isGivenUp = own.isGivenUp(this.#isReplica(introduction, tenures));
+      if (isGivenUp) await this.#endBrokenEpoch();
+      await this.#beginEpoch();
+      if (isGivenUp && group.epoch !== null) await own.keep(group.epoch.number);
       const mixed = group.epoch === null ? { mixed: metadata.current.mixed ?? UNFINISHED } : {};
       // Under the new tenure nothing was asked for yet that it does not know of.
       const primaryEpoch = Math.min(this.#askedEpoch(introduction), introduction.epoch);
@@ -143,6 +145,17 @@ export class WriterSessions {
     const settled = { copying: false, discard: false, returning: false, handedOver: false };
     const asked = epoch === null ? {} : { primaryEpoch: epoch };
     return { generation, ancestors: [...ancestors], ...settled, ...asked };
+  }
+
+  /**
+   * An epoch that has lost a before-image keeps no other one: what is given up would be saved nowhere. Where that is what the epoch is kept
+   * for, all of it was overwritten before: the log that lost one was that of the next epoch (EpochStore.recover()).
+   */
+  async #endBrokenEpoch(): Promise<void> {
+    const { stages, group, metadata } = this.#parts;
+    if (group.epoch?.isBroken !== true || group.epoch.number === metadata.current.salvage) return;
+    await metadata.save({ mixed: metadata.current.mixed ?? group.epoch.lost, checkpointAt: null });
+    await stages.apply({ type: "stop", failover: null });
   }
 
   /** Begins an epoch if there is data to go back to, or to save. */
