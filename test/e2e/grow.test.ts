@@ -116,6 +116,8 @@ describe("a disk that is made larger", () => {
     await b.attach(a);
     const [disk] = (await b.node.status()).disks;
     expect(disk?.primary?.bytesResynced).to.equal(2 * MEBIBYTE);
+    // What is new is nothing that A has changed.
+    expect((await a.node.status()).secondary?.salvage).to.equal(null);
     await expectPattern(a.uri, [0x11, "0", "10M"], [0x55, "10M", "1M"], [0x66, "120M", "1M"]);
     await stopBoth();
     await expectSameContent(a.file, b.file);

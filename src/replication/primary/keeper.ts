@@ -70,11 +70,16 @@ export async function openPrimaryKeeper(
   return { keeper, known, foreign };
 }
 
-/** The dirty map of each disk. @throws MetadataError if one can't be trusted: none is open then */
+/**
+ * The dirty map of each disk.
+ * @param sizes of the disks that the maps are of; those of larger ones are made larger
+ * @throws MetadataError if one can't be trusted: none is open then
+ */
 export async function openDirtyMaps(
   directory: StateDirectory,
   disks: readonly NamedDisk[],
   log: Logger,
+  sizes: readonly number[] = disks.map(({ device }) => device.info.sizeBytes),
 ): Promise<readonly DirtyMap[]> {
   const maps: DirtyMap[] = [];
   try {
@@ -85,7 +90,7 @@ export async function openDirtyMaps(
           : `remove ${directory.path}/${dirtyMapName(disk)} before the next start`;
         log.error({ disk: name, error: error.message }, `dirty map can't be kept: ${remedy}`);
       };
-      const { sizeBytes } = device.info;
+      const sizeBytes = sizes[disk] ?? device.info.sizeBytes;
       const flushDisk = (): Promise<void> => device.flush();
       maps.push(await DirtyMap.open({ directory, disk, sizeBytes, flushDisk, onBroken }));
     }

@@ -1,9 +1,14 @@
 /**
  * What a node changed by itself while it was a primary, and has to give up as a secondary: its dirty maps from then, as long as
  * the new primary has not resynced it.
+ *
+ * The map of a disk that has been made larger since stays as large as it was: what is new may differ from the new primary's, and is told
+ * to that, but it is nothing that this node has changed. As a primary the node makes the map larger, and then all that is new is missed.
  */
 import type { Logger } from "pino";
 import { type DirtyMap, dirtyMapName } from "../../block/dirty-map.js";
+import { DIRTY_BLOCK_BYTES } from "../../block/dirty-blocks.js";
+import { DirtyMapFile } from "../../meta/dirty-map-file.js";
 import type { StateDirectory } from "../../meta/state-directory.js";
 import { type ChangesSummary, summaryOf } from "../changes-summary.js";
 import { openDirtyMaps } from "../primary/keeper.js";
@@ -19,9 +24,12 @@ export type ChangedRanges = Readonly<
 
 export class LocalChanges {
   readonly #maps: ReadonlyMap<string, DirtyMap>;
+  /** Of the disks, by their names. */
+  readonly #sizes: ReadonlyMap<string, number>;
 
-  private constructor(maps: ReadonlyMap<string, DirtyMap>) {
+  private constructor(maps: ReadonlyMap<string, DirtyMap>, disks: readonly NamedDisk[]) {
     this.#maps = maps;
+    this.#sizes = new Map(disks.map(({ name, device }) => [name, device.info.sizeBytes]));
   }
 
   /** @throws MetadataError if a map can't be trusted */
@@ -30,13 +38,19 @@ export class LocalChanges {
     disks: readonly NamedDisk[],
     log: Logger,
   ): Promise<LocalChanges> {
-    const opened = await openDirtyMaps(directory, disks, log);
+    const sizes: number[] = [];
+    for (const [index, { device }] of disks.entries()) {
+      const { sizeBytes } = device.info;
+      const known = await DirtyMapFile.diskSizeBytes(directory, dirtyMapName(index));
+      sizes.push(Math.min(known ?? sizeBytes, sizeBytes));
+    }
+    const opened = await openDirtyMaps(directory, disks, log, sizes);
     const maps = new Map<string, DirtyMap>();
     for (const [index, map] of opened.entries()) {
       const disk = disks[index];
       if (disk !== undefined) maps.set(disk.name, map);
     }
-    return new LocalChanges(maps);
+    return new LocalChanges(maps, disks);
   }
 
   /** Removes the maps of a node that has nothing of its own. */
@@ -62,8 +76,16 @@ export class LocalChanges {
     return [...this.#maps.values()].reduce((sum, { missedBytes }) => sum + missedBytes, 0);
   }
 
+  /** With what is new of a disk, from the block on in which it ended. */
   ranges(): ChangedRanges {
-    return Object.fromEntries([...this.#maps].map(([name, map]) => [name, map.missedRuns(MAX_RUNS)]));
+    return Object.fromEntries(
+      [...this.#maps].map(([name, map]) => {
+        const runs = map.missedRuns(MAX_RUNS);
+        const end = this.#sizes.get(name) ?? map.sizeBytes;
+        const start = map.sizeBytes - (map.sizeBytes % DIRTY_BLOCK_BYTES);
+        return [name, end === map.sizeBytes ? runs : [...runs, [start, end - start] as const]];
+      }),
+    );
   }
 
   /** Exact, unlike ranges(), which merges close ones. */
