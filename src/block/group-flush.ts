@@ -35,6 +35,11 @@ export class GroupFlush {
     return this.#following;
   }
 
+  /** Resolves when no flush runs any more, and none is to follow. */
+  async settled(): Promise<void> {
+    while (this.#running !== null) await Promise.allSettled([this.#running, this.#following]);
+  }
+
   readonly #succeed = (): void => {
     this.#settled();
   };

@@ -227,7 +227,13 @@ export class MemoryStateDirectory implements StateDirectory {
     const content = this.#content(name);
     const path = `${this.path}/${name}`;
     let failure: Error | null = null;
+    let isClosed = false;
+    // Of a real one the descriptor may be another file's by then.
+    const refuseIfClosed = (): void => {
+      if (isClosed) throw new Error(`${path} is used after it was closed`);
+    };
     const refuse = (): void => {
+      refuseIfClosed();
       if (failure !== null) throw failure;
     };
     const self: StateFile = {
@@ -236,11 +242,13 @@ export class MemoryStateDirectory implements StateDirectory {
         return content.bytes.length;
       },
       read: async (position, into) => {
+        refuseIfClosed();
         await this.#ask({ kind: "read", name });
         if (position + into.length > content.bytes.length) throw new DeviceError("EIO", `${path} ends`);
         content.bytes.copy(into, 0, position);
       },
       write: async (position, buffers) => {
+        refuseIfClosed();
         // What is written is what the buffers hold now: a caller that changes them too early is found out.
         await this.#ask({ kind: "write", name }, () => {
           this.#tear(content, position, Buffer.concat(buffers));
@@ -248,6 +256,7 @@ export class MemoryStateDirectory implements StateDirectory {
         write(content, position, Buffer.concat(buffers));
       },
       punch: async (position, lengthBytes) => {
+        refuseIfClosed();
         const zeroes = Buffer.alloc(Math.max(0, Math.min(lengthBytes, content.bytes.length - position)));
         await this.#ask({ kind: "punch", name }, () => {
           if (this.canPunch) this.#tear(content, position, zeroes);
@@ -291,7 +300,10 @@ export class MemoryStateDirectory implements StateDirectory {
           throw error;
         }
       },
-      close: () => this.#ask({ kind: "close", name }),
+      close: () => {
+        isClosed = true;
+        return this.#ask({ kind: "close", name });
+      },
     };
     return self;
   }

@@ -13,6 +13,7 @@
  * - Once a sync of the data file has failed nothing is read from it any more: where it was never durable it may have holes by
  *   now. A restart finds what the log names.
  * - Once it is given up nothing is read from its files or written to them: they are about to be cut.
+ * - Once it is closed nothing is written to its files: their descriptors may be another file's by then.
  */
 import type { OverlayLog } from "../../meta/overlay-log.js";
 import type { LogRecord } from "../../meta/overlay-log-format.js";
@@ -51,6 +52,7 @@ export class ActiveOverlay implements BlockDevice {
   /** A hole is not punched into what is being written: the map might have the one last and the data file the other. */
   readonly #locks = new RangeLock();
   #failure: DeviceError | null = null;
+  #isClosed = false;
   /** What is on its way to the files. */
   readonly #underWay = new Set<Promise<unknown>>();
   readonly #group = new GroupFlush(() => this.#flushOnce());
@@ -136,7 +138,7 @@ export class ActiveOverlay implements BlockDevice {
   /** What recovery took back counts too: a node that crashed may have left it in the page cache only. */
   flush(): Promise<void> {
     const isUntouched = this.#opened === null && this.#map.extentCount === 0;
-    return isUntouched ? Promise.resolve() : this.#group.flush();
+    return isUntouched || this.#isClosed ? Promise.resolve() : this.#group.flush();
   }
 
   extents(offset: number, lengthBytes: number, maxExtents: number): Promise<Extent[]> {
@@ -156,7 +158,10 @@ export class ActiveOverlay implements BlockDevice {
     await Promise.allSettled(this.#underWay);
   }
 
+  /** Of all requests a flush may be under way, for it passes every gate, or come late: what it was for is dropped, or the disk's by now. */
   async close(): Promise<void> {
+    this.#isClosed = true;
+    await this.#group.settled();
     if (this.#opened === null) return;
     await (await this.#opened).file.close();
   }

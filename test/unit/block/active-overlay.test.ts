@@ -157,6 +157,26 @@ describe("active overlay", () => {
     expect(directory.count("write", "log")).to.equal(writes + 1);
   });
 
+  it("leaves its files alone once it is closed, whenever it is flushed", async () => {
+    await overlay.write(0, filled(1, 1), Flag.None);
+    const held = new Deferred<void>();
+    directory.intercept = ({ kind, name }): Promise<void> | undefined =>
+      kind === "sync" && name === "data" ? held.promise : undefined;
+    const flushes = [overlay.flush(), overlay.flush()];
+    const closed = overlay.close();
+    await turns();
+    expect(await isSettled(closed)).to.equal(false);
+    held.resolve();
+    await closed;
+    const calls = directory.log.length;
+    expect(await Promise.all([...flushes, overlay.flush()].map(outcome))).to.deep.equal([
+      "done",
+      "done",
+      "done",
+    ]);
+    expect(directory.log.length).to.equal(calls);
+  });
+
   it("logs a block once, however often it is written", async () => {
     await overlay.write(0, filled(4, 1), Flag.Fua);
     const bytes = directory.contents("log").length;

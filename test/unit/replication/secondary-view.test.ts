@@ -169,6 +169,26 @@ describe("secondary: view and checkpoint", () => {
     await expectContent(node.view(), content(0, [0, PAGE, 0x22]));
   });
 
+  const ENDINGS = [
+    ["checkpoint drops", (node: SecondaryNode) => node.checkpoint(), content(0)],
+    ["failover merges", (node: SecondaryNode) => node.failover("checkpoint"), content(0, [0, PAGE, 0x33])],
+  ] as const;
+  for (const [ending, end, expected] of ENDINGS) {
+    it(`a flush that is under way while a ${ending} what it is for ends well, and so does one behind it`, async () => {
+      await put(node.view(), 0, PAGE, 0x33);
+      const held = node.state.hold({ operation: "sync", name: /^active-.*\.data$/ });
+      const flushes = [node.view().flush()];
+      await held.arrived;
+      flushes.push(node.view().flush());
+      const ended = end(node);
+      await turns(50);
+      held.release();
+      await ended;
+      expect(await Promise.all(flushes.map(outcome))).to.deep.equal(["done", "done"]);
+      await expectContent(node.view(), expected);
+    });
+  }
+
   it("both disks change at one instant, whatever is read, written and checkpointed beside it", async () => {
     // The primary stamps every page of disk 0, then of disk 1, with the number of the checkpoint to come.
     const random = new Random(SEED);
