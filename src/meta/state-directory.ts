@@ -170,6 +170,12 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
   }
   let sizeBytes = fs.fstatSync(fd).size;
   let syncFailure: Error | null = null;
+  let isClosed = false;
+  /** Once it is closed its number may be another file's. */
+  const descriptor = (): number => {
+    if (isClosed) throw new DeviceError("EIO", `${path} is closed`);
+    return fd;
+  };
   const durable = new DurableWriter(path);
   const grow = (position: number, buffers: readonly Buffer[]): void => {
     let end = position;
@@ -181,16 +187,16 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
     get sizeBytes() {
       return sizeBytes;
     },
-    read: (position, into) => readFully(fd, path, position, into),
+    read: async (position, into) => readFully(descriptor(), path, position, into),
     write: async (position, buffers) => {
-      await writeFully(fd, path, position, buffers);
+      await writeFully(descriptor(), path, position, buffers);
       grow(position, buffers);
     },
     punch: async (position, lengthBytes) => {
       const system = libc();
       if (system === null) return false;
       try {
-        await system.fallocate(fd, FallocateMode.PunchHole, position, lengthBytes);
+        await system.fallocate(descriptor(), FallocateMode.PunchHole, position, lengthBytes);
         return true;
       } catch (error) {
         if (isUnsupported(error)) return false;
@@ -198,6 +204,7 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
       }
     },
     writeDurably: async (position, buffers) => {
+      descriptor();
       if (syncFailure !== null) throw syncFailure;
       try {
         await durable.write(position, buffers);
@@ -211,8 +218,9 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
     sync: async () => {
       // After a failed fsync the kernel has dropped the dirty pages: a later one would succeed over the loss.
       if (syncFailure !== null) throw syncFailure;
+      const own = descriptor();
       try {
-        await fdatasync(fd);
+        await fdatasync(own);
       } catch (error) {
         syncFailure = new DeviceError("EIO", `fdatasync of ${path} failed: ${String(error)}`, {
           cause: error,
@@ -221,8 +229,10 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
       }
     },
     close: async () => {
+      const own = descriptor();
+      isClosed = true;
       await durable.close();
-      await close(fd);
+      await close(own);
     },
   };
 }

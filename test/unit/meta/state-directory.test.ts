@@ -55,6 +55,26 @@ describe("state directory", () => {
     expect(opened.map((one) => one.path)).to.deep.equal(Array.from({ length: 8 }, () => deeper));
   });
 
+  it("uses no file that is closed: by then its descriptor is another file's", async () => {
+    const page = Buffer.alloc(4096, 1);
+    const closed = await directory.create("closed");
+    await closed.writeDurably(0, [page]);
+    await closed.close();
+    const others = await Promise.all(["a", "b", "c"].map((name) => directory.create(name)));
+    const uses = [
+      closed.read(0, Buffer.alloc(1)),
+      closed.write(0, [page]),
+      closed.writeDurably(0, [page]),
+      closed.punch(0, page.length),
+      closed.sync(),
+      closed.close(),
+    ];
+    expect(await Promise.all(uses.map(outcome))).to.deep.equal(uses.map(() => "EIO"));
+    expect(others.map(({ sizeBytes }) => sizeBytes)).to.deep.equal([0, 0, 0]);
+    await Promise.all(others.map((other) => other.close()));
+    for (const name of ["a", "b", "c"]) expect((await stat(join(path, name))).size).to.equal(0);
+  });
+
   it("refuses a path that is no directory, or lies under a file", async () => {
     const file = join(parent, "file");
     await writeFile(file, "");
