@@ -179,10 +179,10 @@ describe("verify", () => {
     while ((running?.doneBytes ?? 0) < SIZE_BYTES / 4) await new Promise((resolve) => setImmediate(resolve));
     // "disconnected", "connecting", "disconnected", ... for as long as the verify takes to notice, and to wait for the link.
     for (let attempt = 0; attempt < 10; attempt++) {
-      verifier.linkChanged(false);
+      verifier.linkChanged("disconnected");
       await sleep(100);
     }
-    verifier.linkChanged(true);
+    verifier.linkChanged("replicating");
     const report = await ended();
     expect(blocksOf(report)).to.deep.equal(corrupted);
     expect(report).to.deep.include({ outcome: "completed", comparedBytes: SIZE_BYTES, skippedBytes: 0 });

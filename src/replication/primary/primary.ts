@@ -95,6 +95,7 @@ export class Primary {
       network,
       link,
       control: () => this.replica?.control ?? null,
+      clock,
       log,
       verifyEnded: options.events.verifyEnded,
     });
@@ -359,9 +360,8 @@ export class Primary {
     return {
       jobEnded,
       stateChanged: (state) => {
-        const isReplicating = state === "replicating";
-        if (!isReplicating) this.#checkpoints.linkLost();
-        this.verifier.linkChanged(isReplicating);
+        if (state !== "replicating") this.#checkpoints.linkLost();
+        this.verifier.linkChanged(state);
         stateChanged(state);
       },
       synchronised: () => {

@@ -6,13 +6,13 @@
  * - When the link is lost, what is asked of the replica is given up at once: guests that wait for a piece wait no
  *   longer than for the link. A verify that twice in a row compared nothing has failed.
  */
-import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "pino";
+import { type Clock, pause } from "../../clock.js";
 import { Deferred } from "../../deferred.js";
 import { asError, LinkError, StateError, UnreachableError } from "../../errors.js";
 import type { Endpoint } from "../../net/endpoint.js";
 import { QmpError } from "../../qmp/errors.js";
-import type { VerifyReport } from "../../status.js";
+import type { LinkState, VerifyReport } from "../../status.js";
 import type { Link } from "./link.js";
 import type { PrimaryDisk } from "./disk.js";
 import { RateLimit } from "./rate-limit.js";
@@ -30,6 +30,7 @@ export interface VerifierOptions {
   readonly link: () => Link | null;
   /** The replica's control; null: it has none that we know. */
   readonly control: () => Endpoint | null;
+  readonly clock: Clock;
   readonly log: Logger;
   readonly verifyEnded: (verify: Verify, report: VerifyReport) => void;
 }
@@ -89,20 +90,24 @@ export class Verifier {
   }
 
   /** To be told of the link's states. */
-  linkChanged(isReplicating: boolean): void {
+  linkChanged(state: LinkState): void {
     const wasReplicating = this.#isReplicating;
-    this.#isReplicating = isReplicating;
-    if (isReplicating) {
+    this.#isReplicating = state === "replicating";
+    if (this.#isReplicating) {
       this.#replicating.resolve(undefined);
       return;
     }
     // Of an outage, which has several states, those who wait for its end wait for one promise.
     if (wasReplicating) this.#replicating = new Deferred();
-    // What the replica lacks as a whole it gets as a whole, what differed with the rest.
+    if (state === "resyncing") this.#forgetReports();
+    this.#giveUp();
+  }
+
+  /** What the replica lacks as a whole it gets as a whole, what differed with the rest. Before it is known what it has kept, it may lack more. */
+  #forgetReports(): void {
     for (const disk of this.#reports.keys()) {
       if (disk.dirty.missedBytes >= disk.local.info.sizeBytes) this.#reports.delete(disk);
     }
-    this.#giveUp();
   }
 
   #refuse(disks: readonly PrimaryDisk[]): void {
@@ -167,7 +172,7 @@ export class Verifier {
           "verify interrupted: it goes on when the replica is there",
         );
       }
-      await Promise.allSettled([sleep(PAUSE_MS, undefined, { signal: verify.signal })]);
+      await pause(this.#options.clock, PAUSE_MS, verify.signal);
     }
   }
 

@@ -73,6 +73,7 @@ export class Verify {
   #differingBytes = 0;
   #repairedBytes = 0;
   #differences: DifferingExtent[] = [];
+  #differencesAreAll = true;
 
   constructor(disk: PrimaryDisk, { rate, repair }: VerifyOptions) {
     this.disk = disk;
@@ -118,7 +119,7 @@ export class Verify {
       differingBytes: this.#differingBytes,
       repairedBytes: this.#repairedBytes,
       differences: this.#differences,
-      differencesAreAll: this.#differences.length < MAX_DIFFERENCES,
+      differencesAreAll: this.#differencesAreAll,
     };
   }
 
@@ -248,6 +249,8 @@ export class Verify {
     const sorted = [...this.#differences, { offset, lengthBytes }].sort((a, b) => a.offset - b.offset);
     const merged: DifferingExtent[] = [];
     for (const extent of sorted) add(merged, extent);
+    // For good: what was left out is not found again, however many of the others turn out to be one.
+    if (merged.length > MAX_DIFFERENCES) this.#differencesAreAll = false;
     this.#differences = merged.slice(0, MAX_DIFFERENCES);
   }
 }

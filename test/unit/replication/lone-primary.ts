@@ -13,6 +13,7 @@ import type {
   ReplicaControlEvents,
 } from "../../../src/replication/primary/replica-control.js";
 import type { CommandConnection, ReplicaDisk } from "../../../src/replication/primary/replica-network.js";
+import type { VerifyReport } from "../../../src/status.js";
 import { LifeClock, VirtualTime } from "../../simulation/virtual-time.js";
 import { FailingDevice } from "../../tools/failing-device.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
@@ -48,12 +49,15 @@ export class LonePrimary {
   connecting: Promise<void> = Promise.resolve();
   /** When the primary tried to connect. */
   readonly attemptsMs: number[] = [];
+  /** Whether the replica, as its handshake tells, can be asked for digests. */
+  hasDigests = true;
   /** Connections to the replica's control that are open. */
   openControls = 0;
   /** What the last of them is told. */
   #events: ReplicaControlEvents | null = null;
   readonly #clock = new LifeClock(this.time);
   #replicating = new Deferred<undefined>();
+  #verified = new Deferred<VerifyReport>();
   #primary: Primary | null = null;
 
   private constructor() {
@@ -85,7 +89,9 @@ export class LonePrimary {
           if (primary.link?.state === "replicating") lone.#replicating.resolve(undefined);
         },
         jobEnded: () => undefined,
-        verifyEnded: () => undefined,
+        verifyEnded: (_verify, report) => {
+          lone.#verified.resolve(report);
+        },
       },
     });
     lone.#primary = primary;
@@ -118,6 +124,13 @@ export class LonePrimary {
     this.#replicating = new Deferred();
   }
 
+  /** Lets time pass until a verify has ended that was not waited for yet. */
+  async verified(): Promise<VerifyReport> {
+    const report = await this.time.until(this.#verified.promise);
+    this.#verified = new Deferred();
+    return report;
+  }
+
   /** What the replica's control tells by itself. */
   get told(): ReplicaControlEvents {
     if (this.#events === null) throw new Error("there was no connection");
@@ -136,7 +149,7 @@ export class LonePrimary {
     this.openControls++;
     return {
       ended: new Promise<never>(() => undefined),
-      hasDigests: true,
+      hasDigests: this.hasDigests,
       handshake: () =>
         Promise.resolve({
           known: true,
