@@ -91,7 +91,7 @@ export class KnownContent {
   #learn(isOfUse: boolean, isProbe: boolean): void {
     // Of many that were compared at a time the others tell nothing new.
     if (!isOfUse && !isProbe && !this.#isOfUse) return;
-    if (isOfUse || !isProbe) this.#nextPassBytes = FIRST_PASS_BYTES;
+    if (isOfUse) this.#nextPassBytes = FIRST_PASS_BYTES;
     this.#isOfUse = isOfUse;
     this.#passBytes = isOfUse ? 0 : this.#nextPassBytes;
     if (!isOfUse) this.#nextPassBytes = Math.min(2 * this.#nextPassBytes, LONGEST_PASS_BYTES);

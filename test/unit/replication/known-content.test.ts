@@ -3,9 +3,11 @@ import { expect } from "chai";
 import { pino } from "pino";
 
 import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
+import { Deferred } from "../../../src/deferred.js";
 import { LinkError } from "../../../src/errors.js";
 import { digestsOf } from "../../../src/replication/digest.js";
 import { COMPARED_BYTES, KnownContent } from "../../../src/replication/primary/known-content.js";
+import { turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
 
 const BLOCKS = COMPARED_BYTES / BLOCK;
@@ -99,6 +101,73 @@ describe("KnownContent", () => {
     theirs = own;
     await compare();
     expect(claim(10)).to.equal(10);
+  });
+
+  /** How many pieces go without before one is due, which is claimed. */
+  const passing = (known: KnownContent): number => {
+    let passed = 0;
+    while (passed < 1000 && !known.isDue(COMPARED_BYTES)) passed++;
+    return passed;
+  };
+
+  /** One whose replica answers when it is told to, the oldest question first. */
+  const slowly = (): { known: KnownContent; answer: (theirs: Buffer) => Promise<void>; ask: () => void } => {
+    const own = content(1, 2, 3, 4);
+    const questions: Deferred<readonly string[]>[] = [];
+    const known = new KnownContent(
+      () => {
+        const question = new Deferred<readonly string[]>();
+        questions.push(question);
+        return question.promise;
+      },
+      (error) => {
+        throw error;
+      },
+    );
+    return {
+      known,
+      ask: () => void known.compare(0, own.length, Promise.resolve(own)),
+      answer: async (theirs) => {
+        questions.shift()?.resolve(digestsOf(theirs, BLOCK));
+        await turns();
+      },
+    };
+  };
+
+  it("learns nothing from an answer in vain that comes behind others of the same time", async () => {
+    const { known, ask, answer } = slowly();
+    for (let piece = 0; piece < 3; piece++) {
+      expect(known.isDue(COMPARED_BYTES)).to.equal(true);
+      ask();
+    }
+    await answer(content(0, 0, 0, 0));
+    expect([known.isDue(COMPARED_BYTES), known.isDue(COMPARED_BYTES)]).to.deep.equal([false, false]);
+    await answer(content(0, 0, 0, 0));
+    expect(passing(known), "of four").to.equal(2);
+    ask();
+    await answer(content(0, 0, 0, 0));
+    expect(passing(known), "one is being compared: no other is").to.equal(1000);
+    await answer(content(0, 0, 0, 0));
+    expect(passing(known)).to.equal(8);
+  });
+
+  it("compares all again when the replica has something of a piece, whichever that is, and begins anew with few that pass", async () => {
+    const { known, ask, answer } = slowly();
+    expect(passing(known)).to.equal(0);
+    ask();
+    await answer(content(0, 0, 0, 0));
+    for (const passed of [4, 8, 16]) {
+      expect(passing(known)).to.equal(passed);
+      ask();
+      await answer(content(0, 0, 0, 0));
+    }
+    expect(passing(known)).to.equal(32);
+    ask();
+    await answer(content(0, 2, 0, 0));
+    expect([passing(known), passing(known)]).to.deep.equal([0, 0]);
+    ask();
+    await answer(content(0, 0, 0, 0));
+    expect(passing(known)).to.equal(4);
   });
 
   it("asks no more once something could not be asked, and tells why once", async () => {
