@@ -14,6 +14,8 @@ export interface PrimaryOptions {
   readonly ackMode: AckMode;
   /** Ack mode async: whether the guest waits for a replica that is slower, or goes on without it for a while. */
   readonly onCongestion: CongestionPolicy;
+  /** Ack mode async: for changes that the replica has not acknowledged; who needs more waits. Default: 64 MiB. */
+  readonly asyncBytes?: number;
   /** Whether guests go on without a replica that can't take changes, or their changes wait until it can. */
   readonly onReplicaError: ReplicaErrorPolicy;
   readonly replicaTimeoutMs: number;

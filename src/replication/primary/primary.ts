@@ -58,7 +58,7 @@ export class Primary {
     const { ackMode, log, replicaTimeoutMs: timeoutMs, clock = systemClock } = options;
     const network = options.network ?? socketNetwork;
     const gate = new Gate();
-    const memory = new MemoryBudget(ASYNC_BYTES);
+    const memory = new MemoryBudget(options.asyncBytes ?? ASYNC_BYTES);
     const link = (): Link | null => this.link;
     this.rate = new RateLimit(options.resyncBytesPerSecond);
     this.#lineage = new PrimaryLineage(metadata, clock, log);

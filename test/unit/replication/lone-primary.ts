@@ -7,6 +7,7 @@ import { checked } from "../../../src/block/checked.js";
 import { type BlockDevice, Flag } from "../../../src/block/device.js";
 import { Deferred } from "../../../src/deferred.js";
 import { QmpError } from "../../../src/qmp/errors.js";
+import type { PrimaryOptions } from "../../../src/replication/primary/options.js";
 import { Primary } from "../../../src/replication/primary/primary.js";
 import type {
   ReplicaControl,
@@ -25,6 +26,8 @@ const SIZE_BYTES = 8 * MEBIBYTE;
 interface LonePrimaryOptions {
   /** False: a manager drives the checkpoints. */
   readonly hasControl?: boolean;
+  /** Of the primary; default: memsync, and guests that wait for a slower replica. */
+  readonly settings?: Pick<Partial<PrimaryOptions>, "ackMode" | "onCongestion" | "asyncBytes">;
 }
 
 export class LonePrimary {
@@ -42,7 +45,7 @@ export class LonePrimary {
   /** Why the replica can't be reached; null: it can. */
   unreachable: Error | null = null;
   /** What the replica answers a checkpoint. */
-  answerCheckpoint = (): Promise<void> => Promise.resolve();
+  answerCheckpoint = (_epoch: number): Promise<void> => Promise.resolve();
   /** The replica's epoch, as its handshake tells. */
   epoch = 1;
   /** Resolves before a connection is made. */
@@ -65,7 +68,7 @@ export class LonePrimary {
   }
 
   /** Everything is on both sides. */
-  static async open({ hasControl = true }: LonePrimaryOptions = {}): Promise<LonePrimary> {
+  static async open({ hasControl = true, settings = {} }: LonePrimaryOptions = {}): Promise<LonePrimary> {
     const lone = new LonePrimary();
     const { time, ours } = lone;
     const primary = await Primary.open({
@@ -77,6 +80,7 @@ export class LonePrimary {
       replicaTimeoutMs: 5000,
       resyncBytesPerSecond: 0,
       checkpointIntervalMs: 0,
+      ...settings,
       log: pino({ level: "silent" }),
       clock: lone.#clock,
       network: {
@@ -162,7 +166,7 @@ export class LonePrimary {
           version: "0",
         }),
       prepareCheckpoint: () => Promise.resolve(),
-      checkpoint: () => this.answerCheckpoint(),
+      checkpoint: (_session, epoch) => this.answerCheckpoint(epoch),
       takeOver: () => Promise.reject(new Error("nobody hands over")),
       heartbeat: () => Promise.resolve(),
       close: () => {
