@@ -15,14 +15,14 @@ const FILE_MAXIMUM_BYTES = 1024 * 1024;
 
 /** The keys by user. @throws ConfigError */
 export function readPskFile(path: string): ReadonlyMap<string, Buffer> {
-  let text: string;
+  let content: Buffer;
   try {
-    text = readFileSync(path, "utf8");
+    content = readFileSync(path);
   } catch (error) {
     throw badFile(path, `it can't be read: ${describeError(error)}`, error);
   }
-  if (text.length > FILE_MAXIMUM_BYTES) throw badFile(path, "it is too large");
-  return parsePskFile(path, text);
+  if (content.length > FILE_MAXIMUM_BYTES) throw badFile(path, "it is too large");
+  return parsePskFile(path, content.toString());
 }
 
 function parsePskFile(path: string, text: string): ReadonlyMap<string, Buffer> {

@@ -17,11 +17,66 @@ import { useWorkspace } from "../../tools/workspace.js";
 describe("readPskFile()", () => {
   const workspace = useWorkspace();
 
+  const MAXIMUM_BYTES = 1024 * 1024;
+  const KEY = Buffer.from(PSK, "hex");
+
+  const write = async (text: string): Promise<string> => {
+    const path = workspace.path("keys.psk");
+    await writeFile(path, text);
+    return path;
+  };
+
+  /** With empty lines behind it, so that the file has this length. */
+  const padded = (text: string, lengthBytes: number): string =>
+    text + "\n".repeat(lengthBytes - Buffer.byteLength(text));
+
+  for (const [what, text] of [
+    ["with an end of line of either kind, or none at the end", `alice:${PSK}\r\nbob:00ff\n\r\neve:AA`],
+    ["of 1 MiB", padded(`alice:${PSK}\nbob:00ff\neve:AA\n`, MAXIMUM_BYTES)],
+  ] as const) {
+    it(`takes a file ${what}`, async () => {
+      expect([...readPskFile(await write(text))]).to.deep.equal([
+        ["alice", KEY],
+        ["bob", Buffer.from([0, 255])],
+        ["eve", Buffer.from([0xaa])],
+      ]);
+    });
+  }
+
+  it("takes keys and users of the greatest length that OpenSSL does", async () => {
+    const [key, user] = [Buffer.alloc(256, 7), "ü".repeat(64)];
+    expect([...readPskFile(await write(`${user}:${key.toString("hex")}\n`))]).to.deep.equal([[user, key]]);
+  });
+
+  it("says so where there is no file", () => {
+    const path = workspace.path("nowhere");
+    expect(() => readPskFile(path))
+      .to.throw(ConfigError)
+      .with.property("message")
+      .that.matches(/^the pre-shared keys in ".*nowhere" can't be used: it can't be read: /);
+  });
+
   for (const [what, keys, problem] of [
     ["names a user twice", `alice:${PSK}\nalice:${PSK}\n`, "line 2 names a user for the second time"],
+    ["holds no key at all", "\r\n\n", "it holds no key"],
+    ["is empty", "", "it holds no key"],
+    ["is longer than 1 MiB", padded(`alice:${PSK}\n`, MAXIMUM_BYTES + 1), "it is too large"],
+    [
+      "is longer than 1 MiB in bytes, not in characters",
+      "ü".repeat(MAXIMUM_BYTES / 2 + 1),
+      "it is too large",
+    ],
+    ["has an odd digit", `bob:00\nalice:${PSK}0\n`, "line 2 is not USER:HEXKEY, as psktool writes it"],
+    ["has a line without a user", `:${PSK}\n`, "line 1 is not USER:HEXKEY, as psktool writes it"],
+    ["has a line without a key", "alice:\n", "line 1 is not USER:HEXKEY, as psktool writes it"],
     [
       "has a key that is too long",
       `alice:${"00".repeat(257)}\n`,
+      "line 1 has a key or a user that is too long",
+    ],
+    [
+      "has a user that is too long in bytes, not in characters",
+      `${"ü".repeat(65)}:${PSK}\n`,
       "line 1 has a key or a user that is too long",
     ],
     [
@@ -31,8 +86,7 @@ describe("readPskFile()", () => {
     ],
   ] as const) {
     it(`refuses a file that ${what}`, async () => {
-      const path = workspace.path("keys.psk");
-      await writeFile(path, keys);
+      const path = await write(keys);
       expect(() => readPskFile(path)).to.throw(
         ConfigError,
         `the pre-shared keys in "${path}" can't be used: ${problem}`,
