@@ -45,7 +45,7 @@ export class LonePrimary {
   /** Why the replica can't be reached; null: it can. */
   unreachable: Error | null = null;
   /** What the replica answers a checkpoint. */
-  answerCheckpoint = (_epoch: number): Promise<void> => Promise.resolve();
+  answerCheckpoint: (epoch: number) => Promise<void> = () => Promise.resolve();
   /** The replica's epoch, as its handshake tells. */
   epoch = 1;
   /** Resolves before a connection is made. */

@@ -185,7 +185,7 @@ describe("a verify", () => {
     await lone.replicates();
     expect(askedMs).to.deep.equal([]);
     expect(lone.time.nowMs).to.equal(lostMs + 100);
-    silently();
+    void silently();
     start();
     await turns(20);
     lose();
@@ -289,7 +289,7 @@ describe("a verify", () => {
   });
 
   it("is refused beside another of the same disk, whether that is named or not, and for a disk that there is not", async () => {
-    silently();
+    void silently();
     start({ disk: "disk0" });
     for (const disk of ["disk0", null]) {
       expect(() => {

@@ -39,7 +39,7 @@ class Subject {
   /** How often each block was compared. */
   readonly comparisons: number[] = Array<number>(Math.ceil(SIZE_BYTES / BLOCK)).fill(0);
   /** Resolves when the replica may answer about a piece. */
-  answer = (_offset: number): Promise<void> => Promise.resolve();
+  answer: (offset: number) => Promise<void> = () => Promise.resolve();
 
   private constructor(dirty: DirtyMap, repair: boolean, options: MemoryDeviceOptions) {
     this.localMemory = new MemoryDevice(SIZE_BYTES, options);
