@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import { expect } from "chai";
 
+import { Deferred } from "../../../src/deferred.js";
 import { DeviceDepth, deviceDepthOf, DevicePlace } from "../../../src/nbd/server/device-depth.js";
 import { DEVICE_REQUESTS, DEVICE_WAIT_MS } from "../../../src/nbd/server/limits.js";
 import { MemoryDevice } from "../../tools/memory-device.js";
@@ -109,20 +110,16 @@ describe("DeviceDepth", () => {
 });
 
 describe("DevicePlace", () => {
-  /** How often it was called to ask again. */
-  let calls: number;
-
-  beforeEach(() => {
-    calls = 0;
-  });
-
-  const placeAt = (depth: DeviceDepth): DevicePlace => new DevicePlace(depth, () => calls++);
-  const called = (): Promise<number> =>
-    waitFor(
-      "the call",
-      () => calls,
-      (count) => count > 0,
-    );
+  const placeAt = (depth: DeviceDepth, onCalled: () => void = () => undefined): DevicePlace =>
+    new DevicePlace(depth, onCalled);
+  /** With a promise of the call to ask again. */
+  const patientPlaceAt = (depth: DeviceDepth): [place: DevicePlace, called: Promise<void>] => {
+    const called = new Deferred<void>();
+    const place = placeAt(depth, () => {
+      called.resolve();
+    });
+    return [place, called.promise];
+  };
 
   it("lets a client begin as long as the device is not full", () => {
     const place = placeAt(new DeviceDepth());
@@ -153,7 +150,8 @@ describe("DevicePlace", () => {
 
   it("lets a client begin one request for the place that it was called for, though others were quicker", () => {
     const depth = filled();
-    const place = placeAt(depth);
+    let calls = 0;
+    const place = placeAt(depth, () => calls++);
     expect(place.mayBegin(false, false)).to.equal(false);
     depth.settled();
     depth.begun();
@@ -164,20 +162,20 @@ describe("DevicePlace", () => {
   });
 
   it("lets a client begin its first request, and no other, when it has waited and nothing has settled", async () => {
-    const first = placeAt(filled());
+    const [first, firstCalled] = patientPlaceAt(filled());
     expect(first.mayBegin(true, false)).to.equal(false);
-    await called();
+    await firstCalled;
     expect(first.mayBegin(true, false)).to.equal(true);
-    calls = 0;
-    const further = placeAt(filled());
+    const [further, furtherCalled] = patientPlaceAt(filled());
     expect(further.mayBegin(false, false)).to.equal(false);
-    await called();
+    await furtherCalled;
     expect(further.mayBegin(false, false)).to.equal(false);
   });
 
   it("calls no client that is gone, and passes the place on", () => {
     const depth = filled();
-    const [gone, next] = [placeAt(depth), placeAt(depth)];
+    let calls = 0;
+    const [gone, next] = [placeAt(depth, () => calls++), placeAt(depth, () => calls++)];
     for (const place of [gone, next]) place.mayBegin(false, false);
     gone.close();
     depth.settled();
