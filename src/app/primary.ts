@@ -70,7 +70,7 @@ async function startPrimary(
 
   return {
     commands: [
-      ...replicationCommands(primaryGroup(primary), emit),
+      ...replicationCommands(() => primaryGroup(primary), emit),
       ...yankCommands(yankable(() => primary)),
       ...primaryPairCommands(primary, {
         quit: parts.quit,
@@ -133,7 +133,7 @@ function guestExports(primary: Primary): ExportTable {
   return exports;
 }
 
-/** What a manager of QEMU's does with a node that has a replica. */
+/** To a manager a node that has a replica, or may be given one. */
 export function primaryGroup(primary: Primary): ReplicationGroup {
   return {
     mode: "primary",
@@ -147,8 +147,6 @@ export function primaryGroup(primary: Primary): ReplicationGroup {
     getError: () => {
       primary.getError();
     },
-    get isActive() {
-      return primary.stage === "running";
-    },
+    isActive: primary.stage === "running",
   };
 }

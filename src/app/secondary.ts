@@ -75,7 +75,7 @@ async function startSecondary(config: SecondaryConfig, parts: NodeParts): Promis
 
   return {
     commands: [
-      ...replicationCommands(replicationGroup(secondary), emit),
+      ...replicationCommands(() => replicationGroup(secondary), emit),
       ...secondaryPairCommands(secondary),
       ...replicaCommands(() => secondary.promoted, {
         quit: parts.quit,
@@ -107,7 +107,9 @@ function viewExports(secondary: Secondary): ExportTable {
  * that one's primary, which knows what the replica lacks.
  */
 function replicationGroup(secondary: Secondary): ReplicationGroup {
-  const own: ReplicationGroup = {
+  const promoted = secondary.stage === "done" ? secondary.promoted : null;
+  if (promoted !== null && promoted.replica !== null) return primaryGroup(promoted);
+  return {
     mode: "secondary",
     start: (mode) => secondary.start(mode),
     stop: (isFailover) => (isFailover ? secondary.failOverOnce() : secondary.stop(null)),
@@ -118,26 +120,6 @@ function replicationGroup(secondary: Secondary): ReplicationGroup {
     getError: () => {
       secondary.getError();
     },
-    get isActive() {
-      return secondary.stage === "running" || secondary.stage === "failover-failed";
-    },
-  };
-  const current = (): ReplicationGroup => {
-    const promoted = secondary.stage === "done" ? secondary.promoted : null;
-    return promoted === null || promoted.replica === null ? own : primaryGroup(promoted);
-  };
-  return {
-    get mode() {
-      return current().mode;
-    },
-    start: (mode) => current().start(mode),
-    stop: (isFailover) => current().stop(isFailover),
-    checkpoint: () => current().checkpoint(),
-    getError: () => {
-      current().getError();
-    },
-    get isActive() {
-      return current().isActive;
-    },
+    isActive: secondary.stage === "running" || secondary.stage === "failover-failed",
   };
 }

@@ -204,6 +204,7 @@ async function openFile(path: string, flags: "w+" | "r+"): Promise<StateFile> {
       }
     },
     writeDurably: async (position, buffers) => {
+      // Its writer's own descriptors are closed with this one.
       descriptor();
       if (syncFailure !== null) throw syncFailure;
       try {

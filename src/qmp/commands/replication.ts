@@ -21,9 +21,12 @@ export interface ReplicationGroup {
 
 const none = z.strictObject({});
 
-/** @param emit sends an event to every QMP client */
+/**
+ * @param current what the node is to a manager now: one that is promoted becomes another
+ * @param emit sends an event to every QMP client
+ */
 export function replicationCommands(
-  group: ReplicationGroup,
+  current: () => ReplicationGroup,
   emit: (event: string, data: object) => void,
 ): QmpCommand[] {
   let isExiting = false;
@@ -41,8 +44,8 @@ export function replicationCommands(
         if (enable && failover !== undefined) {
           throw new NegotiationError("bad-argument", "Parameter 'failover' is only for stopping replication");
         }
-        if (enable) await group.start(primary ? "primary" : "secondary");
-        else await group.stop(failover === true);
+        if (enable) await current().start(primary ? "primary" : "secondary");
+        else await current().stop(failover === true);
         return {};
       },
     }),
@@ -51,7 +54,7 @@ export function replicationCommands(
       arguments: none,
       run: () => {
         try {
-          group.getError();
+          current().getError();
           return Promise.resolve({ error: false });
         } catch (error) {
           if (!(error instanceof StateError)) throw error;
@@ -63,7 +66,7 @@ export function replicationCommands(
       name: "xen-colo-do-checkpoint",
       arguments: none,
       run: async () => {
-        await group.checkpoint();
+        await current().checkpoint();
         return {};
       },
     }),
@@ -71,6 +74,7 @@ export function replicationCommands(
       name: "x-colo-lost-heartbeat",
       arguments: none,
       run: async () => {
+        const group = current();
         if (!group.isActive) throw new StateError("not-running", "The feature 'colo' is not enabled");
         // Each end is told once, whoever else asks for it meanwhile.
         if (isExiting) throw new StateError("already-exiting", "COLO failover is already actived");
@@ -90,7 +94,7 @@ export function replicationCommands(
       name: "query-colo-status",
       arguments: none,
       run: () => {
-        const { isActive, mode } = group;
+        const { isActive, mode } = current();
         const last = isActive ? null : exited;
         return Promise.resolve({
           mode: isActive ? mode : "none",

@@ -1,7 +1,7 @@
 import { expect } from "chai";
 import { Deferred } from "../../../src/deferred.js";
 import { StateError } from "../../../src/errors.js";
-import { replicationCommands } from "../../../src/qmp/commands/replication.js";
+import { type ReplicationGroup, replicationCommands } from "../../../src/qmp/commands/replication.js";
 import type { Mode } from "../../../src/replication/stage.js";
 import { type Harness, RawClient, startServer } from "./harness.js";
 
@@ -20,13 +20,8 @@ describe("qmp/commands/replication", () => {
     node = { mode: "secondary", isActive: true };
     stop = () => Promise.resolve();
     events = [];
-    const group = {
-      get mode() {
-        return node.mode;
-      },
-      get isActive() {
-        return node.isActive;
-      },
+    const current = (): ReplicationGroup => ({
+      ...node,
       start: () => Promise.resolve(),
       stop: async () => {
         await stop();
@@ -34,9 +29,9 @@ describe("qmp/commands/replication", () => {
       },
       checkpoint: () => Promise.resolve(),
       getError: () => undefined,
-    };
+    });
     harness = await startServer(
-      replicationCommands(group, (event, data) => {
+      replicationCommands(current, (event, data) => {
         events.push({ event, ...data });
       }),
     );

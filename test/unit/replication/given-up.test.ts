@@ -7,6 +7,7 @@ import { join } from "node:path";
 
 import type { Introduction } from "../../../src/replication/secondary/introduction.js";
 import { extractSalvage } from "../../../src/replication/secondary/salvage.js";
+import type { Held } from "../../tools/failing-device.js";
 import type { SecondaryNode } from "../../tools/secondary-node.js";
 import { introduce, openSecondary, PAGE, put, sessionCheckpoint } from "./secondary-fixture.js";
 
@@ -38,6 +39,17 @@ describe("what a node gives up", () => {
     return { generation: randomUUID(), ancestors: [generation, ...ancestors], epoch };
   }
 
+  /** It comes back and is resynced, and the checkpoint at the end of that is announced, and not durable before `flush` is released. */
+  async function resyncNotDurably(): Promise<{ told: Partial<Introduction>; epoch: number; flush: Held }> {
+    const told = await comeBack(0x51);
+    await introduce(node, "s", told);
+    await put(node.replication(), 0, PAGE, 0x22);
+    const flush = node.disk().hold({ operation: "flush" });
+    const epoch = await node.secondary.checkpoint({ session: "s", epoch: null });
+    await flush.arrived(1);
+    return { told, epoch, flush };
+  }
+
   /** Of the only disk. */
   async function salvaged(): Promise<Buffer> {
     await rm(output, { recursive: true, force: true });
@@ -50,12 +62,7 @@ describe("what a node gives up", () => {
   }
 
   it("is saved although the primary introduces itself again before the checkpoint that ends its resync is durable", async () => {
-    const told = await comeBack(0x51);
-    await introduce(node, "s", told);
-    await put(node.replication(), 0, PAGE, 0x22);
-    const flush = node.disk().hold({ operation: "flush" });
-    const epoch = await node.secondary.checkpoint({ session: "s", epoch: null });
-    await flush.arrived(1);
+    const { told, epoch, flush } = await resyncNotDurably();
     await introduce(node, "again", { ...told, epoch });
     flush.release();
     await node.secondary.checkpointDurable();
@@ -64,12 +71,7 @@ describe("what a node gives up", () => {
   });
 
   it("is saved although the epoch after the one that overwrote it has lost its before-images, and a crash has taken its beginning back", async () => {
-    const told = await comeBack(0x51);
-    await introduce(node, "s", told);
-    await put(node.replication(), 0, PAGE, 0x22);
-    const flush = node.disk().hold({ operation: "flush" });
-    await node.secondary.checkpoint({ session: "s", epoch: null });
-    await flush.arrived(1);
+    const { told } = await resyncNotDurably();
     node.state.fail({ operation: "write", name: /^hidden/, count: 1 });
     await put(node.replication(), 2 * PAGE, PAGE, 0x23);
     await node.applied();

@@ -2,48 +2,26 @@
 import { expect } from "chai";
 import { pino } from "pino";
 
-import { checked } from "../../../src/block/checked.js";
 import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
 import type { DirtyMap } from "../../../src/block/dirty-map.js";
-import { Gate } from "../../../src/block/gate.js";
-import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import { systemClock } from "../../../src/clock.js";
 import { Deferred } from "../../../src/deferred.js";
 import { type DigestRequest, digestsOf } from "../../../src/replication/digest.js";
-import { PrimaryDisk, watchedDisk } from "../../../src/replication/primary/disk.js";
 import { RateLimit } from "../../../src/replication/primary/rate-limit.js";
 import { ReplicaDigests } from "../../../src/replication/primary/replica-digests.js";
 import { ResyncRound } from "../../../src/replication/primary/resync-round.js";
 import { openDirtyMap } from "../../tools/dirty-map.js";
-import { FailingDevice } from "../../tools/failing-device.js";
-import { MemoryDevice } from "../../tools/memory-device.js";
+import { MirroredDisk } from "../../tools/mirrored-disk.js";
 import { failureOf, turns } from "../../tools/outcome.js";
 
 const SIZE_BYTES = 16 * BLOCK;
 const SILENT_LOG = pino({ level: "silent" });
 
 /** A disk of which its replica lacks all. */
-class Subject {
-  readonly localMemory = new MemoryDevice(SIZE_BYTES);
-  readonly replicaMemory = new MemoryDevice(SIZE_BYTES);
-  readonly local = new FailingDevice(checked(this.localMemory));
-  readonly replica = new FailingDevice(checked(this.replicaMemory));
-  readonly disk: PrimaryDisk;
-
+class Subject extends MirroredDisk {
   private constructor(name: string, dirty: DirtyMap) {
+    super(dirty, { name });
     this.localMemory.fill(0, Buffer.alloc(SIZE_BYTES, 0x11));
-    this.disk = new PrimaryDisk(watchedDisk({ name, path: `${name}.img`, device: this.local }, SILENT_LOG), {
-      ackMode: "memsync",
-      dirty,
-      gate: new Gate(),
-      hold: null,
-      memory: new MemoryBudget(1024 * 1024),
-      onForwardFailure: () => Promise.resolve(),
-      onAlone: () => Promise.resolve(),
-      onCongested: () => undefined,
-    });
-    this.disk.setReplicated(true);
-    this.disk.setReplica(this.replica);
   }
 
   static async open(name: string): Promise<Subject> {

@@ -1,63 +1,32 @@
 import { expect } from "chai";
-import { pino } from "pino";
 
-import { checked } from "../../../src/block/checked.js";
 import { Flag } from "../../../src/block/device.js";
 import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
 import type { DirtyMap } from "../../../src/block/dirty-map.js";
 import { systemClock } from "../../../src/clock.js";
-import { Gate } from "../../../src/block/gate.js";
-import { MemoryBudget } from "../../../src/block/memory-budget.js";
-import type { AckMode } from "../../../src/status.js";
 import { Deferred } from "../../../src/deferred.js";
 import { digestsOf } from "../../../src/replication/digest.js";
 import { CopyWindow } from "../../../src/replication/primary/copy-window.js";
 import { type AskDigests, KnownContent } from "../../../src/replication/primary/known-content.js";
-import { PrimaryDisk, watchedDisk } from "../../../src/replication/primary/disk.js";
 import { RateLimit } from "../../../src/replication/primary/rate-limit.js";
 import { Resync } from "../../../src/replication/primary/resync.js";
 import { openDirtyMap } from "../../tools/dirty-map.js";
-import { FailingDevice, type Request } from "../../tools/failing-device.js";
-import { MemoryDevice, type MemoryDeviceOptions } from "../../tools/memory-device.js";
+import type { Request } from "../../tools/failing-device.js";
+import { MirroredDisk, type MirroredDiskOptions } from "../../tools/mirrored-disk.js";
 import { failureOf, isSettled, outcome, turns } from "../../tools/outcome.js";
 import { Random, SEED } from "../../tools/seed.js";
 
-interface SubjectOptions extends MemoryDeviceOptions {
+interface SubjectOptions extends MirroredDiskOptions {
   readonly blocks?: number;
-  readonly ackMode?: AckMode;
   readonly bytesPerSecond?: number;
 }
 
 /** A primary's disk with a replica that is known to hold nothing yet. */
-class Subject {
-  readonly localMemory: MemoryDevice;
-  readonly replicaMemory: MemoryDevice;
-  readonly local: FailingDevice;
-  readonly replica: FailingDevice;
-  readonly disk: PrimaryDisk;
+class Subject extends MirroredDisk {
   readonly resync: Resync;
 
   private constructor(options: SubjectOptions, dirty: DirtyMap) {
-    const { sizeBytes } = dirty;
-    this.localMemory = new MemoryDevice(sizeBytes, options);
-    this.replicaMemory = new MemoryDevice(sizeBytes, options);
-    this.local = new FailingDevice(checked(this.localMemory));
-    this.replica = new FailingDevice(checked(this.replicaMemory));
-    this.disk = new PrimaryDisk(
-      watchedDisk({ name: "disk0", path: "disk0.img", device: this.local }, pino({ level: "silent" })),
-      {
-        ackMode: options.ackMode ?? "memsync",
-        dirty,
-        gate: new Gate(),
-        hold: null,
-        memory: new MemoryBudget(1024 * 1024),
-        onForwardFailure: () => Promise.resolve(),
-        onAlone: () => Promise.resolve(),
-        onCongested: () => undefined,
-      },
-    );
-    this.disk.setReplicated(true);
-    this.disk.setReplica(this.replica);
+    super(dirty, options);
     this.resync = this.another(options.bytesPerSecond ?? 0);
   }
 

@@ -1,22 +1,17 @@
 /** What of a disk a verify compares, over links that are lost and sides that fail. */
 import { expect } from "chai";
-import { pino } from "pino";
 
-import { checked } from "../../../src/block/checked.js";
 import { DIRTY_BLOCK_BYTES as BLOCK } from "../../../src/block/dirty-blocks.js";
 import type { DirtyMap } from "../../../src/block/dirty-map.js";
-import { Gate } from "../../../src/block/gate.js";
-import { MemoryBudget } from "../../../src/block/memory-budget.js";
 import { digestsOf } from "../../../src/replication/digest.js";
-import { PrimaryDisk, watchedDisk } from "../../../src/replication/primary/disk.js";
 import { RateLimit } from "../../../src/replication/primary/rate-limit.js";
 import { type ReplicaAccess, Verify } from "../../../src/replication/primary/verify.js";
 import { Deferred } from "../../../src/deferred.js";
 import { LinkError } from "../../../src/errors.js";
 import type { DifferingExtent } from "../../../src/status.js";
 import { openDirtyMap } from "../../tools/dirty-map.js";
-import { FailingDevice } from "../../tools/failing-device.js";
-import { MemoryDevice, type MemoryDeviceOptions } from "../../tools/memory-device.js";
+import type { MemoryDeviceOptions } from "../../tools/memory-device.js";
+import { MirroredDisk } from "../../tools/mirrored-disk.js";
 import { failureOf, turns } from "../../tools/outcome.js";
 
 const PIECE = 4 * BLOCK;
@@ -26,12 +21,7 @@ const SECTOR = 4096;
 const SIZE_BYTES = 32 * PIECE - 1000;
 
 /** A disk and its replica, which hold the same. */
-class Subject {
-  readonly localMemory: MemoryDevice;
-  readonly replicaMemory: MemoryDevice;
-  readonly local: FailingDevice;
-  readonly replica: FailingDevice;
-  readonly disk: PrimaryDisk;
+class Subject extends MirroredDisk {
   readonly verify: Verify;
   isReplicating = true;
   /** Where the replica was asked. */
@@ -42,25 +32,7 @@ class Subject {
   answer: (offset: number) => Promise<void> = () => Promise.resolve();
 
   private constructor(dirty: DirtyMap, repair: boolean, options: MemoryDeviceOptions) {
-    this.localMemory = new MemoryDevice(SIZE_BYTES, options);
-    this.replicaMemory = new MemoryDevice(SIZE_BYTES, options);
-    this.local = new FailingDevice(checked(this.localMemory));
-    this.replica = new FailingDevice(checked(this.replicaMemory));
-    this.disk = new PrimaryDisk(
-      watchedDisk({ name: "disk0", path: "disk0.img", device: this.local }, pino({ level: "silent" })),
-      {
-        ackMode: "memsync",
-        dirty,
-        gate: new Gate(),
-        hold: null,
-        memory: new MemoryBudget(1024 * 1024),
-        onForwardFailure: () => Promise.resolve(),
-        onAlone: () => Promise.resolve(),
-        onCongested: () => undefined,
-      },
-    );
-    this.disk.setReplicated(true);
-    this.disk.setReplica(this.replica);
+    super(dirty, options);
     this.verify = new Verify(this.disk, { rate: new RateLimit(0), repair });
   }
 
@@ -81,6 +53,20 @@ class Subject {
 
   run(): Promise<void> {
     return this.verify.run(this.#access);
+  }
+
+  /** The link is lost while the verify waits for its turn at the disk. @returns what becomes of it; the link is there again then */
+  async runOverLostLink(): Promise<Error> {
+    const lock = new Deferred<undefined>();
+    const locked = this.disk.mirror.exclusively(0, SIZE_BYTES, () => lock.promise);
+    const failed = failureOf(this.run());
+    await turns();
+    this.isReplicating = false;
+    lock.resolve(undefined);
+    await locked;
+    const failure = await failed;
+    this.isReplicating = true;
+    return failure;
   }
 
   get #access(): ReplicaAccess {
@@ -125,36 +111,20 @@ describe("Verify", () => {
 
   it("compares no content over a link that was lost while it waited for its turn", async () => {
     const subject = await Subject.open();
-    const lock = new Deferred<undefined>();
-    const locked = subject.disk.mirror.exclusively(0, SIZE_BYTES, () => lock.promise);
-    const failed = failureOf(subject.run());
-    await turns();
-    subject.isReplicating = false;
-    lock.resolve(undefined);
-    await locked;
-    expect(await failed)
+    expect(await subject.runOverLostLink())
       .to.be.instanceOf(LinkError)
       .with.property("message", "the link to the replica was lost");
     expect(subject.asked).to.deep.equal([]);
     expect(subject.verify.doneBytes).to.equal(0);
-    subject.isReplicating = true;
     await subject.run();
     subject.expectAll();
   });
 
   it("compares no hole over a link that was lost while it waited for its turn", async () => {
     const subject = await Subject.open(0);
-    const lock = new Deferred<undefined>();
-    const locked = subject.disk.mirror.exclusively(0, SIZE_BYTES, () => lock.promise);
-    const failed = failureOf(subject.run());
-    await turns();
-    subject.isReplicating = false;
-    lock.resolve(undefined);
-    await locked;
-    expect((await failed).message).to.equal("the link to the replica was lost");
+    expect((await subject.runOverLostLink()).message).to.equal("the link to the replica was lost");
     expect(subject.replica.log).to.deep.equal([]);
     expect(subject.verify.doneBytes).to.equal(0);
-    subject.isReplicating = true;
     await subject.run();
     subject.expectAll();
     expect(subject.asked, "it is a hole on both sides").to.deep.equal([]);
